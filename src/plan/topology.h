@@ -1,0 +1,65 @@
+// Who is where: ranks, the nodes (domains of mapped reach) that hold them, the experts that they hold, lanes, and which
+// forwarder takes which source's tokens for a node. A value: planning is a pure function of it and the routing map.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace fusco::plan {
+
+// A part of the copies that one source rank has for one node: `share` of 65536.
+struct FlowShare {
+  std::int32_t forwarder;  // global rank in the destination node
+  std::int32_t lane;       // lane of the source's node, 0..lanes-1
+  std::uint32_t share;
+};
+
+class Topology {
+ public:
+  // nodeOfRank: any non-negative labels; they are renumbered by first appearance. lanesPerNode >= 1.
+  // The default flows: local index i sends to the forwarder with local index i modulo the size of the destination node,
+  // by lane (i modulo lanes), share 65536.
+  explicit Topology(std::vector<int> nodeOfRank, int lanesPerNode = 1);
+
+  int ranks() const { return static_cast<int>(nodeOf_.size()); }
+  int nodes() const { return static_cast<int>(ranksOf_.size()); }
+  int lanesPerNode() const { return lanes_; }
+  int nodeOf(int rank) const { return nodeOf_[rank]; }
+  int localIndex(int rank) const { return localIndex_[rank]; }
+  // Global ranks of a node in rising order.
+  std::span<const int> ranksOf(int node) const { return ranksOf_[node]; }
+
+  // Experts are dealt out in contiguous blocks in rank order; the first (experts % ranks) ranks hold one more.
+  int firstExpert(int rank, int experts) const;
+  int expertsOf(int rank, int experts) const;
+  int rankOfExpert(int expert, int experts) const;
+
+  // The flows from a source rank to another node (never empty). For the own node: none.
+  std::span<const FlowShare> flowsTo(int source, int node) const;
+  // Flows of a source rank in plan order: nodes rising, own node included once (as forwarder itself), then by share.
+  int flowCount(int source) const;
+  // The sources whose flows lead to this forwarder, rising: {source, index of the flow among the source's flows in plan
+  // order}.
+  struct Inflow {
+    std::int32_t source;
+    std::int32_t flow;
+  };
+  std::vector<Inflow> flowsInto(int forwarder) const;
+
+  // Replaces the flows of `source` to `node`; the balancer's result is entered here. Shares must add up to 65536.
+  void setFlows(int source, int node, std::vector<FlowShare> flows);
+  // Counts the balancer's updates; ranks that disagree on it are told.
+  std::uint64_t version() const { return version_; }
+  void setVersion(std::uint64_t version) { version_ = version; }
+
+ private:
+  std::vector<int> nodeOf_;
+  std::vector<int> localIndex_;
+  std::vector<std::vector<int>> ranksOf_;
+  int lanes_ = 1;
+  std::vector<std::vector<FlowShare>> flows_;  // [source * nodes + node], empty: the default
+  std::uint64_t version_ = 0;
+};
+
+}  // namespace fusco::plan
