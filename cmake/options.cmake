@@ -1,0 +1,25 @@
+# Compiler settings that hold for every target of the project.
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_CXX_VISIBILITY_PRESET hidden)
+set(CMAKE_VISIBILITY_INLINES_HIDDEN ON)
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+
+# No -march: what the CPU has is found out at run time by src/exec.
+set(CMAKE_CXX_FLAGS_RELEASE "-O3 -DNDEBUG")
+
+add_compile_options(-Wall -Wextra -Wshadow)
+if(FUSCO_WERROR)
+  add_compile_options(-Werror)
+endif()
+
+if(FUSCO_SANITIZE)
+  list(JOIN FUSCO_SANITIZE "," FUSCO_SANITIZE_LIST)
+  add_compile_options(-fsanitize=${FUSCO_SANITIZE_LIST} -fno-sanitize-recover=all -fno-omit-frame-pointer -g1 -O1)
+  add_link_options(-fsanitize=${FUSCO_SANITIZE_LIST})
+  if("thread" IN_LIST FUSCO_SANITIZE AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    # GCC warns of each stand-alone fence, which the sanitizer cannot see.
+    add_compile_options(-Wno-tsan)
+  endif()
+endif()
