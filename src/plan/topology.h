@@ -35,12 +35,12 @@ class Topology {
   int expertsOf(int rank, int experts) const;
   int rankOfExpert(int expert, int experts) const;
 
-  // The flows from a source rank to another node (never empty). For the own node: none.
+  // The flows from a source rank to another node (never empty). For the own node: none. Valid until the next setFlows.
   std::span<const FlowShare> flowsTo(int source, int node) const;
   // Flows of a source rank in plan order: nodes rising, own node included once (as forwarder itself), then by share.
   int flowCount(int source) const;
-  // The sources whose flows lead to this forwarder, rising: {source, index of the flow among the source's flows in plan
-  // order}.
+  // The sources of other nodes whose flows lead to this forwarder, rising: {source, index of the flow among the source's
+  // flows in plan order}.
   struct Inflow {
     std::int32_t source;
     std::int32_t flow;
@@ -49,16 +49,27 @@ class Topology {
 
   // Replaces the flows of `source` to `node`; the balancer's result is entered here. Shares must add up to 65536.
   void setFlows(int source, int node, std::vector<FlowShare> flows);
+  // Whether setFlows has replaced the default.
+  bool hasOwnFlows(int source, int node) const;
   // Counts the balancer's updates; ranks that disagree on it are told.
   std::uint64_t version() const { return version_; }
   void setVersion(std::uint64_t version) { version_ = version; }
 
  private:
+  // Where in pool_ the flows of a (source, node) pair lie; count 0: the default.
+  struct Range {
+    std::uint32_t begin = 0;
+    std::uint16_t count = 0;
+    std::uint16_t room = 0;
+  };
+
   std::vector<int> nodeOf_;
   std::vector<int> localIndex_;
   std::vector<std::vector<int>> ranksOf_;
   int lanes_ = 1;
-  std::vector<std::vector<FlowShare>> flows_;  // [source * nodes + node], empty: the default
+  std::vector<FlowShare> defaults_;  // [local index * nodes + node]
+  std::vector<FlowShare> pool_;
+  std::vector<Range> pairs_;  // [source * nodes + node], empty until the first setFlows
   std::uint64_t version_ = 0;
 };
 
