@@ -10,7 +10,8 @@ namespace fusco {
 namespace {
 
 // Without FUTEX_PRIVATE_FLAG: the word is found by the page behind it, so that processes meet on it.
-long futex(const std::atomic<std::uint32_t>* word, int operation, std::uint32_t value, const timespec* timeout) noexcept {
+long futex(const std::atomic<std::uint32_t>* word, int operation, std::uint32_t value,
+           const timespec* timeout) noexcept {
   return syscall(SYS_futex, word, operation, value, timeout, nullptr, 0);
 }
 

@@ -4,9 +4,9 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstdio>
 #include <cstring>
 
+#include "base/log.h"
 #include "base/status.h"
 
 namespace fusco {
@@ -24,7 +24,7 @@ void UniqueFd::reset(int fd) noexcept {
   const int old = std::exchange(fd_, fd);
   // On Linux the descriptor is gone even after EINTR.
   if (old >= 0 && close(old) != 0 && errno != EINTR) {
-    std::fprintf(stderr, "fusco: closing descriptor %d: %s\n", old, std::strerror(errno));
+    FUSCO_WARN("closing descriptor {}: {}", old, std::strerror(errno));
   }
 }
 
@@ -40,7 +40,7 @@ void Mapping::reset() noexcept {
   void* address = std::exchange(address_, nullptr);
   const std::size_t bytes = std::exchange(bytes_, 0);
   if (address != nullptr && munmap(address, bytes) != 0) {
-    std::fprintf(stderr, "fusco: unmapping %zu bytes: %s\n", bytes, std::strerror(errno));
+    FUSCO_WARN("unmapping {} bytes: {}", bytes, std::strerror(errno));
   }
 }
 

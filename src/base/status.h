@@ -1,5 +1,5 @@
-// Errors inside the library: an exception of type Error, turned into a code at the C boundary (src/api). A full queue or
-// a missing credit is no error but a return value.
+// Errors inside the library: an exception of type Error, turned into a code at the C boundary (src/api). A full queue
+// or a missing credit is no error but a return value.
 #pragma once
 
 #include <stdexcept>

@@ -1,6 +1,7 @@
 #include "base/futex.h"
 
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -8,8 +9,6 @@
 #include <thread>
 
 #include "base/handle.h"
-
-#include <sys/mman.h>
 
 namespace fusco {
 namespace {

@@ -47,6 +47,17 @@ TEST(UniqueFd, ResetClosesTheOldOne) {
   EXPECT_TRUE(isOpen(next));
 }
 
+TEST(UniqueFd, ClosingTwiceIsLoggedNotThrown) {
+  const int fd = memfd_create("handle", MFD_CLOEXEC);
+  testing::internal::CaptureStderr();
+  {
+    const UniqueFd owner(fd);
+    close(fd);
+  }
+  const std::string log = testing::internal::GetCapturedStderr();
+  EXPECT_NE(log.find("closing descriptor " + std::to_string(fd)), std::string::npos) << log;
+}
+
 TEST(Mapping, SharedMemorySeenFromTwoPlaces) {
   UniqueFd fd(memfd_create("handle", MFD_CLOEXEC));
   ASSERT_EQ(ftruncate(fd.get(), 8192), 0);

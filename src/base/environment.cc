@@ -1,0 +1,267 @@
+#include "base/environment.h"
+
+#include <fmt/format.h>
+#include <strings.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cstring>
+#include <numeric>
+#include <optional>
+#include <utility>
+
+#include "base/log.h"
+
+namespace fusco {
+namespace {
+
+constexpr std::int64_t kMostMs = std::int64_t{1} << 40;
+constexpr std::int64_t kMostBytes = std::int64_t{1} << 50;
+using enum SettingType;
+
+constexpr SettingInfo kTable[] = {
+    {Setting::device, "FUSCO_DEVICE", choice, "auto", "", 0, 0, "auto|host|cuda",
+     "Where tensors lie: host memory, or GPU memory. auto: the GPU where there is one and FUSCO was built for it, else "
+     "the "
+     "host."},
+    {Setting::hostId, "FUSCO_HOSTID", text, "", "NCCL_HOSTID", 0, 0, "",
+     "What tells this host from others. Ranks with the same value are taken to share memory. Default: the kernel's "
+     "boot id "
+     "and the host's name."},
+    {Setting::node, "FUSCO_NODE", integer, "", "", 0, 1 << 20, "",
+     "The node that this process's ranks belong to, for trying several nodes on one host. Default: by host."},
+    {Setting::debug, "FUSCO_DEBUG", choice, "WARN", "NCCL_DEBUG", 0, 0, "NONE|VERSION|WARN|INFO|TRACE",
+     "How much is logged."},
+    {Setting::debugSubsystems, "FUSCO_DEBUG_SUBSYS", text, "INIT,BOOTSTRAP,ENV", "NCCL_DEBUG_SUBSYS", 0, 0, "",
+     "What INFO and TRACE talk about: a list of INIT, BOOTSTRAP, ENV, PLAN, COLL, P2P, SHM, NET, ALLOC, TUNING, CALL, "
+     "ALL; "
+     "with ^ in front, all but these."},
+    {Setting::debugFile, "FUSCO_DEBUG_FILE", text, "", "NCCL_DEBUG_FILE", 0, 0, "",
+     "A file for the log; %h is the host, %p the process. Default: standard error."},
+    {Setting::initTimeoutMs, "FUSCO_INIT_TIMEOUT_MS", integer, "300000", "", 1, kMostMs, "",
+     "All ranks of a communicator must have come within this time."},
+    {Setting::operationTimeoutMs, "FUSCO_OPERATION_TIMEOUT_MS", integer, "300000", "", 0, kMostMs, "",
+     "An operation that has not finished within this time fails; 0: no limit."},
+    {Setting::sliceBytes, "FUSCO_SLICE_BYTES", bytes, "256K", "", 4096, std::int64_t{1} << 30, "",
+     "Size of a slice, the unit of the pipeline between nodes."},
+    {Setting::slices, "FUSCO_SLICES", integer, "4", "", 1, 1024, "", "Slices in flight for each peer on another node."},
+    {Setting::lanes, "FUSCO_LANES", integer, "1", "", 1, 1024, "",
+     "Independent ways out of a node (NICs), which the balancer shares out."},
+    {Setting::balance, "FUSCO_BALANCE", choice, "none", "", 0, 0, "none|paper|full",
+     "How forwarders are chosen: by local index; by the paper's groups; by groups, receive side and spill-over."},
+    {Setting::dedup, "FUSCO_DEDUP", choice, "auto", "", 0, 0, "none|node|full|auto",
+     "Copies of a token that travel: one for each slot; one for each node; one for each node and rank; auto: node "
+     "where the "
+     "output can be written directly, else full."},
+    {Setting::processVm, "FUSCO_PROCESS_VM", flag, "1", "", 0, 1, "",
+     "1: reach private memory of other processes by process_vm_readv and process_vm_writev where the kernel allows it. "
+     "0: "
+     "through the library's windows."},
+    {Setting::maxStagingBytes, "FUSCO_MAX_STAGING_BYTES", bytes, "0", "", 0, kMostBytes, "",
+     "Bound on the library's own window for each direction; 0: none."},
+    {Setting::hugePages, "FUSCO_HUGE_PAGES", flag, "1", "", 0, 1, "",
+     "1: ask the kernel for huge pages behind windows and workspace; without them work goes on in small ones."},
+    {Setting::install, "FUSCO_INSTALL", flag, "1", "", 0, 1, "",
+     "0: never install packages, print the line that would and go on with what is there.", true},
+    {Setting::buildDirectory, "FUSCO_BUILD_DIR", text, "build", "", 0, 0, "",
+     "Where to build; a folder below it for each configuration.", true},
+};
+static_assert(std::size(kTable) == static_cast<std::size_t>(Setting::count));
+static_assert([] {
+  for (std::size_t i = 0; i < std::size(kTable); ++i) {
+    if (kTable[i].setting != static_cast<Setting>(i)) return false;
+  }
+  return true;
+}());
+
+// Prefixes of variables that belong to tests and benchmarks.
+constexpr std::string_view kForeign[] = {"FUSCO_TEST_", "FUSCO_BENCH_"};
+
+std::vector<std::string_view> choicesOf(const SettingInfo& info) {
+  std::vector<std::string_view> names;
+  std::string_view rest = info.choices;
+  while (!rest.empty()) {
+    const std::size_t bar = std::min(rest.find('|'), rest.size());
+    names.push_back(rest.substr(0, bar));
+    rest.remove_prefix(std::min(bar + 1, rest.size()));
+  }
+  return names;
+}
+
+std::optional<std::int64_t> parseNumber(const SettingInfo& info, std::string_view value) {
+  if (info.type == choice) {
+    const auto names = choicesOf(info);
+    for (std::size_t i = 0; i < names.size(); ++i) {
+      if (names[i].size() == value.size() && strncasecmp(names[i].data(), value.data(), value.size()) == 0) {
+        return static_cast<std::int64_t>(i);
+      }
+    }
+    return std::nullopt;
+  }
+  std::int64_t number = 0;
+  const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), number);
+  if (error != std::errc()) return std::nullopt;
+  std::string_view suffix(end, static_cast<std::size_t>(value.data() + value.size() - end));
+  if (info.type == bytes && suffix.size() == 1) {
+    const std::size_t power = std::string_view("KMG").find(static_cast<char>(toupper(suffix[0])));
+    if (power == std::string_view::npos || number > (INT64_MAX >> (10 * (power + 1))) || number < 0)
+      return std::nullopt;
+    number <<= 10 * (power + 1);
+    suffix = {};
+  }
+  if (!suffix.empty() || number < info.least || number > info.most) return std::nullopt;
+  return number;
+}
+
+std::string rangeOf(const SettingInfo& info) {
+  switch (info.type) {
+    case choice: {
+      std::string names = info.choices;
+      std::replace(names.begin(), names.end(), '|', ' ');
+      return "one of " + names;
+    }
+    case flag:
+      return "0 or 1";
+    case integer:
+      return fmt::format("a number from {} to {}", info.least, info.most);
+    case bytes:
+      return fmt::format("bytes from {} to {}, K, M and G allowed", info.least, info.most);
+    case text:
+      break;
+  }
+  return "text";
+}
+
+std::size_t editDistance(std::string_view a, std::string_view b) {
+  std::vector<std::size_t> row(b.size() + 1);
+  std::iota(row.begin(), row.end(), std::size_t{0});
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    std::size_t diagonal = std::exchange(row[0], i + 1);
+    for (std::size_t j = 0; j < b.size(); ++j) {
+      const std::size_t change = diagonal + (a[i] != b[j]);
+      diagonal = row[j + 1];
+      row[j + 1] = std::min({change, row[j] + 1, row[j + 1] + 1});
+    }
+  }
+  return row.back();
+}
+
+Environment::Variables processVariables() {
+  Environment::Variables variables;
+  for (char** entry = environ; entry != nullptr && *entry != nullptr; ++entry) {
+    const std::string_view text(*entry);
+    const std::size_t equals = text.find('=');
+    if (equals == std::string_view::npos || (!text.starts_with("FUSCO_") && !text.starts_with("NCCL_"))) continue;
+    variables.emplace_back(text.substr(0, equals), text.substr(equals + 1));
+  }
+  return variables;
+}
+
+}  // namespace
+
+std::span<const SettingInfo> settingTable() { return kTable; }
+
+std::string nearestName(std::string_view unknown) {
+  std::string nearest;
+  std::size_t least = std::max<std::size_t>(2, (unknown.size() - std::min<std::size_t>(unknown.size(), 6)) / 3) + 1;
+  for (const SettingInfo& info : kTable) {
+    const std::size_t distance = editDistance(unknown, info.name);
+    if (distance < least) {
+      least = distance;
+      nearest = info.name;
+    }
+  }
+  return nearest;
+}
+
+Environment::Environment(const Variables& variables) : values_(std::size(kTable)) {
+  const auto find = [&](std::string_view name) -> const std::string* {
+    for (const auto& [key, value] : variables) {
+      if (key == name) return &value;
+    }
+    return nullptr;
+  };
+  for (const SettingInfo& info : kTable) {
+    Value& value = values_[static_cast<int>(info.setting)];
+    value.text = info.defaultText;
+    if (info.type != SettingType::text && !value.text.empty()) value.number = parseNumber(info, value.text).value();
+    const char* source = info.name;
+    const std::string* given = find(info.name);
+    if (given == nullptr && info.ncclName[0] != '\0') given = find(source = info.ncclName);
+    if (given == nullptr || given->empty()) continue;
+    if (info.type != SettingType::text) {
+      const std::optional<std::int64_t> number = parseNumber(info, *given);
+      if (!number) {
+        warnings_.push_back(fmt::format("{}={}: needs {}; {} is used", source, *given, rangeOf(info),
+                                        value.text.empty() ? "no value" : value.text));
+        continue;
+      }
+      value.number = *number;
+    }
+    value.text = *given;
+    value.isSet = true;
+  }
+  for (const auto& [name, value] : variables) {
+    if (!name.starts_with("FUSCO_")) continue;
+    const auto has = [&](const SettingInfo& info) { return name == info.name; };
+    const auto begins = [&](std::string_view prefix) { return name.starts_with(prefix); };
+    if (std::any_of(std::begin(kTable), std::end(kTable), has)) continue;
+    if (std::any_of(std::begin(kForeign), std::end(kForeign), begins)) continue;
+    const std::string nearest = nearestName(name);
+    warnings_.push_back(
+        fmt::format("{}: no such setting{}", name, nearest.empty() ? "" : "; is " + nearest + " meant?"));
+  }
+}
+
+const Environment& environment() {
+  static const Environment* const settings = [] {
+    // Never freed: threads may log while the process ends.
+    static const Environment& read = *new Environment(processVariables());
+    const std::string wrong = startLog({static_cast<LogLevel>(read.number(Setting::debug)),
+                                        read.text(Setting::debugSubsystems), read.text(Setting::debugFile)});
+    for (const std::string& warning : read.warnings()) FUSCO_WARN("{}", warning);
+    if (!wrong.empty()) FUSCO_WARN("{}", wrong);
+    for (const SettingInfo& info : kTable) {
+      if (read.isSet(info.setting)) FUSCO_INFO(kLogEnv, "{} is {}", info.name, read.text(info.setting));
+    }
+    return &read;
+  }();
+  return *settings;
+}
+
+std::string environmentMarkdown() {
+  std::string page =
+      "# Which settings are there?\n\n"
+      "A setting is read from its `FUSCO_` variable, else from the NCCL variable beside it, else it has its default. "
+      "Values\n"
+      "that a program gives in `fuscoConfig_t` come before all of these. They are read once, at the first use of the\n"
+      "library. An unknown `FUSCO_` name or a value that is not understood is told in one warning and changes "
+      "nothing;\n"
+      "names that begin with `FUSCO_TEST_` or `FUSCO_BENCH_` belong to tests and benchmarks.\n\n"
+      "This page is made from the table in `src/base/environment.cc`: `cmake --build <folder> --target "
+      "environment_page`.\n";
+  for (const bool ofCommands : {false, true}) {
+    page += ofCommands ? "\n## Of the commands `tests/run` and `bench/run`\n\n" : "\n## Of the library\n\n";
+    page += "| setting | or | value | default | meaning |\n|---|---|---|---|---|\n";
+    for (const SettingInfo& info : kTable) {
+      if (info.ofCommands != ofCommands) continue;
+      const auto code = [](std::string_view s) { return s.empty() ? std::string() : fmt::format("`{}`", s); };
+      page += fmt::format("| `{}` | {} | {} | {} | {} |\n", info.name, code(info.ncclName), rangeOf(info),
+                          code(info.defaultText), info.doc);
+    }
+  }
+  return page;
+}
+
+std::string environmentHelp() {
+  std::string help = "Settings (environment variables):\n";
+  for (const SettingInfo& info : kTable) {
+    if (info.ofCommands) continue;
+    help += fmt::format("  {}{}{}: {}{}{}\n      {}\n", info.name, info.ncclName[0] ? ", else " : "", info.ncclName,
+                        rangeOf(info), info.defaultText[0] ? "; default " : "", info.defaultText, info.doc);
+  }
+  return help;
+}
+
+}  // namespace fusco
