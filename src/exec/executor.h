@@ -35,7 +35,10 @@ struct Term {
 };
 
 // Sum: out row i = bias row i + sum over terms [first[i], first[i+1]) of weight * row, in that order, in FP32 with one
-// rounding (to nearest even) at the end. No terms and no bias: zeros.
+// rounding (to nearest even) at the end. No terms and no bias: zeros. For each element the arithmetic is
+//   acc = bias or +0;  for each term: acc = fma(weight, x, acc), one FP32 rounding;  out = round(acc)
+// whatever the instruction set, and every NaN result is the quiet NaN of the type (0x7fc0, 0x7e00, 0x7fc00000), so that
+// all executors give the same bits.
 struct SumArgs {
   std::byte* const* out = nullptr;          // [rows]
   const std::byte* const* bias = nullptr;   // [rows] or null; of type outType; a null entry: none
@@ -48,11 +51,13 @@ struct SumArgs {
 };
 
 // Back: for the backward of combine. For each copy, its gradient row g (read once) is scaled and written to the rows of its
-// entries: weight * g, and dot = sum(g * expertRow) is stored for each entry, where expertRow is the row of the same index
-// under expertBases.
+// entries: weight * g (rounded to FP32, then to the type), and dot = sum(g * expertRow) is stored for each entry, where
+// expertRow is the row of the same index under expertBases. Without a base the row is not written, without an expert base
+// or `dots` the product is not taken. A dot product is 32 partial sums, element i added by fma to partial i mod 32, folded
+// in halves (p[i] += p[i + 16], then 8, 4, 2, 1): the same bits from all executors.
 struct BackArgs {
   PlaceArgs place;                          // rowBytes = elements * elementBytes(type)
-  const float* weights = nullptr;           // beside entries
+  const float* weights = nullptr;           // beside entries; null: 1
   const std::byte* const* expertBases = nullptr;  // by Entry::rank
   std::size_t expertStride = 0;
   RowType type = RowType::bf16;
@@ -60,7 +65,8 @@ struct BackArgs {
 };
 
 // Cast: as place, but each BF16 row of `elements` becomes FP8 e4m3 with one FP32 scale per 128 elements
-// (scale = max |x| / 448, at least 1e-4 / 448; value = round(x / scale), saturating). `elements` is a multiple of 128.
+// (scale = max |x| / 448, at least 1e-4 / 448; value = round(x / scale), to nearest even, saturating). The scale follows the
+// finite elements; infinities become +-448, NaN 0x7f. `elements` is a multiple of 128; place.rowBytes is not used.
 struct CastArgs {
   PlaceArgs place;                          // source rows are BF16; destinationStride is of the FP8 rows
   std::size_t elements = 0;
