@@ -1,0 +1,98 @@
+# What tests/run and bench/run share: install what is missing, configure, build. Sourced, with the repository's root as the
+# working directory. Functions speak on standard output and return non-zero on failure; they never end the shell.
+
+buildRoot=${FUSCO_BUILD_DIR:-build}
+case $buildRoot in /*) ;; *) buildRoot=$PWD/$buildRoot ;; esac
+
+passed=0
+failed=0
+skipped=0
+notes=()  # lines that name what failed or could not run, printed before the summary
+
+say() { printf '\n== %s\n' "$*"; }
+
+countFailed() {
+  failed=$((failed + 1))
+  notes+=("failed: $*")
+}
+
+countSkipped() {
+  skipped=$((skipped + 1))
+  notes+=("skipped: $*")
+}
+
+# Prints what could not run and the last line; the exit status of the command.
+summary() {
+  echo
+  if ((${#notes[@]})); then printf '%s\n' "${notes[@]}"; fi
+  echo "$passed passed, $failed failed, $skipped skipped"
+  ((failed == 0))
+}
+
+missingPackages() {
+  command -v dpkg-query >/dev/null || return 0
+  local package
+  while read -r package; do
+    case $package in '' | '#'*) continue ;; esac
+    case $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) in
+      installed) ;;
+      *) printf '%s ' "$package" ;;
+    esac
+  done <cmake/packages.txt
+}
+
+# Installs the packages that are missing. Without the right to, or with FUSCO_INSTALL=0, prints the line that would.
+installPackages() {
+  local missing
+  missing=$(missingPackages)
+  missing=${missing% }
+  [ -n "$missing" ] || return 0
+  local line="apt-get install -y --no-install-recommends $missing"
+  if [ "${FUSCO_INSTALL:-1}" = 0 ]; then
+    say "Packages are missing and FUSCO_INSTALL=0; this line would install them:"
+    echo "sudo $line"
+    return 0
+  fi
+  local -a root=()
+  if [ "$(id -u)" != 0 ]; then
+    if ! sudo -n true 2>/dev/null; then
+      say "Packages are missing and neither root nor sudo is at hand; this line installs them:"
+      echo "sudo $line"
+      return 0
+    fi
+    root=(sudo -n)
+  fi
+  say "Installing $missing"
+  local -a apt=("${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=120)
+  local -a packages
+  read -ra packages <<<"$missing"
+  "${apt[@]}" update &&
+    "${apt[@]}" install -y --no-install-recommends -o Dpkg::Use-Pty=0 "${packages[@]}" ||
+    echo "Installing failed; going on with what is there. By hand: sudo $line"
+}
+
+# configure NAME [-D...]: prepares $buildRoot/NAME; does nothing when that was done with the same options.
+configure() {
+  local name=$1 folder=$buildRoot/$1
+  shift
+  local tool
+  for tool in cmake c++; do
+    command -v $tool >/dev/null || { echo "$tool is not installed"; return 1; }
+  done
+  local -a generator=()
+  if command -v ninja >/dev/null; then generator=(-G Ninja); fi
+  local wanted="$PWD $*"
+  if [ -f "$folder/CMakeCache.txt" ] && [ "$(cat "$folder/options" 2>/dev/null)" = "$wanted" ]; then return 0; fi
+  say "Configuring $name"
+  # Another generator, compiler or place left this folder: begin anew.
+  if [ -f "$folder/CMakeCache.txt" ]; then rm -rf "$folder/CMakeCache.txt" "$folder/CMakeFiles"; fi
+  cmake "${generator[@]}" -S . -B "$folder" "$@" && printf '%s\n' "$wanted" >"$folder/options"
+}
+
+# build NAME TARGET...: only what has changed.
+build() {
+  local name=$1
+  shift
+  say "Building $name"
+  NINJA_STATUS='[%f/%t %es] ' cmake --build "$buildRoot/$name" -j "$(nproc)" --target "$@"
+}
