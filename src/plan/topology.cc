@@ -59,6 +59,11 @@ int Topology::rankOfExpert(int expert, int experts) const {
   return expert < inLarger ? expert / (each + 1) : more + (expert - inLarger) / each;
 }
 
+void Topology::resetFlows() {
+  pairs_.clear();
+  pool_.clear();
+}
+
 bool Topology::hasOwnFlows(int source, int node) const {
   return !pairs_.empty() && pairs_[static_cast<std::size_t>(source) * nodes() + node].count != 0;
 }

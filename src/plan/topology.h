@@ -49,6 +49,8 @@ class Topology {
 
   // Replaces the flows of `source` to `node`; the balancer's result is entered here. Shares must add up to 65536.
   void setFlows(int source, int node, std::vector<FlowShare> flows);
+  // Back to the default flows for all.
+  void resetFlows();
   // Whether setFlows has replaced the default.
   bool hasOwnFlows(int source, int node) const;
   // Counts the balancer's updates; ranks that disagree on it are told.
