@@ -1,0 +1,15 @@
+// Rows for other programs: an array of objects, one a row (docs/benchmark.md names the keys).
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "shuffle/table.h"
+
+namespace fusco::bench {
+
+std::string jsonOf(const Options& options, const Header& header, const std::vector<Row>& rows);
+// Throws std::runtime_error if the file cannot be written.
+void writeJson(const std::string& file, const std::string& text);
+
+}  // namespace fusco::bench

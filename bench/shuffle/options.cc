@@ -1,0 +1,227 @@
+#include "shuffle/options.h"
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cmath>
+#include <iostream>
+#include <sstream>
+#include <stdexcept>
+
+namespace fusco::bench {
+namespace {
+
+struct TypeName {
+  const char* name;
+  Type type;
+  std::size_t bytes;
+};
+constexpr TypeName kTypes[] = {
+    {"uint8", Type::u8, 1},   {"fp8_e4m3", Type::fp8, 1}, {"bfloat16", Type::bf16, 2}, {"half", Type::f16, 2},
+    {"float", Type::f32, 4},  {"u8", Type::u8, 1},        {"fp8", Type::fp8, 1},       {"bf16", Type::bf16, 2},
+    {"float16", Type::f16, 2}, {"fp16", Type::f16, 2},    {"float32", Type::f32, 4},   {"fp32", Type::f32, 4},
+};
+constexpr Op kOps[] = {Op::dispatch, Op::combine, Op::alltoallv, Op::gathersend, Op::sendrecv};
+
+Type typeNamed(const std::string& name) {
+  for (const TypeName& t : kTypes)
+    if (name == t.name) return t.type;
+  throw CLI::ValidationError("--dtype", "'" + name + "' is not one of uint8 fp8_e4m3 bfloat16 half float");
+}
+
+Op opNamed(const std::string& name) {
+  for (Op op : kOps)
+    if (name == nameOf(op)) return op;
+  throw CLI::ValidationError("--op", "'" + name + "' is not one of dispatch combine alltoallv gathersend sendrecv");
+}
+
+std::int64_t integer(const std::string& flag, const std::string& text) {
+  std::size_t used = 0;
+  double value = 0;
+  try {
+    value = std::stod(text, &used);
+  } catch (const std::exception&) {
+    throw CLI::ValidationError(flag, "'" + text + "' is not a number");
+  }
+  std::string unit = text.substr(used);
+  if (unit == "k" || unit == "K") value *= 1024;
+  else if (unit == "m" || unit == "M") value *= 1024.0 * 1024;
+  else if (unit == "g" || unit == "G") value *= 1024.0 * 1024 * 1024;
+  else if (!unit.empty()) throw CLI::ValidationError(flag, "'" + text + "' ends in something else than K, M or G");
+  if (!(value >= 0 && value < 9e15)) throw CLI::ValidationError(flag, "'" + text + "' is out of range");
+  return static_cast<std::int64_t>(value);
+}
+
+Sweep sweepOf(const std::string& flag, const std::string& text) {
+  std::vector<std::string> parts = splitList(text, ':');
+  if (parts.empty() || parts.size() > 3) throw CLI::ValidationError(flag, "wants MIN[:MAX[:FACTOR]]");
+  Sweep sweep;
+  sweep.from = sweep.to = integer(flag, parts[0]);
+  if (parts.size() > 1) sweep.to = integer(flag, parts[1]);
+  if (parts.size() > 2) sweep.factor = static_cast<double>(integer(flag, parts[2]));
+  return sweep;
+}
+
+void oneOf(const std::string& flag, const std::string& value, std::initializer_list<const char*> allowed) {
+  std::string list;
+  for (const char* a : allowed) {
+    if (value == a) return;
+    list += std::string(" ") + a;
+  }
+  throw CLI::ValidationError(flag, "'" + value + "' is not one of" + list);
+}
+
+void checkTogether(Options& o, const std::string& tokens, const std::string& type, const std::string& memory,
+                   const std::vector<std::string>& ops, const std::string& from, const std::string& to,
+                   const std::string& factor) {
+  o.tokens = sweepOf("--tokens", tokens);
+  o.type = typeNamed(type);
+  oneOf("--memory", memory, {"window", "private"});
+  o.memory = memory == "window" ? Memory::window : Memory::privately;
+  oneOf("--device", o.device, {"host", "cuda"});
+  oneOf("--balance", o.balance, {"none", "paper", "full"});
+  oneOf("--dedup", o.dedup, {"none", "node", "full", "auto"});
+  for (const std::string& impl : o.impls)
+    oneOf("--impl", impl, {"fusco", "limit", "mpi-alltoallv", "mpi-alltoallw", "mpi-sendrecv"});
+  o.ops.clear();
+  for (const std::string& name : ops) o.ops.push_back(opNamed(name));
+  o.bytes = {integer("-b", from), integer("-e", to), static_cast<double>(integer("-f", factor))};
+  o.bytes.to = std::max(o.bytes.from, o.bytes.to);
+  if (o.tokens.to < o.tokens.from) throw CLI::ValidationError("--tokens", "MAX is below MIN");
+  if (o.tokens.factor < 2 || o.bytes.factor < 2) throw CLI::ValidationError("factor", "steps need a factor of 2 or more");
+  if (o.nodes > o.ranks) throw CLI::ValidationError("--nodes", "more nodes than ranks");
+  for (Op op : o.ops)
+    if (op == Op::combine && (o.type == Type::u8 || o.type == Type::fp8))
+      throw CLI::ValidationError("--dtype", "combine sums bfloat16, half or float");
+}
+
+}  // namespace
+
+const char* nameOf(Op op) {
+  switch (op) {
+    case Op::dispatch: return "dispatch";
+    case Op::combine: return "combine";
+    case Op::alltoallv: return "alltoallv";
+    case Op::gathersend: return "gathersend";
+    case Op::sendrecv: return "sendrecv";
+  }
+  return "?";
+}
+
+const char* nameOf(Type type) {
+  for (const TypeName& t : kTypes)
+    if (t.type == type) return t.name;
+  return "?";
+}
+
+const char* nameOf(Memory memory) { return memory == Memory::window ? "window" : "private"; }
+
+std::size_t bytesOf(Type type) {
+  for (const TypeName& t : kTypes)
+    if (t.type == type) return t.bytes;
+  return 0;
+}
+
+std::vector<std::int64_t> valuesOf(const Sweep& sweep) {
+  std::vector<std::int64_t> values;
+  for (std::int64_t v = sweep.from; v <= sweep.to;) {
+    values.push_back(v);
+    auto next = static_cast<std::int64_t>(std::llround(static_cast<double>(v) * sweep.factor));
+    v = next > v ? next : v + 1;
+  }
+  return values;
+}
+
+std::vector<std::string> splitList(const std::string& text, char separator) {
+  std::vector<std::string> parts;
+  std::stringstream stream(text);
+  for (std::string part; std::getline(stream, part, separator);) parts.push_back(part);
+  return parts;
+}
+
+ParsedOptions parseOptions(const std::vector<std::string>& words) {
+  ParsedOptions parsed;
+  Options& o = parsed.options;
+  std::string tokens = "1024", type = "bfloat16", memory = "window", from = "1M", to = "64M", factor = "4";
+  std::vector<std::string> ops{"dispatch", "combine"};
+  int check = 1;
+  bool threads = false, processes = false;
+
+  CLI::App app{
+      "shuffle_perf: how fast MoE tokens reach their experts and come back, beside the limit of this machine and the peers\n"
+      "that users would take otherwise. Every row is checked against a naive shuffle before it is timed.\n"
+      "Formulas and method: docs/benchmark.md"};
+  app.name("shuffle_perf");
+  app.set_help_flag("-h,--help", "Show this and leave");
+  app.add_option("--ranks", o.ranks, "Ranks, each a process (or thread) that this program starts")
+      ->check(CLI::Range(1, 128))->capture_default_str();
+  app.add_option("--nodes", o.nodes, "Emulated nodes: ranks are dealt to them in blocks, on this one machine")
+      ->check(CLI::Range(1, 128))->capture_default_str();
+  app.add_option("--tokens", tokens, "Tokens of a rank: MIN[:MAX[:FACTOR]] (dispatch, combine)")->capture_default_str();
+  app.add_option("--hidden", o.hidden, "Elements of a row")->check(CLI::Range(1, 1 << 24))->capture_default_str();
+  app.add_option("--dtype", type, "uint8 fp8_e4m3 bfloat16 half float")->capture_default_str();
+  auto* topk = app.add_option("--topk", o.topk, "Experts of a token")->check(CLI::Range(1, 1024))->capture_default_str();
+  auto* experts =
+      app.add_option("--experts", o.experts, "Experts of all ranks")->check(CLI::Range(1, 1 << 20))->capture_default_str();
+  app.add_option("--op", ops, "dispatch,combine,alltoallv,gathersend,sendrecv")->delimiter(',')->capture_default_str();
+  app.add_option("-b,--minbytes", from, "Smallest send buffer of a rank (alltoallv, gathersend, sendrecv)")
+      ->capture_default_str();
+  app.add_option("-e,--maxbytes", to, "Largest send buffer")->capture_default_str();
+  app.add_option("-f,--stepfactor", factor, "From one size to the next")->capture_default_str();
+  app.add_option("--memory", memory, "window (fuscoMemAlloc) or private (the rank's own, as malloc gives)")
+      ->capture_default_str();
+  app.add_option("--impl", o.impls, "fusco,mpi-alltoallv,mpi-alltoallw,mpi-sendrecv; the limit always runs beside them")
+      ->delimiter(',')->capture_default_str();
+  app.add_option("--routing", o.routing,
+                 "uniform | single-node | imbalanced | zipf:S | counts:FILE#MODEL/SET/LAYER | trace:FILE[#LAYER]")
+      ->capture_default_str();
+  app.add_option("--device", o.device, "host or cuda")->capture_default_str();
+  app.add_option("--balance", o.balance, "Choice of forwarders between nodes: none paper full")->capture_default_str();
+  app.add_option("--dedup", o.dedup, "Copies of a token: none (K), node (one a node), full (one a rank), auto (the library's)")
+      ->capture_default_str();
+  app.add_flag("--plan-once", o.planOnce, "Make the plan once, outside the timed part of dispatch (peers too)");
+  app.add_flag("--processes", processes, "Ranks are forked processes (default)");
+  app.add_flag("--threads", threads, "Ranks are threads of this process")->excludes("--processes");
+  app.add_option("--seed", o.seed, "Of routing and data")->capture_default_str();
+  app.add_option("-w,--warmup_iters", o.warmup, "Untimed iterations before each round")
+      ->check(CLI::Range(0, 10000))->capture_default_str();
+  app.add_option("-n,--iters", o.iterations, "Timed iterations of a round")->check(CLI::Range(1, 10000))->capture_default_str();
+  app.add_option("--rounds", o.rounds, "Rounds, in which all implementations take turns")
+      ->check(CLI::Range(1, 1000))->capture_default_str();
+  app.add_option("-c,--check", check, "1: compare every result with the naive shuffle, 0: do not")
+      ->check(CLI::Range(0, 1))->capture_default_str();
+  app.add_option("--timeout", o.timeoutSeconds, "Seconds that one step may take before all ranks are ended")
+      ->check(CLI::Range(1, 86400))->capture_default_str();
+  app.add_option("-J,--json", o.jsonFile, "Write the rows to FILE as a JSON array");
+  app.add_option("--mpi-peer", o.mpiPeer, "The peer program (default: shuffle_mpi_peer beside this one)");
+  app.add_flag("-v,--verbose", o.verbose, "A second line for each row: stages, rounds");
+  app.add_option("--corrupt", o.corrupt, "Spoil one byte of this implementation's checked output, to see it found");
+
+  try {
+    // CLI11 wants the words without the program's name, last one first.
+    std::vector<std::string> reversed(words.rbegin(), words.rend() - (words.empty() ? 0 : 1));
+    app.parse(reversed);
+    checkTogether(o, tokens, type, memory, ops, from, to, factor);
+  } catch (const CLI::ParseError& error) {
+    parsed.leave = true;
+    parsed.exitCode = app.exit(error) == 0 ? 0 : 2;
+    return parsed;
+  }
+  o.check = check != 0;
+  o.kind = threads ? RankKind::threads : RankKind::processes;
+  o.topkGiven = topk->count() > 0;
+  o.expertsGiven = experts->count() > 0;
+  return parsed;
+}
+
+std::vector<Case> casesOf(const Options& options) {
+  std::vector<Case> cases;
+  for (Op op : options.ops) {
+    if (isShuffle(op))
+      for (std::int64_t tokens : valuesOf(options.tokens)) cases.push_back({op, tokens, 0});
+    else
+      for (std::int64_t bytes : valuesOf(options.bytes)) cases.push_back({op, 0, bytes});
+  }
+  return cases;
+}
+
+}  // namespace fusco::bench
