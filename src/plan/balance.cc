@@ -130,7 +130,7 @@ class FullBalancer {
       if (whole == 0) continue;
       const auto members = topology_.ranksOf(node);
       const Parts parts = forwarderParts_[static_cast<std::size_t>(source) * topology_.nodes() + node];
-      std::vector<FlowShare> flows;
+      flows_.clear();
       std::int64_t done = 0;
       std::uint32_t shared = 0;
       for (std::uint32_t i = parts.begin; i < parts.begin + parts.count; ++i) {
@@ -139,13 +139,13 @@ class FullBalancer {
           const std::int64_t taken = std::min(left, leftOfLane);
           done += taken;
           const auto cumulated = static_cast<std::uint32_t>(done * 65536 / whole);
-          if (cumulated > shared) flows.push_back({members[pool_[i].target], lanes[lane].target, cumulated - shared});
+          if (cumulated > shared) flows_.push_back({members[pool_[i].target], lanes[lane].target, cumulated - shared});
           shared = cumulated;
           left -= taken;
           leftOfLane -= taken;
         }
       }
-      topology_.setFlows(source, node, flows);
+      topology_.setFlows(source, node, flows_);
     }
   }
 
@@ -153,6 +153,7 @@ class FullBalancer {
   std::span<const std::int32_t> copies_;
   std::vector<Part> pool_;
   std::vector<Parts> forwarderParts_;  // [source * nodes + node]
+  std::vector<FlowShare> flows_;       // of the pair in hand
 };
 
 // Position p in node n and position (p - n + m) in node m are of one group: the p-th busiest rank of one node meets the
@@ -173,13 +174,16 @@ void balanceByGroups(Topology& topology, std::span<const std::int32_t> copies) {
     std::stable_sort(sorted[node].begin(), sorted[node].end(), [&](int a, int b) { return out[a] > out[b]; });
     for (int i = 0; i < static_cast<int>(members.size()); ++i) position[sorted[node][i]] = i;
   }
+  std::vector<FlowShare> flow(1);
   for (int source = 0; source < topology.ranks(); ++source) {
     const int from = topology.nodeOf(source);
+    const int lane = topology.localIndex(source) % topology.lanesPerNode();
     for (int node = 0; node < nodes; ++node) {
       if (node == from) continue;
       const int size = static_cast<int>(sorted[node].size());
       const int place = ((position[source] - from + node) % size + size) % size;
-      topology.setFlows(source, node, {{sorted[node][place], topology.localIndex(source) % topology.lanesPerNode(), 65536}});
+      flow[0] = {sorted[node][place], lane, 65536};
+      topology.setFlows(source, node, flow);
     }
   }
 }

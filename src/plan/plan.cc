@@ -64,7 +64,7 @@ void Planner::walk(const RoutingMap& map, bool copyPerEntry, Visit&& visit) {
       } else {
         row = nextRow[expert]++;
         if (kLimited && row >= endRow[expert]) continue;
-        markedSlot |= rankStamp[home.rank] == stamp ? duplicateMark : 0;
+        markedSlot |= duplicateMark & (0u - (rankStamp[home.rank] == stamp));
         rankStamp[home.rank] = stamp;
       }
       Cursor& cursor = cursors[home.node];

@@ -106,22 +106,24 @@ std::vector<Topology::Inflow> Topology::flowsInto(int forwarder) const {
   return inflows;
 }
 
-void Topology::setFlows(int source, int node, std::vector<FlowShare> flows) {
-  const std::string pair = "flows of rank " + std::to_string(source) + " to node " + std::to_string(node);
-  if (source < 0 || source >= ranks() || node < 0 || node >= nodes()) refuse(pair + ": no such rank or node");
-  if (nodeOf_[source] == node) refuse(pair + ": a rank has no flows to its own node");
-  if (flows.empty() || flows.size() > kMaxFlowsOfPair) refuse(pair + ": give 1 to 65535 flows");
+void Topology::setFlows(int source, int node, const std::vector<FlowShare>& flows) {
+  const auto refusePair = [&](const std::string& what) {
+    refuse("flows of rank " + std::to_string(source) + " to node " + std::to_string(node) + ": " + what);
+  };
+  if (source < 0 || source >= ranks() || node < 0 || node >= nodes()) refusePair("no such rank or node");
+  if (nodeOf_[source] == node) refusePair("a rank has no flows to its own node");
+  if (flows.empty() || flows.size() > kMaxFlowsOfPair) refusePair("give 1 to 65535 flows");
   std::uint64_t sum = 0;
   for (const FlowShare& flow : flows) {
     if (flow.forwarder < 0 || flow.forwarder >= ranks() || nodeOf_[flow.forwarder] != node) {
-      refuse(pair + ": forwarder " + std::to_string(flow.forwarder) + " is not a rank of that node");
+      refusePair("forwarder " + std::to_string(flow.forwarder) + " is not a rank of that node");
     }
     if (flow.lane < 0 || flow.lane >= lanes_) {
-      refuse(pair + ": lane " + std::to_string(flow.lane) + " of " + std::to_string(lanes_));
+      refusePair("lane " + std::to_string(flow.lane) + " of " + std::to_string(lanes_));
     }
     sum += flow.share;
   }
-  if (sum != kWholeShare) refuse(pair + ": the shares add up to " + std::to_string(sum) + ", not 65536");
+  if (sum != kWholeShare) refusePair("the shares add up to " + std::to_string(sum) + ", not 65536");
 
   if (pairs_.empty()) pairs_.resize(static_cast<std::size_t>(ranks()) * nodes());
   Range& range = pairs_[static_cast<std::size_t>(source) * nodes() + node];

@@ -48,7 +48,7 @@ class Topology {
   std::vector<Inflow> flowsInto(int forwarder) const;
 
   // Replaces the flows of `source` to `node`; the balancer's result is entered here. Shares must add up to 65536.
-  void setFlows(int source, int node, std::vector<FlowShare> flows);
+  void setFlows(int source, int node, const std::vector<FlowShare>& flows);
   // Back to the default flows for all.
   void resetFlows();
   // Whether setFlows has replaced the default.
