@@ -208,7 +208,7 @@ class ShuffleBase : public MpiBase {
         rows[count] = back + static_cast<std::size_t>(rowOf[slot]) * context_.rowBytes;
         weights[count++] = routing.weights[slot];
       }
-      sumRows(rows.data(), weights.data(), count, output_.data() + static_cast<std::size_t>(t) * context_.rowBytes,
+      sumRows(rows.data(), weights.data(), count, nullptr, 0, output_.data() + static_cast<std::size_t>(t) * context_.rowBytes,
               static_cast<std::size_t>(context_.options->hidden), context_.options->type, Stores::plain);
     }
   }

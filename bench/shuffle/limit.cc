@@ -1,6 +1,6 @@
 #include "shuffle/limit.h"
 
-#include <stdexcept>
+#include <algorithm>
 
 #include "shuffle/stream.h"
 
@@ -27,9 +27,10 @@ class DispatchLimit : public Implementation {
   }
 
   void run() override {
-    for (std::size_t t = 0; t + 1 < first_.size(); ++t)
-      copyRow(input_.data() + t * context_.rowBytes, places_.data() + first_[t], static_cast<int>(first_[t + 1] - first_[t]),
-              context_.rowBytes, stores_);
+    std::size_t tokens = first_.size() - 1, rowBytes = context_.rowBytes;
+    for (std::size_t t = 0; t < tokens; ++t)
+      copyRow(input_.data() + t * rowBytes, input_.data() + std::min(t + 1, tokens - 1) * rowBytes, places_.data() + first_[t],
+              static_cast<int>(first_[t + 1] - first_[t]), rowBytes, stores_);
     storeFence();
   }
 
@@ -64,8 +65,10 @@ class CombineLimit : public Implementation {
   }
 
   void run() override {
-    for (std::size_t t = 0; t + 1 < first_.size(); ++t)
+    std::size_t tokens = first_.size() - 1;
+    for (std::size_t t = 0; t < tokens; ++t)
       sumRows(rows_.data() + first_[t], weights_.data() + first_[t], static_cast<int>(first_[t + 1] - first_[t]),
+              rows_.data() + first_[t + 1], t + 1 < tokens ? static_cast<int>(first_[t + 2] - first_[t + 1]) : 0,
               output().data() + t * context_.rowBytes, static_cast<std::size_t>(context_.options->hidden),
               context_.options->type, stores_);
     storeFence();
@@ -91,7 +94,7 @@ class MoveLimit : public Implementation {
   void run() override {
     for (const Move& move : context_.moves.moves[context_.rank]) {
       std::byte* place = context_.session->window(move.destination) + move.to;
-      copyRow(input_.data() + move.from, &place, 1, move.bytes, stores_);
+      copyRow(input_.data() + move.from, input_.data() + move.from, &place, 1, move.bytes, stores_);
     }
     storeFence();
   }

@@ -10,8 +10,20 @@
 namespace fusco::bench {
 namespace {
 
-constexpr std::size_t kPiece = 4096;  // of a row, kept in the first cache between its places
-constexpr std::size_t kBlock = 512;   // elements summed at a time
+constexpr std::size_t kPiece = 1024;  // bytes of a row that are written to one place after the other
+constexpr std::size_t kBlock = 512;   // elements summed at a time; the next block is fetched meanwhile
+constexpr int kMostAhead = 64;        // rows fetched ahead
+
+// A part of a sum: elements [first, first + elements) of each row.
+struct Block {
+  const std::byte* const* rows;
+  const std::byte* const* ahead;  // where what is needed next begins, for each row
+  const float* weights;
+  int count;
+  std::size_t first, elements;
+  std::byte* out;
+};
+using SumBlock = void (*)(const Block&);
 
 float bf16ToFloat(std::uint16_t bits) {
   std::uint32_t wide = static_cast<std::uint32_t>(bits) << 16;
@@ -27,146 +39,221 @@ std::uint16_t floatToBf16(float value) {
   return static_cast<std::uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-template <class Element>
-[[gnu::always_inline]] inline float widen(Element e) {
-  if constexpr (sizeof(Element) == 4) return e;
-  else return bf16ToFloat(e);
-}
+// ---- sums on any CPU, and the rest of a block on all --------------------------------------------------------------------
 
-template <class Element>
-[[gnu::always_inline]] inline Element narrow(float f) {
-  if constexpr (sizeof(Element) == 4) return f;
-  else return floatToBf16(f);
-}
-
-// Adds up one block; inlined into functions that are compiled for different instruction sets.
-template <class Element>
-[[gnu::always_inline]] inline void sumBlock(const std::byte* const* rows, const float* weights, int count, std::size_t first,
-                                            std::size_t elements, Element* out) {
-  float sum[kBlock];
-  for (std::size_t i = 0; i < elements; ++i) sum[i] = 0;
-  for (int k = 0; k < count; ++k) {
-    const Element* row = reinterpret_cast<const Element*>(rows[k]) + first;
-    float weight = weights[k];
-    for (std::size_t i = 0; i < elements; ++i) sum[i] += weight * widen<Element>(row[i]);
+void sumBf16From(const Block& b, std::size_t begin) {
+  for (std::size_t i = begin; i < b.elements; ++i) {
+    float sum = 0;
+    for (int k = 0; k < b.count; ++k)
+      sum += b.weights[k] * bf16ToFloat(reinterpret_cast<const std::uint16_t*>(b.rows[k])[b.first + i]);
+    reinterpret_cast<std::uint16_t*>(b.out)[i] = floatToBf16(sum);
   }
-  for (std::size_t i = 0; i < elements; ++i) out[i] = narrow<Element>(sum[i]);
 }
-
-using SumBlock = void (*)(const std::byte* const*, const float*, int, std::size_t, std::size_t, std::byte*);
 
 template <class Element>
-void sumBlockPlain(const std::byte* const* rows, const float* weights, int count, std::size_t first, std::size_t elements,
-                   std::byte* out) {
-  sumBlock<Element>(rows, weights, count, first, elements, reinterpret_cast<Element*>(out));
+void sumFrom(const Block& b, std::size_t begin) {
+  for (std::size_t i = begin; i < b.elements; ++i) {
+    float sum = 0;
+    for (int k = 0; k < b.count; ++k)
+      sum += b.weights[k] * static_cast<float>(reinterpret_cast<const Element*>(b.rows[k])[b.first + i]);
+    reinterpret_cast<Element*>(b.out)[i] = static_cast<Element>(sum);
+  }
 }
+
+void sumBf16Plain(const Block& b) { sumBf16From(b, 0); }
+void sumF32Plain(const Block& b) { sumFrom<float>(b, 0); }
+void sumF16Plain(const Block& b) { sumFrom<_Float16>(b, 0); }
+
+void streamPlain(std::byte* to, const std::byte* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
+void fillPlain(std::byte* to, std::size_t bytes) { std::memset(to, 0x5a, bytes); }
 
 #if defined(__x86_64__)
-template <class Element>
-[[gnu::target("avx512f,avx512bw,avx512vl,prefer-vector-width=512")]] void sumBlock512(
-    const std::byte* const* rows, const float* weights, int count, std::size_t first, std::size_t elements, std::byte* out) {
-  sumBlock<Element>(rows, weights, count, first, elements, reinterpret_cast<Element*>(out));
+
+// ---- vectors: inlined into functions that are compiled for different instruction sets -----------------------------------
+
+struct Vectors512 {
+  typedef std::uint32_t Words __attribute__((vector_size(64)));
+  typedef float Floats __attribute__((vector_size(64)));
+};
+struct Vectors256 {
+  typedef std::uint32_t Words __attribute__((vector_size(32)));
+  typedef float Floats __attribute__((vector_size(32)));
+};
+
+template <std::size_t kBytes>
+[[gnu::always_inline]] inline void fetch(const std::byte* at) {
+  for (std::size_t i = 0; i < kBytes; i += 64) __builtin_prefetch(at + i);
 }
 
-template <class Element>
-[[gnu::target("avx2,fma")]] void sumBlock256(const std::byte* const* rows, const float* weights, int count, std::size_t first,
-                                             std::size_t elements, std::byte* out) {
-  sumBlock<Element>(rows, weights, count, first, elements, reinterpret_cast<Element*>(out));
-}
-#endif
-
-// _Float16 converts in software where the CPU cannot, so that one loop serves; it is vectorised with f16c.
-[[gnu::always_inline]] inline void sumHalves(const std::byte* const* rows, const float* weights, int count, std::size_t first,
-                                             std::size_t elements, std::byte* out) {
-  float sum[kBlock];
-  for (std::size_t i = 0; i < elements; ++i) sum[i] = 0;
-  for (int k = 0; k < count; ++k) {
-    const _Float16* row = reinterpret_cast<const _Float16*>(rows[k]) + first;
-    for (std::size_t i = 0; i < elements; ++i) sum[i] += weights[k] * static_cast<float>(row[i]);
-  }
-  for (std::size_t i = 0; i < elements; ++i) reinterpret_cast<_Float16*>(out)[i] = static_cast<_Float16>(sum[i]);
-}
-
-void sumHalvesPlain(const std::byte* const* rows, const float* weights, int count, std::size_t first, std::size_t elements,
-                    std::byte* out) {
-  sumHalves(rows, weights, count, first, elements, out);
-}
-
-#if defined(__x86_64__)
-[[gnu::target("avx512f,avx512bw,avx512vl,f16c")]] void sumHalves512(const std::byte* const* rows, const float* weights,
-                                                                    int count, std::size_t first, std::size_t elements,
-                                                                    std::byte* out) {
-  float sum[kBlock];
-  std::size_t whole = elements / 16 * 16;
-  for (std::size_t i = 0; i < whole; i += 16) {
-    __m512 total = _mm512_setzero_ps();
-    for (int k = 0; k < count; ++k) {
-      // The masked forms, since g++ 12 warns of its own header in the plain ones.
-      const auto* at = reinterpret_cast<const __m256i*>(rows[k] + 2 * (first + i));
-      total = _mm512_fmadd_ps(_mm512_set1_ps(weights[k]), _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(at)), total);
+// Two vectors of bfloat16 at a time. One is the upper half of a float, so that a 32-bit word holds two: one of them is found
+// by a shift, the other by a mask. Returns how many elements were summed.
+template <class Vectors>
+[[gnu::always_inline]] inline std::size_t sumBf16Vectors(const Block& b) {
+  using Words = typename Vectors::Words;
+  using Floats = typename Vectors::Floats;
+  constexpr std::size_t kWidth = sizeof(Words);
+  std::size_t i = 0;
+  for (; i + kWidth <= b.elements; i += kWidth) {
+    Floats even0{}, odd0{}, even1{}, odd1{};
+    for (int k = 0; k < b.count; ++k) {
+      const std::byte* at = b.rows[k] + 2 * (b.first + i);
+      fetch<2 * kWidth>(b.ahead[k] + 2 * i);
+      Words w0, w1;
+      std::memcpy(&w0, at, kWidth);
+      std::memcpy(&w1, at + kWidth, kWidth);
+      even0 += b.weights[k] * reinterpret_cast<Floats>(w0 << 16);
+      odd0 += b.weights[k] * reinterpret_cast<Floats>(w0 & 0xffff0000u);
+      even1 += b.weights[k] * reinterpret_cast<Floats>(w1 << 16);
+      odd1 += b.weights[k] * reinterpret_cast<Floats>(w1 & 0xffff0000u);
     }
-    _mm512_storeu_ps(sum + i, total);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 2 * i),
-                        _mm512_maskz_cvtps_ph(0xffff, total, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    Words e0 = reinterpret_cast<Words>(even0), o0 = reinterpret_cast<Words>(odd0);
+    Words e1 = reinterpret_cast<Words>(even1), o1 = reinterpret_cast<Words>(odd1);
+    e0 += 0x7fff + ((e0 >> 16) & 1);
+    o0 += 0x7fff + ((o0 >> 16) & 1);
+    e1 += 0x7fff + ((e1 >> 16) & 1);
+    o1 += 0x7fff + ((o1 >> 16) & 1);
+    Words r0 = (e0 >> 16) | (o0 & 0xffff0000u), r1 = (e1 >> 16) | (o1 & 0xffff0000u);
+    std::memcpy(b.out + 2 * i, &r0, kWidth);
+    std::memcpy(b.out + 2 * i + kWidth, &r1, kWidth);
   }
-  if (whole < elements) sumHalves(rows, weights, count, first + whole, elements - whole, out + 2 * whole);
+  return i;
 }
 
-[[gnu::target("avx512f")]] void stream512(std::byte* to, const std::byte* from, std::size_t bytes) {
+template <class Vectors>
+[[gnu::always_inline]] inline std::size_t sumF32Vectors(const Block& b) {
+  using Floats = typename Vectors::Floats;
+  constexpr std::size_t kWidth = sizeof(Floats);
+  std::size_t i = 0;
+  for (; i + kWidth / 2 <= b.elements; i += kWidth / 2) {
+    Floats sum0{}, sum1{};
+    for (int k = 0; k < b.count; ++k) {
+      const std::byte* at = b.rows[k] + 4 * (b.first + i);
+      fetch<2 * kWidth>(b.ahead[k] + 4 * i);
+      Floats f0, f1;
+      std::memcpy(&f0, at, kWidth);
+      std::memcpy(&f1, at + kWidth, kWidth);
+      sum0 += b.weights[k] * f0;
+      sum1 += b.weights[k] * f1;
+    }
+    std::memcpy(b.out + 4 * i, &sum0, kWidth);
+    std::memcpy(b.out + 4 * i + kWidth, &sum1, kWidth);
+  }
+  return i;
+}
+
+#define FOR_AVX512 [[gnu::target("avx512f,avx512bw,avx512vl")]]
+#define FOR_AVX2 [[gnu::target("avx2,fma,f16c")]]
+
+FOR_AVX512 void sumBf16With512(const Block& b) { sumBf16From(b, sumBf16Vectors<Vectors512>(b)); }
+FOR_AVX512 void sumF32With512(const Block& b) { sumFrom<float>(b, sumF32Vectors<Vectors512>(b)); }
+FOR_AVX2 void sumBf16With256(const Block& b) { sumBf16From(b, sumBf16Vectors<Vectors256>(b)); }
+FOR_AVX2 void sumF32With256(const Block& b) { sumFrom<float>(b, sumF32Vectors<Vectors256>(b)); }
+
+FOR_AVX512 void sumF16With512(const Block& b) {
+  std::size_t i = 0;
+  for (; i + 32 <= b.elements; i += 32) {
+    __m512 sum0 = _mm512_setzero_ps(), sum1 = _mm512_setzero_ps();
+    for (int k = 0; k < b.count; ++k) {
+      const auto* at = reinterpret_cast<const __m256i*>(b.rows[k] + 2 * (b.first + i));
+      fetch<64>(b.ahead[k] + 2 * i);
+      __m512 weight = _mm512_set1_ps(b.weights[k]);
+      // The masked forms, since g++ 12 warns of its own header in the plain ones.
+      sum0 = _mm512_fmadd_ps(weight, _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(at)), sum0);
+      sum1 = _mm512_fmadd_ps(weight, _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(at + 1)), sum1);
+    }
+    auto* to = reinterpret_cast<__m256i*>(b.out + 2 * i);
+    _mm256_storeu_si256(to, _mm512_maskz_cvtps_ph(0xffff, sum0, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    _mm256_storeu_si256(to + 1, _mm512_maskz_cvtps_ph(0xffff, sum1, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+  sumFrom<_Float16>(b, i);
+}
+
+FOR_AVX2 void sumF16With256(const Block& b) {
+  std::size_t i = 0;
+  for (; i + 16 <= b.elements; i += 16) {
+    __m256 sum0 = _mm256_setzero_ps(), sum1 = _mm256_setzero_ps();
+    for (int k = 0; k < b.count; ++k) {
+      const auto* at = reinterpret_cast<const __m128i*>(b.rows[k] + 2 * (b.first + i));
+      fetch<32>(b.ahead[k] + 2 * i);
+      __m256 weight = _mm256_set1_ps(b.weights[k]);
+      sum0 = _mm256_fmadd_ps(weight, _mm256_cvtph_ps(_mm_loadu_si128(at)), sum0);
+      sum1 = _mm256_fmadd_ps(weight, _mm256_cvtph_ps(_mm_loadu_si128(at + 1)), sum1);
+    }
+    auto* to = reinterpret_cast<__m128i*>(b.out + 2 * i);
+    _mm_storeu_si128(to, _mm256_cvtps_ph(sum0, _MM_FROUND_TO_NEAREST_INT));
+    _mm_storeu_si128(to + 1, _mm256_cvtps_ph(sum1, _MM_FROUND_TO_NEAREST_INT));
+  }
+  sumFrom<_Float16>(b, i);
+}
+
+// ---- non-temporal stores: destinations aligned to 64 bytes, bytes a multiple of 64 ----------------------------------------
+
+FOR_AVX512 void stream512(std::byte* to, const std::byte* from, std::size_t bytes) {
   for (std::size_t i = 0; i < bytes; i += 64)
     _mm512_stream_si512(reinterpret_cast<__m512i*>(to + i), _mm512_loadu_si512(from + i));
 }
 
-[[gnu::target("avx512f")]] void fill512(std::byte* to, std::size_t bytes) {
+FOR_AVX2 void stream256(std::byte* to, const std::byte* from, std::size_t bytes) {
+  for (std::size_t i = 0; i < bytes; i += 32)
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to + i), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i)));
+}
+
+FOR_AVX512 void fill512(std::byte* to, std::size_t bytes) {
   __m512i value = _mm512_set1_epi8(0x5a);
   for (std::size_t i = 0; i < bytes; i += 64) _mm512_stream_si512(reinterpret_cast<__m512i*>(to + i), value);
 }
 
-[[gnu::target("avx2")]] void stream256(std::byte* to, const std::byte* from, std::size_t bytes) {
-  for (std::size_t i = 0; i < bytes; i += 64) {
-    __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i));
-    __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i + 32));
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(to + i), a);
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(to + i + 32), b);
-  }
-}
-
-[[gnu::target("avx2")]] void fill256(std::byte* to, std::size_t bytes) {
+FOR_AVX2 void fill256(std::byte* to, std::size_t bytes) {
   __m256i value = _mm256_set1_epi8(0x5a);
   for (std::size_t i = 0; i < bytes; i += 32) _mm256_stream_si256(reinterpret_cast<__m256i*>(to + i), value);
 }
+
+// Four lines of a row are kept in registers for all places: the write-combining buffers then drain whole lines, place by
+// place, at nearly the rate of a plain fill. Bytes a multiple of 256.
+FOR_AVX512 void spread512(const std::byte* row, const std::byte* next, std::byte* const* places, int count, std::size_t bytes) {
+  for (std::size_t i = 0; i < bytes; i += 256) {
+    __m512i v0 = _mm512_loadu_si512(row + i), v1 = _mm512_loadu_si512(row + i + 64);
+    __m512i v2 = _mm512_loadu_si512(row + i + 128), v3 = _mm512_loadu_si512(row + i + 192);
+    fetch<256>(next + i);
+    for (int k = 0; k < count; ++k) {
+      auto* to = reinterpret_cast<__m512i*>(places[k] + i);
+      _mm512_stream_si512(to, v0);
+      _mm512_stream_si512(to + 1, v1);
+      _mm512_stream_si512(to + 2, v2);
+      _mm512_stream_si512(to + 3, v3);
+    }
+  }
+}
+
+FOR_AVX2 void spread256(const std::byte* row, const std::byte* next, std::byte* const* places, int count, std::size_t bytes) {
+  for (std::size_t i = 0; i < bytes; i += 256) {
+    __m256i v[8];
+    for (int j = 0; j < 8; ++j) v[j] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + i) + j);
+    fetch<256>(next + i);
+    for (int k = 0; k < count; ++k)
+      for (int j = 0; j < 8; ++j) _mm256_stream_si256(reinterpret_cast<__m256i*>(places[k] + i) + j, v[j]);
+  }
+}
 #endif
 
-void copyPlain(std::byte* to, const std::byte* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
-void fillPlain(std::byte* to, std::size_t bytes) { std::memset(to, 0x5a, bytes); }
-
-// What this CPU offers. stream and fillStream want a destination aligned to 64 bytes and a multiple of 64.
+// What this CPU offers.
 struct Kernels {
   const char* name = "plain";
-  void (*stream)(std::byte*, const std::byte*, std::size_t) = copyPlain;
+  void (*stream)(std::byte*, const std::byte*, std::size_t) = streamPlain;
   void (*fillStream)(std::byte*, std::size_t) = fillPlain;
-  SumBlock sumBf16 = sumBlockPlain<std::uint16_t>;
-  SumBlock sumF32 = sumBlockPlain<float>;
-  SumBlock sumF16 = sumHalvesPlain;
+  void (*spread)(const std::byte*, const std::byte*, std::byte* const*, int, std::size_t) = nullptr;
+  SumBlock sumBf16 = sumBf16Plain, sumF32 = sumF32Plain, sumF16 = sumF16Plain;
 
   Kernels() {
 #if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
-      name = "avx512";
-      stream = stream512;
-      fillStream = fill512;
-      sumBf16 = sumBlock512<std::uint16_t>;
-      sumF32 = sumBlock512<float>;
-      sumF16 = sumHalves512;
-    } else if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-      name = "avx2";
-      stream = stream256;
-      fillStream = fill256;
-      sumBf16 = sumBlock256<std::uint16_t>;
-      sumF32 = sumBlock256<float>;
-    }
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+      *this = {"avx512", stream512, fill512, spread512, sumBf16With512, sumF32With512, sumF16With512};
+    else if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+      *this = {"avx2", stream256, fill256, spread256, sumBf16With256, sumF32With256, sumF16With256};
 #endif
   }
+  Kernels(const char* n, decltype(stream) s, decltype(fillStream) f, decltype(spread) p, SumBlock b, SumBlock w, SumBlock h)
+      : name(n), stream(s), fillStream(f), spread(p), sumBf16(b), sumF32(w), sumF16(h) {}
 };
 
 const Kernels& kernels() {
@@ -174,7 +261,7 @@ const Kernels& kernels() {
   return chosen;
 }
 
-void copyAligned(std::byte* to, const std::byte* from, std::size_t bytes, Stores stores) {
+void copyPiece(std::byte* to, const std::byte* from, std::size_t bytes, Stores stores) {
   if (stores == Stores::plain) {
     std::memcpy(to, from, bytes);
     return;
@@ -190,22 +277,31 @@ void copyAligned(std::byte* to, const std::byte* from, std::size_t bytes, Stores
 
 const char* storeName() { return kernels().name; }
 
-void copyRow(const std::byte* row, std::byte* const* places, int count, std::size_t bytes, Stores stores) {
-  for (std::size_t at = 0; at < bytes; at += kPiece) {
-    std::size_t part = std::min(kPiece, bytes - at);
-    for (int i = 0; i < count; ++i) copyAligned(places[i] + at, row + at, part, stores);
+void copyRow(const std::byte* row, const std::byte* next, std::byte* const* places, int count, std::size_t bytes, Stores stores) {
+  std::size_t done = 0;
+  bool aligned = std::all_of(places, places + count, [](std::byte* p) { return reinterpret_cast<std::uintptr_t>(p) % 64 == 0; });
+  if (stores == Stores::nonTemporal && aligned && kernels().spread != nullptr) {
+    done = bytes / 256 * 256;
+    kernels().spread(row, next, places, count, done);
   }
+  for (; done < bytes; done += kPiece)
+    for (int i = 0; i < count; ++i) copyPiece(places[i] + done, row + done, std::min(kPiece, bytes - done), stores);
 }
 
-void sumRows(const std::byte* const* rows, const float* weights, int count, std::byte* out, std::size_t elements, Type type,
-             Stores stores) {
+void sumRows(const std::byte* const* rows, const float* weights, int count, const std::byte* const* next, int nextCount,
+             std::byte* out, std::size_t elements, Type type, Stores stores) {
   SumBlock sum = type == Type::bf16 ? kernels().sumBf16 : type == Type::f32 ? kernels().sumF32 : kernels().sumF16;
   std::size_t width = bytesOf(type);
   alignas(64) std::byte block[kBlock * 4];
+  const std::byte* ahead[kMostAhead];
   for (std::size_t first = 0; first < elements; first += kBlock) {
     std::size_t part = std::min(kBlock, elements - first);
-    sum(rows, weights, count, first, part, block);
-    copyAligned(out + first * width, block, part * width, stores);
+    bool last = first + kBlock >= elements;
+    for (int k = 0; k < std::min(count, kMostAhead); ++k)
+      ahead[k] = !last ? rows[k] + (first + kBlock) * width : k < nextCount ? next[k] : rows[k] + first * width;
+    Block b{rows, count <= kMostAhead ? ahead : rows, weights, count, first, part, block};
+    sum(b);
+    copyPiece(out + first * width, block, part * width, stores);
   }
 }
 
@@ -224,6 +320,8 @@ void fill(std::byte* out, std::size_t bytes, Stores stores) {
 void storeFence() {
 #if defined(__x86_64__)
   _mm_sfence();
+#else
+  __atomic_thread_fence(__ATOMIC_SEQ_CST);
 #endif
 }
 
