@@ -1,0 +1,216 @@
+#include "comm/bootstrap.h"
+
+#include <poll.h>
+#include <pthread.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+
+#include "base/log.h"
+#include "base/status.h"
+#include "comm/fabric.h"
+#include "transport/local/socket.h"
+
+namespace fusco::comm {
+
+namespace {
+
+struct Place {
+  UniqueId id;
+  UniqueFd listener;  // under the lock, so that a fork finds it open or closed
+  std::atomic<bool> finished{false};
+  std::thread thread;
+};
+
+struct Process {
+  std::mutex mutex;
+  std::list<std::unique_ptr<Place>> places;
+  std::list<std::unique_ptr<Place>> inherited;  // of the parent: their threads do not exist here
+  std::uint64_t identity[2] = {0, 0};
+  std::atomic<unsigned> forks{0};
+};
+
+void afterForkInChild();
+
+// Never destroyed: a thread of it may outlive main.
+Process& process() {
+  static Process* const instance = [] {
+    auto* made = new Process;
+    transport::randomBytes(made->identity, sizeof(made->identity));
+    return made;
+  }();
+  static const int registered = ::pthread_atfork([] { process().mutex.lock(); }, [] { process().mutex.unlock(); },
+                                                 [] { afterForkInChild(); });
+  (void)registered;
+  return *instance;
+}
+
+// The child has copies of the listeners, but none of the threads behind them.
+void afterForkInChild() {
+  Process& self = process();
+  for (auto& place : self.places) place->listener.reset();
+  self.inherited.splice(self.inherited.end(), self.places);
+  transport::randomBytes(self.identity, sizeof(self.identity));
+  self.forks.fetch_add(1, std::memory_order_relaxed);
+  self.mutex.unlock();
+}
+
+void joinFinished(std::list<std::unique_ptr<Place>>& places) {
+  for (auto place = places.begin(); place != places.end();) {
+    if ((*place)->finished.load(std::memory_order_acquire)) {
+      (*place)->thread.join();
+      place = places.erase(place);
+    } else {
+      ++place;
+    }
+  }
+}
+
+[[noreturn]] void failClosed(const Record& record) {
+  fail(Code::remoteError, record.describe() +
+                              " found nobody at the meeting place of this id: the process that made the id has ended, "
+                              "or the id has been used; an id serves one init only");
+}
+
+// Waits until the socket can be read.
+void awaitAnswer(int socket, const Record& record, Deadline deadline) {
+  for (;;) {
+    pollfd polled{socket, POLLIN, 0};
+    if (::poll(&polled, 1, transport::pollMs(deadline, 60000)) > 0) return;
+    if (deadline.passed()) {
+      fail(Code::remoteError, record.describe() + " got no answer at init from the process that made the id (pid " +
+                                  std::to_string(transport::credentialsOf(socket).pid) +
+                                  "); it may be stopped or overloaded");
+    }
+  }
+}
+
+std::string receivePart(int socket, const Record& record, Deadline deadline) {
+  std::string part(kAnswerPart, 0);
+  for (;;) {
+    awaitAnswer(socket, record, deadline);
+    std::size_t bytes = 0;
+    const transport::Io io = transport::receiveMessage(socket, part.data(), part.size(), &bytes);
+    if (io == transport::Io::again) continue;
+    if (io == transport::Io::closed) {
+      fail(Code::remoteError, record.describe() + ": the process that made the id (pid " +
+                                  std::to_string(transport::credentialsOf(socket).pid) + ") ended during init");
+    }
+    if (bytes > part.size()) fail(Code::internalError, record.describe() + " got a malformed answer at init");
+    part.resize(bytes);
+    return part;
+  }
+}
+
+}  // namespace
+
+unsigned forkCount() { return process().forks.load(std::memory_order_relaxed); }
+
+void processIdentity(std::uint64_t identity[2]) {
+  Process& self = process();
+  std::lock_guard lock(self.mutex);
+  identity[0] = self.identity[0];
+  identity[1] = self.identity[1];
+}
+
+std::uint64_t machineIdentity() {
+  std::ifstream file("/proc/sys/kernel/random/boot_id");
+  std::string text;
+  if (!std::getline(file, text)) text = shortHostName();
+  std::uint64_t hash = 0xcbf29ce484222325;
+  for (unsigned char letter : text) hash = (hash ^ letter) * 0x100000001b3;
+  return hash;
+}
+
+UniqueId openMeetingPlace(Rendezvous::Patience patience) {
+  UniqueId id{};
+  id.magic = UniqueId::kMagic;
+  id.version = UniqueId::kVersion;
+  transport::randomBytes(id.key, sizeof(id.key));
+  const std::string name = transport::randomName("fusco-meet-");
+  std::memcpy(id.socketName, name.c_str(), name.size() + 1);
+
+  Process& self = process();
+  std::lock_guard lock(self.mutex);
+  joinFinished(self.places);
+  auto place = std::make_unique<Place>();
+  place->id = id;
+  place->listener = transport::listenAbstract(name, 4096);
+  Place* raw = place.get();
+  const int listener = raw->listener.get();
+  place->thread = std::thread([raw, patience, listener] {
+    try {
+      Rendezvous(raw->id, listener, patience).serve();
+    } catch (const std::exception& error) {
+      FUSCO_WARN("the meeting place at init has failed: {}", error.what());
+    }
+    {
+      std::lock_guard guard(process().mutex);
+      raw->listener.reset();
+    }
+    raw->finished.store(true, std::memory_order_release);
+  });
+  self.places.push_back(std::move(place));
+  return id;
+}
+
+void leaveMeetingPlace(const UniqueId& id) {
+  Process& self = process();
+  // All ranks are answered at about the same time; the thread has only to end.
+  const Deadline patience = Deadline::afterMs(1000);
+  for (;;) {
+    {
+      std::lock_guard lock(self.mutex);
+      joinFinished(self.places);
+      bool running = false;
+      for (const auto& place : self.places) running = running || std::memcmp(&place->id, &id, sizeof(id)) == 0;
+      if (!running) return;
+    }
+    if (patience.passed()) return;
+    ::poll(nullptr, 0, 1);
+  }
+}
+
+std::vector<Record> meet(const UniqueId& id, const Record& record, Deadline deadline) {
+  UniqueFd socket = transport::connectAbstract(id.socketName, deadline);
+  if (!socket) {
+    if (errno == ECONNREFUSED) failClosed(record);
+    failErrno(record.describe() + " cannot reach the meeting place of this id");
+  }
+  if (!transport::sameUser(socket.get())) {
+    fail(Code::systemError, record.describe() + ": the id was made by another user; run all ranks as one user");
+  }
+  Hello hello{};
+  hello.magic = Hello::kMagic;
+  std::memcpy(hello.key, id.key, sizeof(hello.key));
+  hello.record = record;
+  if (transport::sendMessage(socket.get(), &hello, sizeof(hello)) != transport::Io::done) failClosed(record);
+
+  AnswerHead head{};
+  const std::string first = receivePart(socket.get(), record, deadline);
+  if (first.size() == sizeof(head)) std::memcpy(&head, first.data(), sizeof(head));
+  if (head.magic != Hello::kMagic) fail(Code::internalError, record.describe() + " got a malformed answer at init");
+  std::string body;
+  while (body.size() < head.bytes) body += receivePart(socket.get(), record, deadline);
+  if (head.code != 0) throw Error(static_cast<Code>(head.code), body);
+  std::vector<Record> records(static_cast<std::size_t>(record.ranks));
+  if (body.size() != records.size() * sizeof(Record)) {
+    fail(Code::internalError, record.describe() + " got records of " + std::to_string(body.size()) + " bytes at init");
+  }
+  std::memcpy(records.data(), body.data(), body.size());
+  return records;
+}
+
+void makeUniqueId(char id[128]) {
+  const UniqueId made = openMeetingPlace();
+  std::memcpy(id, &made, sizeof(made));
+}
+
+}  // namespace fusco::comm

@@ -1,0 +1,439 @@
+#include "comm/local_fabric.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <set>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/status.h"
+#include "comm/bootstrap.h"
+#include "transport/local/process_vm.h"
+#include "transport/local/socket.h"
+#include "transport/local/window.h"
+
+namespace fusco::comm {
+
+using transport::MeshMessage;
+using transport::Presence;
+using transport::RankHeader;
+
+namespace {
+
+constexpr std::int64_t kLookEveryNs = 50'000'000;
+// A rank that has destroyed its communicator may have done its part of the operation that we still wait in: its leaving is
+// an error only when the wait goes on.
+constexpr std::int64_t kFarewellGraceNs = 1'000'000'000;
+
+// The fabrics of this process, for windows that are freed and for exit. Never destroyed.
+struct Fabrics {
+  std::mutex mutex;
+  std::set<LocalFabric*> all;
+};
+
+Fabrics& fabrics() {
+  static Fabrics* const instance = [] {
+    static Fabrics* made = new Fabrics;
+    pthread_atfork([] { made->mutex.lock(); }, [] { made->mutex.unlock(); },
+                   [] {
+                     made->all.clear();
+                     made->mutex.unlock();
+                   });
+    std::atexit([] {
+      std::lock_guard lock(made->mutex);
+      for (LocalFabric* fabric : made->all) fabric->exiting();
+    });
+    return made;
+  }();
+  return *instance;
+}
+
+void copyText(char* to, std::size_t room, const std::string& text) {
+  const std::size_t length = std::min(text.size(), room - 1);
+  std::memcpy(to, text.data(), length);
+  to[length] = 0;
+}
+
+std::uint64_t randomWord() {
+  std::uint64_t word;
+  transport::randomBytes(&word, sizeof(word));
+  return word;
+}
+
+int usableCores() {
+  cpu_set_t set;
+  if (::sched_getaffinity(0, sizeof(set), &set) == 0) return CPU_COUNT(&set);
+  return static_cast<int>(::sysconf(_SC_NPROCESSORS_ONLN));
+}
+
+}  // namespace
+
+LocalFabric::LocalFabric(const FabricConfig& config, const UniqueId& id)
+    : config_(config), forks_(forkCount()), probeWord_(randomWord()) {
+  try {
+    prepare(id);
+    meetAll(id);
+  } catch (...) {
+    release();
+    throw;
+  }
+  Fabrics& known = fabrics();
+  std::lock_guard lock(known.mutex);
+  known.all.insert(this);
+  entered_ = true;
+}
+
+LocalFabric::~LocalFabric() { release(); }
+
+void LocalFabric::release() {
+  if (entered_) {
+    Fabrics& known = fabrics();
+    std::lock_guard lock(known.mutex);
+    known.all.erase(this);
+  }
+  // A child that was forked off gives back its copies only; the rank lives on in the parent.
+  if (forks_ == forkCount()) say(Presence::left);
+  mesh_.reset();
+}
+
+void LocalFabric::exiting() {
+  if (forks_ == forkCount()) say(Presence::exited);
+}
+
+void LocalFabric::say(Presence presence) {
+  if (!memory_ || headers_.empty()) return;
+  // What was said first stays: a destructor may run after exit has begun.
+  auto here = static_cast<std::uint32_t>(Presence::here);
+  if (!memory_->header().presence.compare_exchange_strong(here, static_cast<std::uint32_t>(presence))) return;
+  for (int peer = 0; peer < config_.ranks; ++peer) {
+    if (peer != config_.rank && headers_[peer] != nullptr) headers_[peer]->raiseAlarm();
+  }
+}
+
+void LocalFabric::refuseChild(const char* what) const {
+  if (forks_ == forkCount()) return;
+  fail(Code::invalidUsage, std::string(what) + " was called in a process forked after init; rank " +
+                               std::to_string(config_.rank) + " belongs to the parent: make a communicator after the fork");
+}
+
+// ---- set-up
+
+void LocalFabric::prepare(const UniqueId& id) {
+  Record& record = record_;
+  record.rank = config_.rank;
+  record.ranks = config_.ranks;
+  record.nodeId = config_.nodeId;
+  record.lanesPerNode = config_.lanesPerNode;
+  record.pid = ::getpid();
+  processIdentity(record.process);
+  record.member = randomWord();
+  record.machine = machineIdentity();
+  record.signature = config_.signature;
+  record.controlBytes = config_.controlBytes;
+  record.slotBytes = config_.slotBytes;
+  record.slots = config_.slots;
+  record.initTimeoutMs = config_.initTimeoutMs;
+  record.probeAddress = config_.allowProcessVm ? reinterpret_cast<std::uint64_t>(&probeWord_) : 0;
+  record.probeValue = probeWord_;
+  copyText(record.hostName, sizeof(record.hostName), shortHostName());
+  try {
+    const std::string name = transport::randomName("fusco-rank-");
+    copyText(record.socketName, sizeof(record.socketName), name);
+    listener_ = transport::listenAbstract(name, 4096);
+    memory_ = std::make_shared<transport::RankMemory>(config_.controlBytes);
+    inbox_ = std::make_shared<Inbox>();
+    group_ = LocalGroup::of(id.key);
+    group_->add(record.member, {memory_, inbox_});
+  } catch (const Error& error) {
+    // The other ranks are told at once and need not wait for their time-outs.
+    copyText(record.failure, sizeof(record.failure), error.what());
+    record.failureCode = static_cast<int>(error.code());
+    try {
+      meet(id, record, Deadline::afterMs(1000));
+    } catch (const Error&) {
+      // Its answer is our own error.
+    }
+    throw;
+  }
+}
+
+void LocalFabric::meetAll(const UniqueId& id) {
+  const Deadline deadline = Deadline::afterMs(config_.initTimeoutMs);
+  // The meeting place knows who is missing: its answer at the time-out should come before our own.
+  const std::int64_t grace = config_.initTimeoutMs / 20 + 50;
+  std::vector<Record> records =
+      meet(id, record_, config_.initTimeoutMs > 0 ? Deadline::afterMs(config_.initTimeoutMs + grace) : deadline);
+  arrange(records);
+  connectMesh(id, records, deadline);
+  voteOnProcessVm(records);
+  listener_.reset();
+  leaveMeetingPlace(id);
+}
+
+void LocalFabric::arrange(const std::vector<Record>& records) {
+  std::map<std::pair<bool, std::uint64_t>, int> labels;
+  std::vector<int> nodeOf;
+  int onMachine = 0;
+  for (const Record& record : records) {
+    names_.push_back(record.describe());
+    const std::pair<bool, std::uint64_t> place =
+        record.nodeId >= 0 ? std::pair(true, static_cast<std::uint64_t>(record.nodeId)) : std::pair(false, record.machine);
+    nodeOf.push_back(labels.emplace(place, static_cast<int>(labels.size())).first->second);
+    onMachine += record.machine == record_.machine ? 1 : 0;
+  }
+  topology_.emplace(nodeOf, config_.lanesPerNode);
+  // With a core for each, waking a sleeper costs more than to spin for a while; without, spinning takes the core from the
+  // rank that we wait for.
+  spinMicroseconds_ = onMachine <= usableCores() ? 50 : 0;
+}
+
+void LocalFabric::connectMesh(const UniqueId& id, const std::vector<Record>& records, Deadline deadline) {
+  std::vector<transport::MeshMember> members;
+  oneProcess_ = true;
+  for (const Record& record : records) {
+    transport::MeshMember member{record.describe(), record.socketName, nullptr,
+                                 topology_->nodeOf(record.rank) == topology_->nodeOf(config_.rank)};
+    const bool sameProcess = std::memcmp(record.process, record_.process, sizeof(record.process)) == 0;
+    LocalMember local = sameProcess ? group_->find(record.member) : LocalMember{};
+    if (sameProcess && !local.memory) {
+      fail(Code::remoteError, record.describe() + " gave up at init; look at its log");
+    }
+    if (member.sameNode && !sameProcess) oneProcess_ = false;
+    member.local = local.memory;
+    inboxes_.push_back(local.inbox);
+    members.push_back(std::move(member));
+  }
+  imports_.resize(records.size());
+  links_.resize(records.size());
+  mailSeen_.resize(records.size());
+  mesh_ = std::make_unique<transport::Mesh>(
+      config_.rank, id.key, std::move(members), std::move(listener_), config_.controlBytes, deadline,
+      [this](int rank, const MeshMessage& message, UniqueFd descriptor) {
+        onMessage(rank, message, std::move(descriptor));
+      });
+  for (int rank = 0; rank < config_.ranks; ++rank) headers_.push_back(&mesh_->header(rank));
+}
+
+void LocalFabric::voteOnProcessVm(const std::vector<Record>& records) {
+  std::uint8_t works = config_.allowProcessVm;
+  for (const Record& record : records) {
+    if (!mesh_->sameNode(record.rank) || mesh_->sameProcess(record.rank) || !works) continue;
+    works = record.probeAddress != 0 && transport::probeVm(mesh_->pid(record.rank), record.probeAddress, record.probeValue);
+  }
+  std::vector<std::uint8_t> votes(records.size());
+  // Also the end of init: nobody goes on before all are connected.
+  allGather(&works, 1, votes.data(), config_.initTimeoutMs);
+  processVm_ = true;
+  for (int rank : topology_->ranksOf(topology_->nodeOf(config_.rank))) processVm_ = processVm_ && votes[rank] != 0;
+  FUSCO_INFO(kLogInit, "{}: {} ranks on {} nodes; {}; process_vm {}", names_[config_.rank], config_.ranks,
+             topology_->nodes(), oneProcess_ ? "own node in one process" : "own node in several processes",
+             processVm_ ? "on" : "off");
+}
+
+// ---- small things
+
+std::string LocalFabric::describeRank(int rank) const {
+  if (rank < 0 || rank >= config_.ranks) return "rank " + std::to_string(rank) + " (no such rank)";
+  return names_[rank];
+}
+
+std::byte* LocalFabric::control(int rank) {
+  if (!mesh_->sameNode(rank)) {
+    fail(Code::internalError, "control memory of " + names_[rank] + " on another node was asked for");
+  }
+  return mesh_->memory(rank).control();
+}
+
+void LocalFabric::vmWrite(int rank, std::span<const transport::Segment> local,
+                          std::span<const transport::Segment> remote) {
+  moveVm(rank, true, local, remote);
+}
+
+void LocalFabric::vmRead(int rank, std::span<const transport::Segment> local,
+                         std::span<const transport::Segment> remote) {
+  moveVm(rank, false, local, remote);
+}
+
+void LocalFabric::moveVm(int rank, bool write, std::span<const transport::Segment> local,
+                         std::span<const transport::Segment> remote) {
+  const auto direction = write ? transport::VmDirection::write : transport::VmDirection::read;
+  if (mesh_->sameProcess(rank)) return transport::moveLocal(direction, local, remote);
+  transport::moveVm(direction, mesh_->pid(rank), names_[rank], local, remote);
+}
+
+std::size_t LocalFabric::memoryBytes() const {
+  std::lock_guard lock(mutex_);
+  std::size_t bytes = memory_->bytes();
+  for (const auto& channels : links_) {
+    for (const auto& link : channels) bytes += link ? link->bytesMade() : 0;
+  }
+  return bytes;
+}
+
+// ---- liveness
+
+void LocalFabric::check() {
+  refuseChild("an operation");
+  if (headers_[config_.rank]->alarm.load(std::memory_order_acquire) != 0) alarmed();
+  const std::int64_t now = nowNs();
+  std::int64_t last = lastLookNs_.load(std::memory_order_relaxed);
+  if (!failed_.load(std::memory_order_acquire)) {
+    if (now - last < kLookEveryNs || !lastLookNs_.compare_exchange_strong(last, now, std::memory_order_relaxed)) return;
+    // Who holds the lock looks by itself while it waits.
+    std::unique_lock lock(mutex_, std::try_to_lock);
+    if (lock) look(lock);
+    return;
+  }
+  std::unique_lock lock(mutex_);
+  look(lock);
+}
+
+void LocalFabric::look(std::unique_lock<std::mutex>& lock) {
+  if (failure_.empty()) {
+    mesh_->flush();
+    mesh_->drainAll();
+    const int dead = mesh_->findDead();
+    if (dead >= 0) {
+      failure_ = names_[dead] + " died: its process has ended without destroying the communicator; look at its log";
+      failed_.store(true, std::memory_order_release);
+    }
+  }
+  if (failure_.empty()) return;
+  const std::string text = failure_;
+  lock.unlock();
+  fail(Code::remoteError, text);
+}
+
+void LocalFabric::alarmed() {
+  RankHeader& own = *headers_[config_.rank];
+  if (own.aborted.load(std::memory_order_acquire) == 2) {
+    fail(Code::remoteError, std::string(own.reason, strnlen(own.reason, RankHeader::kReasonBytes)));
+  }
+  int left = -1;
+  for (int peer = 0; peer < config_.ranks; ++peer) {
+    const auto presence = static_cast<Presence>(headers_[peer]->presence.load(std::memory_order_acquire));
+    if (presence == Presence::exited) {
+      fail(Code::remoteError, names_[peer] + " left: its process exited without destroying the communicator");
+    }
+    if (presence == Presence::left && peer != config_.rank) left = peer;
+  }
+  if (left < 0) return;
+  std::int64_t since = 0;
+  const std::int64_t now = nowNs();
+  if (!farewellSeenNs_.compare_exchange_strong(since, now)) {
+    if (now - since > kFarewellGraceNs) {
+      fail(Code::remoteError, names_[left] + " left: it destroyed its communicator while " + names_[config_.rank] +
+                                  " was still waiting in an operation; destroy only when all ranks have completed");
+    }
+  }
+}
+
+void LocalFabric::abort(const std::string& reason) {
+  refuseChild("abort");
+  headers_[config_.rank]->abort(reason);
+  for (RankHeader* header : headers_) header->abort(reason);
+}
+
+// ---- gather
+
+// Chunks go through the ranks' mailboxes, two rounds in turn: a mailbox is written again only after everyone has begun the
+// round between, and so has read it.
+void LocalFabric::allGather(const void* mine, std::size_t bytes, void* all, std::int64_t timeoutMs) {
+  refuseChild("a collective call");
+  const Deadline deadline = Deadline::afterMs(timeoutMs);
+  std::size_t at = 0;
+  do {
+    const std::size_t step = std::min(bytes - at, RankHeader::kMailboxBytes);
+    gatherRound(static_cast<const std::byte*>(mine) + at, step, bytes, static_cast<std::byte*>(all) + at, bytes, deadline,
+                timeoutMs);
+    at += step;
+  } while (at < bytes);
+}
+
+void LocalFabric::gatherRound(const std::byte* mine, std::size_t bytes, std::size_t whole, std::byte* all,
+                              std::size_t stride, Deadline deadline, std::int64_t timeoutMs) {
+  const std::uint64_t round = ++gatherRound_;
+  const std::size_t box = round % 2;
+  RankHeader& own = *headers_[config_.rank];
+  if (bytes > 0) std::memcpy(own.mailbox[box], mine, bytes);
+  own.gatherBytes[box] = whole;
+  own.gathered.store(round, std::memory_order_release);
+  for (int peer = 0; peer < config_.ranks; ++peer) {
+    if (peer != config_.rank) headers_[peer]->ring();
+  }
+  for (int peer = 0; peer < config_.ranks; ++peer) {
+    RankHeader& other = *headers_[peer];
+    for (;;) {
+      const std::uint32_t seen = bell();
+      if (other.gathered.load(std::memory_order_acquire) >= round) break;
+      check();
+      if (deadline.passed()) {
+        std::string late;
+        for (int one = 0; one < config_.ranks; ++one) {
+          if (headers_[one]->gathered.load(std::memory_order_acquire) < round) late += (late.empty() ? "" : ", ") + names_[one];
+        }
+        if (late.empty()) continue;
+        fail(Code::remoteError, names_[config_.rank] + " waited " + std::to_string(timeoutMs) +
+                                    " ms in a collective call for " + late + "; look whether they are alive");
+      }
+      sleep(seen, 50000);
+    }
+    if (other.gatherBytes[box] != whole) {
+      fail(Code::invalidUsage, "ranks disagree in a collective call: " + names_[config_.rank] + " brings " +
+                                   std::to_string(whole) + " bytes, " + names_[peer] + " " +
+                                   std::to_string(other.gatherBytes[box]) + "; call in the same order on all ranks");
+    }
+    if (bytes > 0) std::memcpy(all + static_cast<std::size_t>(peer) * stride, other.mailbox[box], bytes);
+  }
+}
+
+// ---- the interface's static part
+
+std::unique_ptr<Fabric> Fabric::connect(const FabricConfig& config, const char id[128]) {
+  if (config.ranks <= 0 || config.rank < 0 || config.rank >= config.ranks) {
+    fail(Code::invalidArgument, "rank " + std::to_string(config.rank) + " of " + std::to_string(config.ranks) +
+                                    ": ranks count from 0 to the number of ranks minus 1");
+  }
+  if (config.lanesPerNode < 1 || config.slots < 1 || config.slotBytes < sizeof(transport::SliceHeader) ||
+      config.slotBytes % 64 != 0 || config.controlBytes > (std::size_t{1} << 40)) {
+    fail(Code::invalidArgument, "rank " + std::to_string(config.rank) + ": lanes and slots must be at least 1, slots a "
+                                "multiple of 64 bytes and control memory at most 1 TiB");
+  }
+  UniqueId known;
+  std::memcpy(&known, id, sizeof(known));
+  if (known.magic != UniqueId::kMagic || std::memchr(known.socketName, 0, sizeof(known.socketName)) == nullptr) {
+    fail(Code::invalidArgument, "rank " + std::to_string(config.rank) + ": this is no unique id of FUSCO; make one with "
+                                "fuscoGetUniqueId on one rank and give it to all");
+  }
+  if (known.version != UniqueId::kVersion) {
+    fail(Code::invalidUsage, "rank " + std::to_string(config.rank) + ": the unique id has version " +
+                                 std::to_string(known.version) + ", this library has " +
+                                 std::to_string(UniqueId::kVersion) + "; use one version of the library on all ranks");
+  }
+  return std::make_unique<LocalFabric>(config, known);
+}
+
+void* windowAllocate(std::size_t bytes) { return transport::allocateWindow(bytes); }
+
+bool windowFree(void* pointer) {
+  const std::shared_ptr<transport::Window> window = transport::removeWindow(pointer);
+  if (!window) return false;
+  Fabrics& known = fabrics();
+  std::lock_guard lock(known.mutex);
+  bool exported = false;
+  for (LocalFabric* fabric : known.all) exported = fabric->forgetWindow(window->id) || exported;
+  // Peers unmap it when they next look at their sockets; the memory itself need not wait for them.
+  if (exported) window->memory.discard();
+  return true;
+}
+
+bool windowContains(const void* address, std::size_t bytes) {
+  return transport::findWindow(address, bytes) != nullptr;
+}
+
+}  // namespace fusco::comm

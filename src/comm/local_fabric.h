@@ -1,0 +1,122 @@
+// The fabric of ranks on one machine: threads of one process, processes, or both.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <unordered_set>
+#include <vector>
+
+#include "comm/fabric.h"
+#include "comm/local_group.h"
+#include "comm/record.h"
+#include "transport/local/mesh.h"
+#include "transport/local/rank_memory.h"
+#include "transport/local/ring.h"
+#include "transport/local/window.h"
+
+namespace fusco::comm {
+
+class LocalFabric final : public Fabric {
+ public:
+  LocalFabric(const FabricConfig& config, const UniqueId& id);
+  ~LocalFabric() override;
+
+  int rank() const override { return config_.rank; }
+  int ranks() const override { return config_.ranks; }
+  const plan::Topology& topology() const override { return *topology_; }
+  std::string describeRank(int rank) const override;
+
+  std::byte* control(int rank) override;
+  void ring(int rank) override { headers_[rank]->ring(); }
+  std::uint32_t bell() const override { return headers_[config_.rank]->bell.load(std::memory_order_seq_cst); }
+  void sleep(std::uint32_t seen, std::int64_t microseconds) override {
+    headers_[config_.rank]->sleep(seen, microseconds, spinMicroseconds_);
+  }
+
+  transport::MemoryRef describe(const void* address, std::size_t bytes) override;
+  std::byte* reach(int rank, const transport::MemoryRef& memory) override;
+  bool processVm() const override { return processVm_; }
+  bool oneProcess() const override { return oneProcess_; }
+  void vmWrite(int rank, std::span<const transport::Segment> local, std::span<const transport::Segment> remote) override;
+  void vmRead(int rank, std::span<const transport::Segment> local, std::span<const transport::Segment> remote) override;
+
+  transport::PostedLink& link(int rank, int channel) override;
+  void allGather(const void* mine, std::size_t bytes, void* all, std::int64_t timeoutMs) override;
+
+  void check() override;
+  void abort(const std::string& reason) override;
+  std::size_t memoryBytes() const override;
+
+  // A window of this process has been freed: peers that know it let go of it. Returns whether any do.
+  bool forgetWindow(std::uint32_t id);
+  // The process exits while this fabric lives: peers are told, nothing else happens.
+  void exiting();
+
+ private:
+  // How long a rank that has learned of a window waits for the window itself.
+  static constexpr std::int64_t kWindowMessageMs = 10000;
+
+  struct Import {
+    transport::SharedMemory memory;
+    bool populated = false;
+  };
+
+  // Set-up, in this order.
+  void prepare(const UniqueId& id);
+  void meetAll(const UniqueId& id);
+  void arrange(const std::vector<Record>& records);
+  void connectMesh(const UniqueId& id, const std::vector<Record>& records, Deadline deadline);
+  void voteOnProcessVm(const std::vector<Record>& records);
+  void release();
+
+  void refuseChild(const char* what) const;
+  void say(transport::Presence presence);
+  void onMessage(int rank, const transport::MeshMessage& message, UniqueFd descriptor);
+  void exportWindow(const std::shared_ptr<transport::Window>& window);
+  void look(std::unique_lock<std::mutex>& lock);
+  void alarmed();
+  void gatherRound(const std::byte* mine, std::size_t bytes, std::size_t whole, std::byte* all, std::size_t stride,
+                   Deadline deadline, std::int64_t timeoutMs);
+  std::shared_ptr<transport::RingMemory> openRing(int rank, int channel);
+  std::shared_ptr<transport::RingMemory> arrivedRing(int rank, int channel);
+  void moveVm(int rank, bool write, std::span<const transport::Segment> local, std::span<const transport::Segment> remote);
+
+  const FabricConfig config_;
+  const unsigned forks_;
+  std::int64_t spinMicroseconds_ = 0;
+  bool processVm_ = false;
+  bool oneProcess_ = false;
+  bool entered_ = false;  // in the list of the process's fabrics
+  const std::uint64_t probeWord_;
+  Record record_{};
+  UniqueFd listener_;
+  std::optional<plan::Topology> topology_;
+  std::shared_ptr<LocalGroup> group_;
+  std::shared_ptr<transport::RankMemory> memory_;
+  std::shared_ptr<Inbox> inbox_;
+  std::vector<std::string> names_;
+  std::vector<transport::RankHeader*> headers_;
+  std::vector<std::shared_ptr<Inbox>> inboxes_;  // of ranks of this process
+
+  mutable std::mutex mutex_;  // the mesh, imports, exports, links
+  std::unique_ptr<transport::Mesh> mesh_;
+  std::unordered_set<std::uint32_t> exported_;
+  std::vector<std::unordered_map<std::uint32_t, Import>> imports_;
+  std::vector<std::array<std::unique_ptr<transport::RingLink>, kChannels>> links_;
+  // Mail that a link has looked at; belongs to the links' user.
+  std::vector<std::array<std::uint32_t, kChannels>> mailSeen_;
+  std::uint64_t gatherRound_ = 0;
+
+  std::atomic<std::int64_t> lastLookNs_ = 0;
+  std::atomic<std::int64_t> farewellSeenNs_ = 0;
+  std::atomic<bool> failed_ = false;  // a peer is dead
+  std::string failure_;               // under mutex_, set once
+};
+
+}  // namespace fusco::comm
