@@ -24,7 +24,8 @@ inline constexpr std::uint16_t kSlotMask = 0x7fff;
 enum class Layout : std::uint32_t {
   expertOrder = 0,  // by local expert, then source rank, then token, then slot
   rankOrder = 1,    // one row per token and rank, by source rank, then token
-  slotted = 2,      // row = (local expert * ranks + source rank) * maxTokens + n, no count round
+  slotted = 2,      // row = (local expert * ranks + source rank) * maxTokens + n, no count round. n reaches maxTokens only
+                    // where tokens name an expert twice: what does not fit its block is over capacity (dropped, counted)
 };
 
 enum class Dedup : std::uint32_t {
@@ -91,10 +92,12 @@ static_assert(sizeof(ArenaHeader) % 8 == 0);
 
 // Where each section begins, in bytes from the arena's start. The one place where offsets are computed.
 struct ArenaOffsets {
-  std::uint64_t rowsOfExpert;       // int32 [experts]: this rank's rows to each expert (rankOrder: rows to each rank, in the first `ranks`)
+  std::uint64_t rowsOfExpert;       // int32 [experts]: this rank's rows to each expert (rankOrder: rows to each rank, in the first `ranks`); before any drop
   std::uint64_t rowBase;            // int32 [max(experts, ranks)]: final row of this rank's first row for each expert (rankOrder: each rank)
-  std::uint64_t localExpertRows;    // int32 [localExperts]: rows that this rank receives for each of its experts (0 in rankOrder)
-  std::uint64_t localExpertStart;   // int32 [localExperts + 1]: first row of each, aligned
+  std::uint64_t localExpertRows;    // int32 [localExperts]: rows that this rank receives for each of its experts (0 in rankOrder;
+                                    // slotted: the size of its blocks); what capacity cuts off is not counted
+  std::uint64_t localExpertStart;   // int32 [localExperts + 1]: first row of each, aligned, at most capacityRows; the last is
+                                    // receiveRows
   std::uint64_t flows;              // Flow [flows]
   std::uint64_t copies;             // Copy [maxCopies + 1], sorted by flow, then token
   std::uint64_t entries;            // Entry [tokens * topk], in the order of copies, then slot
