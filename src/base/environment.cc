@@ -202,7 +202,8 @@ Environment::Environment(const Variables& variables) : values_(std::size(kTable)
     value.text = *given;
     value.isSet = true;
   }
-  for (const auto& [name, value] : variables) {
+  for (const auto& variable : variables) {
+    const std::string& name = variable.first;
     if (!name.starts_with("FUSCO_")) continue;
     const auto has = [&](const SettingInfo& info) { return name == info.name; };
     const auto begins = [&](std::string_view prefix) { return name.starts_with(prefix); };
