@@ -50,7 +50,7 @@ void printRows(const Options& o, const CaseResult& result) {
     if (row.impl == "limit") {
       fmt::print("#   the limit reads {} and writes {} GB/s on all ranks together ({} stores); a plain non-temporal fill writes {}",
                  bandwidth(row.readGbps), bandwidth(row.writeGbps), row.stores, bandwidth(row.fillGbps));
-      if (row.which.op != Op::combine && row.fillGbps > 0) fmt::print(": {:.0f} %", 100 * row.writeGbps / row.fillGbps);
+      if (row.which.op == Op::dispatch && row.fillGbps > 0) fmt::print(": {:.0f} %", 100 * row.writeGbps / row.fillGbps);
       fmt::print("\n");
     }
     if (!o.verbose) continue;
