@@ -357,7 +357,8 @@ typedef struct {
   size_t elements;      /* per row */
   fuscoDataType_t datatype; /* fuscoBfloat16, fuscoFloat16 or fuscoFloat32 */
   const void* bias;     /* [tokens] rows of the same type, or NULL */
-  int weighted;         /* 1 (default): with the plan's weights. 0: plain sum (the backward of dispatch) */
+  int weighted;         /* 1 (default): with the plan's weights. 0: plain sum (the backward of dispatch). In the rank-order
+                         * layout sums are always plain: a row stands for all of the token's slots on its rank */
   int partialsFp32;     /* 1: sums travel between nodes in FP32, at twice the bytes for 16-bit rows */
 } fuscoCombineArgs_t;
 #define FUSCO_COMBINE_INIT \

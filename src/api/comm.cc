@@ -1,0 +1,254 @@
+// Library and communicator calls.
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include <fmt/format.h>
+
+#include "api/group.h"
+#include "api/state.h"
+
+using namespace fusco;
+using namespace fusco::api;
+
+fuscoResult_t fuscoGetVersion(int* version) {
+  return guarded("fuscoGetVersion", [&] {
+    if (version == nullptr) fail(Code::invalidArgument, "version is NULL");
+    *version = FUSCO_VERSION;
+  });
+}
+
+const char* fuscoGetErrorString(fuscoResult_t result) {
+  switch (result) {
+    case fuscoSuccess: return "no error";
+    case fuscoUnhandledCudaError: return "a CUDA call failed";
+    case fuscoSystemError: return "the system refused something";
+    case fuscoInternalError: return "internal error";
+    case fuscoInvalidArgument: return "invalid argument";
+    case fuscoInvalidUsage: return "invalid usage";
+    case fuscoRemoteError: return "a peer died, left, aborted or did not answer";
+    case fuscoInProgress: return "in progress";
+    default: return "unknown result code";
+  }
+}
+
+const char* fuscoGetLastError(fuscoComm_t comm) {
+  thread_local std::string text;
+  if (comm == nullptr) return (text = threadLastError()).c_str();
+  try {
+    const auto state = findCommAnyState(comm);
+    std::lock_guard lock(state->errorMutex);
+    text = state->initError != Code::success ? state->initErrorText : state->engine == nullptr ? "" : state->engine->asyncErrorText();
+    return text.c_str();
+  } catch (const std::exception& e) {
+    return (text = e.what()).c_str();
+  }
+}
+
+fuscoResult_t fuscoGetUniqueId(fuscoUniqueId* id) {
+  return guarded("fuscoGetUniqueId", [&] {
+    if (id == nullptr) fail(Code::invalidArgument, "id is NULL");
+    comm::makeUniqueId(id->internal);
+  });
+}
+
+namespace {
+
+void finishInit(const std::shared_ptr<CommState>& state, const fuscoUniqueId& id) {
+  try {
+    state->engine = connect(*state, id.internal);
+  } catch (const Error& e) {
+    std::lock_guard lock(state->errorMutex);
+    state->initError = e.code();
+    state->initErrorText = e.what();
+    state->ready = true;
+    throw;
+  }
+  state->ready = true;
+}
+
+void init(fuscoComm_t* comm, int nranks, const fuscoUniqueId& id, int rank, const fuscoConfig_t* config) {
+  if (comm == nullptr) fail(Code::invalidArgument, "comm is NULL");
+  *comm = nullptr;
+  if (nranks < 1) fail(Code::invalidArgument, fmt::format("nranks is {}, must be at least 1", nranks));
+  if (rank < 0 || rank >= nranks) fail(Code::invalidArgument, fmt::format("rank is {}, must be 0 to {}", rank, nranks - 1));
+  auto state = std::make_shared<CommState>();
+  state->rank = rank;
+  state->ranks = nranks;
+  state->pid = getpid();
+  state->config = resolveConfig(config);
+  if (state->config.blocking == 0) {
+    // The thread must not own the state that joins it.
+    state->initThread = std::thread([raw = state.get(), id] {
+      try {
+        const std::shared_ptr<CommState> borrowed(std::shared_ptr<CommState>{}, raw);
+        finishInit(borrowed, id);
+      } catch (...) {
+        // Told by fuscoCommGetAsyncError.
+      }
+    });
+    *comm = addComm(state);
+    return;
+  }
+  if (inGroup()) {
+    enqueueInit([comm, state, id] {
+      finishInit(state, id);
+      *comm = addComm(state);
+    });
+    return;
+  }
+  finishInit(state, id);
+  *comm = addComm(state);
+}
+
+}  // namespace
+
+fuscoResult_t fuscoCommInitRank(fuscoComm_t* comm, int nranks, fuscoUniqueId id, int rank) {
+  return guarded("fuscoCommInitRank", [&] { init(comm, nranks, id, rank, nullptr); });
+}
+
+fuscoResult_t fuscoCommInitRankConfig(fuscoComm_t* comm, int nranks, fuscoUniqueId id, int rank, const fuscoConfig_t* config) {
+  return guarded("fuscoCommInitRankConfig", [&] { init(comm, nranks, id, rank, config); });
+}
+
+fuscoResult_t fuscoCommSplit(fuscoComm_t comm, int color, int key, fuscoComm_t* newcomm, const fuscoConfig_t* config) {
+  return guarded("fuscoCommSplit", [&] {
+    if (newcomm == nullptr) fail(Code::invalidArgument, "newcomm is NULL");
+    if (inGroup()) fail(Code::invalidUsage, "a split inside a group is not possible: call it outside");
+    *newcomm = nullptr;
+    const auto parent = findComm(comm);
+    comm::Fabric& fabric = parent->engine->fabric();
+    const std::int64_t timeout = parent->config.initTimeoutMs;
+    struct Wish {
+      int color, key;
+    };
+    const Wish mine{color, key};
+    std::vector<Wish> all(static_cast<std::size_t>(parent->ranks));
+    fabric.allGather(&mine, sizeof mine, all.data(), timeout);
+    std::vector<int> members;
+    for (int r = 0; r < parent->ranks; ++r) {
+      if (color >= 0 && all[static_cast<std::size_t>(r)].color == color) members.push_back(r);
+    }
+    std::stable_sort(members.begin(), members.end(), [&](int a, int b) {
+      return all[static_cast<std::size_t>(a)].key < all[static_cast<std::size_t>(b)].key;
+    });
+    fuscoUniqueId id{};
+    if (!members.empty() && members.front() == parent->rank) comm::makeUniqueId(id.internal);
+    std::vector<fuscoUniqueId> ids(static_cast<std::size_t>(parent->ranks));
+    fabric.allGather(&id, sizeof id, ids.data(), timeout);
+    if (members.empty()) return;
+    auto state = std::make_shared<CommState>();
+    state->rank = static_cast<int>(std::find(members.begin(), members.end(), parent->rank) - members.begin());
+    state->ranks = static_cast<int>(members.size());
+    state->pid = getpid();
+    state->config = config == nullptr ? parent->config : resolveConfig(config);
+    // The child keeps the parent's nodes unless the caller says otherwise.
+    if (config == nullptr || config->nodeId == FUSCO_UNSET) state->config.nodeId = fabric.topology().nodeOf(parent->rank);
+    finishInit(state, ids[static_cast<std::size_t>(members.front())]);
+    *newcomm = addComm(state);
+  });
+}
+
+fuscoResult_t fuscoCommFinalize(fuscoComm_t comm) {
+  return guarded("fuscoCommFinalize", [&] {
+    const auto state = findComm(comm);
+    state->engine->finishAll();
+    char token = 0;
+    std::vector<char> all(static_cast<std::size_t>(state->ranks));
+    state->engine->fabric().allGather(&token, 1, all.data(), state->config.operationTimeoutMs > 0 ? state->config.operationTimeoutMs : 300000);
+  });
+}
+
+fuscoResult_t fuscoCommDestroy(fuscoComm_t comm) {
+  return guarded("fuscoCommDestroy", [&] {
+    const auto state = findCommAnyState(comm);
+    if (state->pid != getpid()) fail(Code::invalidUsage, "a forked child cannot destroy its parent's communicator");
+    if (state->plans > 0) {
+      fail(Code::invalidUsage, fmt::format("rank {}: {} plans of this communicator are alive; destroy them first", state->rank, state->plans.load()));
+    }
+    removeComm(comm);
+  });
+}
+
+fuscoResult_t fuscoCommAbort(fuscoComm_t comm) {
+  return guarded("fuscoCommAbort", [&] {
+    const auto state = findCommAnyState(comm);
+    if (state->engine != nullptr) state->engine->abort(fmt::format("rank {} aborted the communicator", state->rank));
+    removeComm(comm);
+  });
+}
+
+fuscoResult_t fuscoCommCount(fuscoComm_t comm, int* count) {
+  return guarded("fuscoCommCount", [&] {
+    if (count == nullptr) fail(Code::invalidArgument, "count is NULL");
+    *count = findCommAnyState(comm)->ranks;
+  });
+}
+
+fuscoResult_t fuscoCommUserRank(fuscoComm_t comm, int* rank) {
+  return guarded("fuscoCommUserRank", [&] {
+    if (rank == nullptr) fail(Code::invalidArgument, "rank is NULL");
+    *rank = findCommAnyState(comm)->rank;
+  });
+}
+
+fuscoResult_t fuscoCommNode(fuscoComm_t comm, int rank, int* node) {
+  return guarded("fuscoCommNode", [&] {
+    const auto state = findComm(comm);
+    if (node == nullptr) fail(Code::invalidArgument, "node is NULL");
+    if (rank < 0 || rank >= state->ranks) fail(Code::invalidArgument, fmt::format("rank is {}, must be 0 to {}", rank, state->ranks - 1));
+    *node = state->engine->topology().nodeOf(rank);
+  });
+}
+
+fuscoResult_t fuscoCommGetAsyncError(fuscoComm_t comm, fuscoResult_t* error) {
+  return guarded("fuscoCommGetAsyncError", [&] {
+    if (error == nullptr) fail(Code::invalidArgument, "error is NULL");
+    const auto state = findCommAnyState(comm);
+    if (!state->ready) {
+      *error = fuscoInProgress;
+      return;
+    }
+    std::lock_guard lock(state->errorMutex);
+    *error = static_cast<fuscoResult_t>(state->initError != Code::success ? state->initError : state->engine->asyncError());
+  });
+}
+
+fuscoResult_t fuscoCommGetStatistics(fuscoComm_t comm, fuscoStatistics_t* out) {
+  return guarded("fuscoCommGetStatistics", [&] {
+    if (out == nullptr) fail(Code::invalidArgument, "statistics is NULL");
+    checkStruct("fuscoStatistics_t", out->size, out->magic, sizeof *out, FUSCO_STATISTICS_MAGIC);
+    const auto state = findCommAnyState(comm);
+    fuscoStatistics_t s = FUSCO_STATISTICS_INIT;
+    if (state->ready && state->engine != nullptr) {
+      engine::Statistics& from = state->engine->statistics();
+      s.operations = from.operations;
+      s.rowsPlaced = from.rowsPlaced;
+      s.bytesPlaced = from.bytesPlaced;
+      s.bytesRead = from.bytesRead;
+      s.wireBytes = from.wireBytes;
+      s.wireSlices = from.wireSlices;
+      s.stagedBytes = from.stagedBytes;
+      s.processVmBytes = from.processVmBytes;
+      s.planNs = from.planNs;
+      s.extractNs = from.extractNs;
+      s.wireNs = from.wireNs;
+      s.placeNs = from.placeNs;
+      s.sumNs = from.sumNs;
+      s.waitNs = from.waitNs;
+      s.workspaceBytes = state->engine->ledger().bytes + state->engine->fabric().memoryBytes();
+    }
+    const std::size_t size = out->size;
+    std::memcpy(out, &s, size);
+    out->size = size;
+  });
+}
+
+fuscoResult_t fuscoGroupStart(void) {
+  return guarded("fuscoGroupStart", [] { groupStart(); });
+}
+
+fuscoResult_t fuscoGroupEnd(void) {
+  return guarded("fuscoGroupEnd", [] { groupEnd(); });
+}

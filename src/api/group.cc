@@ -1,0 +1,151 @@
+#include "api/group.h"
+
+#include <exception>
+#include <thread>
+#include <unistd.h>
+#include <utility>
+#include <vector>
+
+namespace fusco::api {
+
+namespace {
+
+struct CollectiveItem {
+  std::shared_ptr<CommState> comm;
+  std::unique_ptr<engine::Operation> operation;
+  std::function<void()> after;
+};
+
+struct TransferItems {
+  std::shared_ptr<CommState> comm;
+  std::vector<engine::TransferRequest> requests;
+};
+
+struct Group {
+  int depth = 0;
+  std::exception_ptr error;
+  std::vector<std::function<void()>> inits;
+  std::vector<CollectiveItem> collectives;
+  std::vector<TransferItems> transfers;
+};
+
+thread_local Group group;
+
+void runInits(std::vector<std::function<void()>> inits) {
+  if (inits.empty()) return;
+  std::vector<std::exception_ptr> errors(inits.size());
+  std::vector<std::thread> threads;
+  for (std::size_t i = 0; i < inits.size(); ++i) {
+    threads.emplace_back([&, i] {
+      try {
+        inits[i]();
+      } catch (...) {
+        errors[i] = std::current_exception();
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const std::exception_ptr& error : errors) {
+    if (error) std::rethrow_exception(error);
+  }
+}
+
+struct Running {
+  std::shared_ptr<CommState> comm;
+  std::shared_ptr<engine::Submission> submission;
+  std::function<void()> after;
+};
+
+void runOperations(std::vector<Running>& running) {
+  std::vector<engine::Engine*> engines;
+  for (const Running& r : running) {
+    engine::Engine* engine = r.comm->engine.get();
+    bool known = false;
+    for (const engine::Engine* e : engines) known |= e == engine;
+    if (!known) engines.push_back(engine);
+  }
+  if (engines.size() == 1) {
+    for (Running& r : running) {
+      try {
+        engines[0]->wait(r.submission);
+      } catch (...) {
+        // Kept by the submission; the others still have to end.
+      }
+    }
+    return;
+  }
+  // One thread drives several communicators: turn by turn, and a short rest when nothing moves anywhere.
+  for (;;) {
+    bool open = false;
+    for (const Running& r : running) open |= !r.submission->finished;
+    if (!open) return;
+    const std::uint32_t bell = engines[0]->bell();
+    bool moved = false;
+    for (engine::Engine* engine : engines) moved |= engine->progress();
+    if (!moved) engines[0]->rest(bell, 200);
+  }
+}
+
+void run(Group& work) {
+  runInits(std::move(work.inits));
+  std::vector<Running> running;
+  for (CollectiveItem& item : work.collectives) {
+    auto submission = item.comm->engine->submit(std::move(item.operation));
+    running.push_back({item.comm, submission, std::move(item.after)});
+  }
+  std::exception_ptr error;
+  for (TransferItems& items : work.transfers) {
+    try {
+      auto operation = std::make_unique<engine::Transfers>(*items.comm->engine, std::move(items.requests));
+      running.push_back({items.comm, items.comm->engine->submit(std::move(operation)), {}});
+    } catch (...) {
+      if (!error) error = std::current_exception();
+    }
+  }
+  runOperations(running);
+  for (Running& r : running) {
+    if (r.submission->error) {
+      if (!error) error = r.submission->error;
+    } else if (r.after) {
+      r.after();
+    }
+  }
+  if (error) std::rethrow_exception(error);
+}
+
+}  // namespace
+
+void enqueue(const std::shared_ptr<CommState>& comm, std::unique_ptr<engine::Operation> operation, std::function<void()> after) {
+  group.collectives.push_back({comm, std::move(operation), std::move(after)});
+}
+
+void enqueue(const std::shared_ptr<CommState>& comm, engine::TransferRequest request) {
+  for (TransferItems& items : group.transfers) {
+    if (items.comm == comm) {
+      items.requests.push_back(std::move(request));
+      return;
+    }
+  }
+  group.transfers.push_back({comm, {}});
+  group.transfers.back().requests.push_back(std::move(request));
+}
+
+void enqueueInit(std::function<void()> init) { group.inits.push_back(std::move(init)); }
+
+bool inGroup() { return group.depth > 0; }
+
+void noteGroupError(Code code, const std::string& text) {
+  if (group.depth > 0 && !group.error) group.error = std::make_exception_ptr(Error(code, text));
+}
+
+void groupStart() { ++group.depth; }
+
+void groupEnd() {
+  if (group.depth == 0) fail(Code::invalidUsage, "fuscoGroupEnd without fuscoGroupStart on this thread");
+  if (--group.depth > 0) return;
+  Group work = std::exchange(group, Group{});
+  if (work.error) std::rethrow_exception(work.error);
+  run(work);
+}
+
+}  // namespace fusco::api

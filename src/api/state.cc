@@ -1,0 +1,232 @@
+#include "api/state.h"
+
+#include <unistd.h>
+
+#include <unordered_map>
+
+#include <fmt/format.h>
+
+#include "api/group.h"
+#include "base/environment.h"
+#include "base/log.h"
+
+namespace fusco::api {
+
+namespace {
+
+thread_local std::string lastError;
+
+template <class Handle, class State>
+class Registry {
+ public:
+  Handle add(std::shared_ptr<State> state) {
+    std::lock_guard lock(mutex_);
+    // Handles are numbers, never given twice: use after destroy is found.
+    const auto handle = reinterpret_cast<Handle>(next_ += 16);
+    live_.emplace(handle, std::move(state));
+    return handle;
+  }
+  std::shared_ptr<State> find(Handle handle) {
+    std::lock_guard lock(mutex_);
+    const auto found = live_.find(handle);
+    return found == live_.end() ? nullptr : found->second;
+  }
+  std::shared_ptr<State> remove(Handle handle) {
+    std::lock_guard lock(mutex_);
+    const auto found = live_.find(handle);
+    if (found == live_.end()) return nullptr;
+    auto state = std::move(found->second);
+    live_.erase(found);
+    return state;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::unordered_map<Handle, std::shared_ptr<State>> live_;
+  std::uintptr_t next_ = 0x1000;
+};
+
+// Never destroyed: threads may still hold communicators while the process ends.
+Registry<fuscoComm_t, CommState>& comms() {
+  static auto* registry = new Registry<fuscoComm_t, CommState>;
+  return *registry;
+}
+Registry<fuscoPlan_t, PlanHandleState>& planRegistry() {
+  static auto* registry = new Registry<fuscoPlan_t, PlanHandleState>;
+  return *registry;
+}
+
+template <class State>
+std::shared_ptr<State> known(std::shared_ptr<State> state, const char* what, const void* handle) {
+  if (state == nullptr) {
+    fail(Code::invalidArgument, handle == nullptr ? fmt::format("{} is NULL", what)
+                                                  : fmt::format("{} {} does not exist (any more): was it destroyed?", what, handle));
+  }
+  return state;
+}
+
+void checkFork(const CommState& state) {
+  if (state.pid != getpid()) {
+    fail(Code::invalidUsage, fmt::format("rank {}: this communicator was made by process {}, a fork cannot use it (this is process {}); make a "
+                                         "new one here",
+                                         state.rank, state.pid, getpid()));
+  }
+}
+
+}  // namespace
+
+CommState::~CommState() {
+  if (initThread.joinable()) initThread.join();
+}
+
+fuscoComm_t addComm(std::shared_ptr<CommState> state) { return comms().add(std::move(state)); }
+
+std::shared_ptr<CommState> findCommAnyState(fuscoComm_t comm) { return known(comms().find(comm), "communicator", comm); }
+
+std::shared_ptr<CommState> findComm(fuscoComm_t comm) {
+  auto state = findCommAnyState(comm);
+  checkFork(*state);
+  if (!state->ready) fail(Code::invalidUsage, "the communicator is not ready yet: wait until fuscoCommGetAsyncError says fuscoSuccess");
+  {
+    std::lock_guard lock(state->errorMutex);
+    if (state->initError != Code::success) fail(state->initError, state->initErrorText);
+  }
+  state->engine->checkUsable();
+  return state;
+}
+
+std::shared_ptr<CommState> removeComm(fuscoComm_t comm) { return known(comms().remove(comm), "communicator", comm); }
+
+fuscoPlan_t addPlan(std::shared_ptr<PlanHandleState> state) { return planRegistry().add(std::move(state)); }
+
+std::shared_ptr<PlanHandleState> findPlan(fuscoPlan_t plan) {
+  auto state = known(planRegistry().find(plan), "plan", plan);
+  checkFork(*state->comm);
+  return state;
+}
+
+std::shared_ptr<PlanHandleState> removePlan(fuscoPlan_t plan) { return known(planRegistry().remove(plan), "plan", plan); }
+
+void setLastError(const std::string& text) { lastError = text; }
+const std::string& threadLastError() { return lastError; }
+
+fuscoResult_t guarded(const char* function, const std::function<void()>& body) {
+  Code code = Code::internalError;
+  try {
+    body();
+    return fuscoSuccess;
+  } catch (const Error& e) {
+    code = e.code();
+    lastError = fmt::format("{}: {}", function, e.what());
+  } catch (const std::bad_alloc&) {
+    code = Code::systemError;
+    lastError = fmt::format("{}: memory is short", function);
+  } catch (const std::exception& e) {
+    lastError = fmt::format("{}: {}", function, e.what());
+  } catch (...) {
+    lastError = fmt::format("{}: unknown failure", function);
+  }
+  if (inGroup()) noteGroupError(code, lastError);
+  FUSCO_WARN("{}", lastError);
+  return static_cast<fuscoResult_t>(code);
+}
+
+void checkStruct(const char* name, std::size_t size, unsigned magic, std::size_t expectedSize, unsigned expectedMagic) {
+  if (magic != expectedMagic || size == 0 || size > expectedSize) {
+    fail(Code::invalidArgument, fmt::format("{} of size {} and magic {:#x}: start from its INIT macro (size {}, magic {:#x}), and use a header "
+                                            "that is not newer than the library",
+                                            name, size, magic, expectedSize, expectedMagic));
+  }
+}
+
+std::size_t typeBytes(fuscoDataType_t type) {
+  switch (type) {
+    case fuscoInt8:
+    case fuscoUint8:
+    case fuscoFloat8e4m3:
+    case fuscoFloat8e5m2: return 1;
+    case fuscoFloat16:
+    case fuscoBfloat16: return 2;
+    case fuscoInt32:
+    case fuscoUint32:
+    case fuscoFloat32: return 4;
+    case fuscoInt64:
+    case fuscoUint64:
+    case fuscoFloat64: return 8;
+  }
+  fail(Code::invalidArgument, fmt::format("data type {} does not exist", static_cast<int>(type)));
+}
+
+fuscoConfig_t resolveConfig(const fuscoConfig_t* given) {
+  fuscoConfig_t c = FUSCO_CONFIG_INIT;
+  if (given != nullptr) {
+    checkStruct("fuscoConfig_t", given->size, given->magic, sizeof c, FUSCO_CONFIG_MAGIC);
+    // An older caller's struct is shorter: what it does not have keeps its default.
+    std::memcpy(&c, given, given->size);
+    c.size = sizeof c;
+  }
+  const Environment& env = environment();
+  const auto choose = [&](auto& field, Setting setting) {
+    if (field == FUSCO_UNSET) field = static_cast<std::remove_reference_t<decltype(field)>>(env.number(setting));
+  };
+  if (c.device == fuscoDeviceAuto) c.device = static_cast<int>(env.number(Setting::device));
+  choose(c.nodeId, Setting::node);
+  choose(c.lanesPerNode, Setting::lanes);
+  choose(c.initTimeoutMs, Setting::initTimeoutMs);
+  choose(c.operationTimeoutMs, Setting::operationTimeoutMs);
+  choose(c.sliceBytes, Setting::sliceBytes);
+  choose(c.slices, Setting::slices);
+  choose(c.balance, Setting::balance);
+  choose(c.maxStagingBytes, Setting::maxStagingBytes);
+  choose(c.allowProcessVm, Setting::processVm);
+  if (c.blocking == FUSCO_UNSET) c.blocking = 1;
+  const auto range = [](const char* name, std::int64_t value, std::int64_t least, std::int64_t most) {
+    if (value < least || value > most) {
+      fail(Code::invalidArgument, fmt::format("fuscoConfig_t.{} is {}, must be {} to {}", name, value, least, most));
+    }
+  };
+  range("device", c.device, 0, 2);
+  range("blocking", c.blocking, 0, 1);
+  range("nodeId", c.nodeId, -1, INT32_MAX);
+  range("lanesPerNode", c.lanesPerNode, 1, 1024);
+  range("initTimeoutMs", c.initTimeoutMs, 1, INT32_MAX);
+  range("operationTimeoutMs", c.operationTimeoutMs, 0, INT32_MAX);
+  range("sliceBytes", c.sliceBytes, 4096, std::int64_t{1} << 30);
+  range("slices", c.slices, 1, 1024);
+  range("balance", c.balance, 0, 2);
+  range("maxStagingBytes", c.maxStagingBytes, 0, INT64_MAX);
+  range("allowProcessVm", c.allowProcessVm, 0, 1);
+  if ((c.allocate == nullptr) != (c.release == nullptr)) {
+    fail(Code::invalidArgument, "fuscoConfig_t: allocate and release come together or not at all");
+  }
+  if (c.device == fuscoDeviceCuda) {
+    fail(Code::invalidUsage, "device cuda was asked for, this build moves host memory only; use device host (FUSCO_DEVICE=host)");
+  }
+  c.device = fuscoDeviceHost;
+  c.sliceBytes = (c.sliceBytes + 63) / 64 * 64;
+  return c;
+}
+
+std::shared_ptr<engine::Engine> connect(const CommState& state, const char id[128]) {
+  const fuscoConfig_t& c = state.config;
+  comm::FabricConfig f;
+  f.rank = state.rank;
+  f.ranks = state.ranks;
+  f.nodeId = c.nodeId;
+  f.lanesPerNode = c.lanesPerNode;
+  f.controlBytes = engine::controlBytes(state.ranks);
+  f.slotBytes = static_cast<std::size_t>(c.sliceBytes);
+  f.slots = c.slices;
+  f.allowProcessVm = c.allowProcessVm != 0;
+  f.initTimeoutMs = c.initTimeoutMs;
+  // Settings that all ranks must share.
+  f.signature = static_cast<std::uint64_t>(c.sliceBytes) * 1024 + static_cast<std::uint64_t>(c.slices) +
+                (static_cast<std::uint64_t>(c.lanesPerNode) << 44) + (static_cast<std::uint64_t>(c.balance) << 60);
+  engine::EngineConfig e;
+  e.allocator = {c.allocate, c.release, c.allocatorContext};
+  e.operationTimeoutMs = c.operationTimeoutMs;
+  e.maxStagingBytes = c.maxStagingBytes;
+  return std::make_shared<engine::Engine>(comm::Fabric::connect(f, id), e);
+}
+
+}  // namespace fusco::api

@@ -1,0 +1,380 @@
+#include "engine/dispatch.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include <fmt/format.h>
+
+namespace fusco::engine {
+
+using plan::Copy;
+using plan::Entry;
+using plan::kNoRow;
+
+namespace {
+// Rows moved before the other steps get their turn.
+constexpr std::size_t kChunkBytes = 512 * 1024;
+}  // namespace
+
+Dispatch::Dispatch(Engine& engine, std::shared_ptr<PlanState> plan, const DispatchRequest& request)
+    : ShuffleOperation(OperationKind::dispatch, engine, std::move(plan)), request_(request), placer_(engine) {}
+
+void Dispatch::reset() {
+  ShuffleOperation::reset();
+  tensors_.clear();
+  landing_.clear();
+  sources_.clear();
+  at_ = 0;
+  out_.assign(engine_.streams().out.size(), {});
+}
+
+Outcome Dispatch::run(const Step& step) {
+  const auto index = static_cast<std::size_t>(step.index);
+  switch (step.kind) {
+    case StepKind::ready: return announceReady();
+    case StepKind::waitReady: return bindPeers();
+    case StepKind::put: return put();
+    case StepKind::extract: return extract(index);
+    case StepKind::place: return place(index);
+    case StepKind::done: return announceDone();
+    case StepKind::waitDone: return waitDone();
+    case StepKind::finish: return finish();
+    default: return Outcome::complete;
+  }
+}
+
+// Where the rows must be FP8 before they leave (slices, process_vm), the whole input is cast into library memory first.
+void Dispatch::castInput() {
+  StageTimer timer(engine_.statistics().extractNs);
+  const auto tokens = static_cast<std::size_t>(plan_->view.header->tokensUsed);
+  const std::size_t elements = request_.rowBytes / 2;
+  const std::size_t scaleBytes = elements / 128 * 4;
+  std::byte* rows = plan_->castRows.need(tokens * elements + 64);
+  std::byte* scales = plan_->castScales.need(tokens * scaleBytes + 64);
+  std::vector<Copy> copies(tokens + 1);
+  std::vector<Entry> entries(tokens);
+  for (std::size_t t = 0; t <= tokens; ++t) {
+    copies[t] = {static_cast<std::uint32_t>(t), static_cast<std::uint32_t>(t)};
+    if (t < tokens) entries[t] = {0, 0, static_cast<std::uint32_t>(t)};
+  }
+  exec::CastArgs args;
+  args.place.source = request_.input;
+  args.place.sourceStride = request_.rowBytes;
+  args.place.copies = copies.data();
+  args.place.entries = entries.data();
+  args.place.end = tokens;
+  args.place.bases = &rows;
+  args.place.destinationStride = elements;
+  args.place.rowBytes = request_.rowBytes;
+  args.place.streaming = false;
+  args.elements = elements;
+  args.scaleBases = &scales;
+  args.scaleStride = scaleBytes;
+  engine_.executor().cast(args);
+  engine_.executor().fence();
+  tensors_[0].input = rows;
+  tensors_[1].input = scales;
+}
+
+Outcome Dispatch::announceReady() {
+  PlanState& plan = *plan_;
+  const auto rows = static_cast<std::size_t>(plan.receiveRows());
+  if (request_.castToFp8) {
+    const std::size_t elements = request_.rowBytes / 2;
+    tensors_.push_back({nullptr, request_.output, elements, kRows});
+    tensors_.push_back({nullptr, request_.outputScales, elements / 128 * 4, kRows2});
+  } else {
+    tensors_.push_back({request_.input, request_.output, request_.rowBytes, kRows});
+    if (request_.rowBytes2 > 0) tensors_.push_back({request_.input2, request_.output2, request_.rowBytes2, kRows2});
+  }
+  const bool rankOrder = plan.request.options.layout == plan::Layout::rankOrder;
+  if (rankOrder && !plan.dispatched) {
+    tensors_.push_back({plan.extraRows.data(), plan.extra.data(), static_cast<std::size_t>(plan.view.header->topk) * 8, kExtra});
+  }
+
+  Reach reach = Reach::mapped;
+  for (const Tensor& tensor : tensors_) reach = std::max(reach, reachOf(tensor.output, rows * tensor.rowBytes));
+  const bool expand = plan.request.dedupAuto ? reach != Reach::mapped : plan.request.options.dedup == plan::Dedup::full;
+  flags_ = 0;
+  if (expand) flags_ |= kWantsPrimariesOnly;
+  if (reach == Reach::staged) flags_ |= kStaged;
+  const std::uint32_t kept = flags_;
+  if (flags_ != 0 && (!plan.dispatched || plan.landingFlags != kept)) {
+    flags_ |= kWantsLandingList;
+    plan.landing.need(rows * 4 + 4);
+    std::fill_n(plan.landing.as<std::uint32_t>(), rows, kNoRow);
+    plan.landingFlags = kept;
+    plan.landingSorted = false;
+  }
+  if (plan.tickets.data() != nullptr && !plan.dispatched) flags_ |= kWantsTickets;
+  if (plan.counters.data() != nullptr) {
+    auto* board = plan.counters.as<CounterBoard>();
+    std::fill_n(board->counters(), board->localExperts, 0);
+    if (kept == 0) flags_ |= kWantsCounters;
+  }
+  recording_ = !plan.dispatched && !engine_.streams().in.empty();
+  if (recording_) plan.inflows.assign(engine_.streams().in.size(), {});
+
+  Meeting::Announcement a;
+  a.flags = flags_;
+  a.rows = rows;
+  a.parameters = parameters(request_.rowBytes, request_.rowBytes2, 0, request_.castToFp8 ? 1 : 0);
+  std::size_t stagedBytes = 0;
+  for (const Tensor& tensor : tensors_) stagedBytes += plan::arenaAlign(rows * tensor.rowBytes);
+  std::byte* staging = reach == Reach::staged ? engine_.staging(slot_, 0, stagedBytes) : nullptr;
+  for (const Tensor& tensor : tensors_) {
+    const std::size_t bytes = rows * tensor.rowBytes;
+    std::byte* memory = tensor.output;
+    if (staging != nullptr && tensor.role != kExtra) {
+      memory = staging;
+      staging += plan::arenaAlign(bytes);
+    }
+    landing_.push_back(memory);
+    if (bytes > 0) a.memory[tensor.role] = engine_.fabric().describe(memory, bytes);
+  }
+  if (flags_ & kWantsTickets) a.memory[kTickets] = engine_.fabric().describe(plan.tickets.data(), plan.tickets.size());
+  if (flags_ & kWantsLandingList) a.memory[kLanding] = engine_.fabric().describe(plan.landing.data(), plan.landing.size());
+  if (flags_ & kWantsCounters) a.memory[kCounters] = engine_.fabric().describe(plan.counters.data(), plan.counters.size());
+  if (plan.request.zeroFill && plan.view.header->alignment > 1) {
+    for (int e = 0; e < plan.view.header->localExperts; ++e) {
+      const auto end = static_cast<std::size_t>(plan.view.localExpertStart[e] + plan.view.localExpertRows[e]);
+      const auto next = static_cast<std::size_t>(plan.view.localExpertStart[e + 1]);
+      for (const Tensor& tensor : tensors_) {
+        if (next > end) engine_.executor().fill(tensor.output + end * tensor.rowBytes, (next - end) * tensor.rowBytes);
+      }
+    }
+  }
+  meeting_.announce(a);
+
+  castOnTheWay_ = request_.castToFp8 && engine_.streams().out.empty();
+  if (request_.castToFp8 && !castOnTheWay_) castInput();
+  std::vector<std::size_t> rowBytes;
+  for (const Tensor& tensor : tensors_) {
+    rowBytes.push_back(tensor.rowBytes);
+    sources_.push_back({tensor.input, tensor.rowBytes});
+  }
+  for (std::size_t i = 0; i < out_.size(); ++i) {
+    const Stream& stream = engine_.streams().out[i];
+    out_[i].begin(plan.view, stream.flows, rowBytes, linkTo(stream.peer).slotBytes());
+  }
+  at_ = plan.view.flows[engine_.streams().ownFlow].copyBegin;
+  return Outcome::complete;
+}
+
+Outcome Dispatch::bindPeers() {
+  if (!meeting_.allReady(kind())) return Outcome::idle;
+  MemoryRole roles[kTensors];
+  std::byte* own[kTensors];
+  for (std::size_t t = 0; t < tensors_.size(); ++t) {
+    roles[t] = tensors_[t].role;
+    own[t] = tensors_[t].output;
+  }
+  placer_.bind(meeting_, static_cast<int>(tensors_.size()), roles, own);
+  if (castOnTheWay_ && !placer_.everyRank()) {
+    castOnTheWay_ = false;
+    castInput();
+  }
+  return Outcome::complete;
+}
+
+void Dispatch::putRows(std::size_t begin, std::size_t end) {
+  const plan::View& view = plan_->view;
+  std::size_t first = 0;
+  if (castOnTheWay_) {
+    StageTimer timer(engine_.statistics().placeNs);
+    exec::CastArgs args;
+    args.place.source = request_.input;
+    args.place.sourceStride = request_.rowBytes;
+    args.place.copies = view.copies;
+    args.place.entries = view.entries;
+    args.place.begin = begin;
+    args.place.end = end;
+    args.place.bases = placer_.bases(0);
+    args.place.destinationStride = tensors_[0].rowBytes;
+    args.place.rowBytes = request_.rowBytes;
+    args.elements = request_.rowBytes / 2;
+    args.scaleBases = placer_.bases(1);
+    args.scaleStride = tensors_[1].rowBytes;
+    engine_.executor().cast(args);
+    const std::uint64_t rows = view.copies[end].firstEntry - view.copies[begin].firstEntry;
+    engine_.statistics().rowsPlaced += rows;
+    engine_.statistics().bytesPlaced += rows * tensors_[0].rowBytes;
+    first = 2;
+  }
+  for (std::size_t t = first; t < tensors_.size(); ++t) {
+    PlaceRequest r;
+    r.tensor = static_cast<int>(t);
+    r.rows = tensors_[t].input;
+    r.stride = r.rowBytes = r.partBytes = tensors_[t].rowBytes;
+    r.copies = view.copies;
+    r.entries = view.entries;
+    r.begin = begin;
+    r.end = end;
+    placer_.place(r);
+  }
+}
+
+Outcome Dispatch::put() {
+  const plan::View& view = plan_->view;
+  const plan::Flow& own = view.flows[engine_.streams().ownFlow];
+  const std::size_t chunk = std::max<std::size_t>(1, kChunkBytes / std::max<std::size_t>(1, request_.rowBytes));
+  const std::size_t end = std::min<std::size_t>(own.copyEnd, at_ + chunk);
+  if (at_ < end) {
+    putRows(at_, end);
+    if (placer_.describes()) {
+      placer_.describe(engine_.fabric().rank(), view.copies, view.entries, view.weights, at_, end);
+    }
+    if (placer_.counts()) placer_.count(view.copies, view.entries, at_, end);
+    at_ = end;
+  }
+  return at_ >= own.copyEnd ? Outcome::complete : Outcome::moved;
+}
+
+Outcome Dispatch::extract(std::size_t stream) {
+  return extractSlice(out_[stream], engine_.streams().out[stream].peer, sources_.data());
+}
+
+void Dispatch::record(std::size_t stream, const Slice& slice) {
+  InflowRecord& record = plan_->inflows[stream];
+  const auto base = static_cast<std::uint32_t>(record.entries.size());
+  if (!record.copies.empty()) record.copies.pop_back();
+  for (std::uint32_t i = 0; i <= slice.header->rows; ++i) {
+    record.copies.push_back({slice.copies[i].token, slice.copies[i].firstEntry + base});
+  }
+  record.entries.insert(record.entries.end(), slice.entries, slice.entries + slice.header->entries);
+  record.weights.insert(record.weights.end(), slice.weights, slice.weights + slice.header->entries);
+}
+
+Outcome Dispatch::place(std::size_t stream) {
+  transport::PostedLink& link = linkTo(engine_.streams().in[stream].peer);
+  const std::byte* slot = link.peek();
+  if (slot == nullptr) return Outcome::idle;
+  const Slice slice = readSlice(slot, link.slotBytes());
+  checkRows(slice, sources_);
+  const transport::SliceHeader& h = *slice.header;
+  const Tensor& tensor = tensors_[slice.tensor()];
+  if (h.rows > 0) {
+    PlaceRequest r;
+    r.tensor = static_cast<int>(slice.tensor());
+    r.rows = slice.payload;
+    r.stride = sliceRowStride(h.rowBytes);
+    r.packed = true;
+    r.copies = slice.copies;
+    r.entries = slice.entries;
+    r.end = h.rows;
+    r.rowBytes = tensor.rowBytes;
+    r.rowOffset = h.rowOffset;
+    r.partBytes = h.rowBytes;
+    placer_.place(r);
+    if (slice.tensor() == 0 && h.rowOffset == 0) {
+      if (recording_) record(stream, slice);
+      if (placer_.describes()) placer_.describe(h.source, slice.copies, slice.entries, slice.weights, 0, h.rows);
+    }
+    const bool complete = slice.tensor() + 1 == tensors_.size() && h.rowOffset + h.rowBytes == tensor.rowBytes;
+    if (complete && placer_.counts()) placer_.count(slice.copies, slice.entries, 0, h.rows);
+  }
+  const bool last = slice.last();
+  link.release();
+  return last ? Outcome::complete : Outcome::moved;
+}
+
+// Groups the landing list by the row that is read, so that each is read once and written to all its places.
+void Dispatch::sortLanding() {
+  PlanState& plan = *plan_;
+  if (plan.landingSorted) return;
+  const auto rows = static_cast<std::size_t>(plan.receiveRows());
+  const std::uint32_t* from = plan.landing.as<std::uint32_t>();
+  std::vector<std::uint32_t> first(rows + 1, 0);
+  for (std::size_t row = 0; row < rows; ++row) {
+    if (from[row] != kNoRow) ++first[from[row] + 1];
+  }
+  for (std::size_t row = 0; row < rows; ++row) first[row + 1] += first[row];
+  plan.landingEntries.resize(first[rows]);
+  std::vector<std::uint32_t> next(first.begin(), first.end() - 1);
+  for (std::size_t row = 0; row < rows; ++row) {
+    if (from[row] != kNoRow) plan.landingEntries[next[from[row]]++] = {0, 0, static_cast<std::uint32_t>(row)};
+  }
+  plan.landingCopies.clear();
+  for (std::size_t row = 0; row < rows; ++row) {
+    if (first[row + 1] > first[row]) plan.landingCopies.push_back({static_cast<std::uint32_t>(row), first[row]});
+  }
+  plan.landingCopies.push_back({0, first[rows]});
+  plan.landingSorted = true;
+}
+
+void Dispatch::land(int t) {
+  PlanState& plan = *plan_;
+  const Tensor& tensor = tensors_[static_cast<std::size_t>(t)];
+  std::byte* output = tensor.output;
+  // A library tensor is its own landing buffer even when the caller's rows are staged.
+  if ((flags_ & kStaged) && landing_[static_cast<std::size_t>(t)] == output) return;
+  exec::PlaceArgs args;
+  args.source = landing_[static_cast<std::size_t>(t)];
+  args.sourceStride = args.destinationStride = args.rowBytes = tensor.rowBytes;
+  args.copies = plan.landingCopies.data();
+  args.entries = plan.landingEntries.data();
+  args.end = plan.landingCopies.size() - 1;
+  args.bases = &output;
+  engine_.executor().place(args);
+  if (args.source != output) engine_.statistics().stagedBytes += plan.landingEntries.size() * tensor.rowBytes;
+}
+
+void Dispatch::finishRankOrder() {
+  PlanState& plan = *plan_;
+  const auto rows = static_cast<std::size_t>(plan.receiveRows());
+  const auto topk = static_cast<std::size_t>(plan.view.header->topk);
+  const int experts = plan.request.map.experts;
+  const int firstExpert = engine_.topology().firstExpert(engine_.fabric().rank(), experts);
+  const int localExperts = plan.view.header->localExperts;
+  auto* ids = reinterpret_cast<std::int32_t*>(plan.rankOrderIds.need(rows * topk * 4 + 4));
+  auto* weights = reinterpret_cast<float*>(plan.rankOrderWeights.need(rows * topk * 4 + 4));
+  for (std::size_t row = 0; row < rows; ++row) {
+    const std::byte* received = plan.extra.data() + row * topk * 8;
+    std::memcpy(weights + row * topk, received + topk * 4, topk * 4);
+    for (std::size_t k = 0; k < topk; ++k) {
+      std::int32_t id;
+      std::memcpy(&id, received + k * 4, 4);
+      const bool here = id >= firstExpert && id < firstExpert + localExperts;
+      ids[row * topk + k] = here ? id - firstExpert : -1;
+      if (!here) weights[row * topk + k] = 0;
+    }
+  }
+}
+
+void Dispatch::finishCounters() {
+  PlanState& plan = *plan_;
+  auto* board = plan.counters.as<CounterBoard>();
+  const bool slotted = plan.request.options.layout == plan::Layout::slotted;
+  if (!(flags_ & kWantsCounters)) {
+    for (std::uint64_t e = 0; e < board->localExperts; ++e) {
+      std::uint64_t rows = static_cast<std::uint64_t>(slotted ? 0 : plan.view.localExpertRows[e]);
+      if (slotted) {
+        const auto* tickets = plan.tickets.as<Ticket>();
+        for (std::int32_t row = board->starts()[e]; row < board->starts()[e + 1]; ++row) rows += tickets[row].source >= 0;
+      }
+      std::atomic_ref<std::uint64_t>(board->counters()[e]).store(rows, std::memory_order_release);
+    }
+  }
+  if (slotted) {
+    plan.localExpertRows.assign(board->counters(), board->counters() + board->localExperts);
+  }
+}
+
+Outcome Dispatch::finish() {
+  if (flags_ & (kWantsPrimariesOnly | kStaged)) {
+    StageTimer timer(engine_.statistics().placeNs);
+    sortLanding();
+    for (std::size_t t = 0; t < tensors_.size(); ++t) land(static_cast<int>(t));
+    engine_.executor().fence();
+  }
+  if (plan_->request.options.layout == plan::Layout::rankOrder && !plan_->dispatched) finishRankOrder();
+  if (plan_->counters.data() != nullptr) finishCounters();
+  plan_->dispatched = true;
+  return Outcome::complete;
+}
+
+std::unique_ptr<Operation> makeDispatch(Engine& engine, std::shared_ptr<PlanState> plan, const DispatchRequest& request) {
+  return std::make_unique<Dispatch>(engine, std::move(plan), request);
+}
+
+}  // namespace fusco::engine

@@ -1,0 +1,54 @@
+// Dispatch: tokens to experts (arXiv 2512.22036, section 3.3).
+#pragma once
+
+#include <vector>
+
+#include "engine/placer.h"
+#include "engine/shuffle_operation.h"
+#include "engine/stream_io.h"
+
+namespace fusco::engine {
+
+class Dispatch : public ShuffleOperation {
+ public:
+  Dispatch(Engine& engine, std::shared_ptr<PlanState> plan, const DispatchRequest& request);
+
+ protected:
+  void reset() override;
+  Outcome run(const Step& step) override;
+
+ private:
+  struct Tensor {
+    const std::byte* input;
+    std::byte* output;
+    std::size_t rowBytes;
+    MemoryRole role;
+  };
+
+  Outcome announceReady();
+  Outcome bindPeers();
+  Outcome put();
+  Outcome extract(std::size_t stream);
+  Outcome place(std::size_t stream);
+  Outcome finish();
+  void castInput();
+  void putRows(std::size_t begin, std::size_t end);
+  void record(std::size_t stream, const Slice& slice);
+  void sortLanding();
+  void land(int tensor);
+  void finishRankOrder();
+  void finishCounters();
+
+  DispatchRequest request_;
+  std::vector<Tensor> tensors_;
+  std::vector<SourceRows> sources_;   // what extraction reads, by tensor
+  std::vector<std::byte*> landing_;   // where this rank's rows arrive: output or a library window
+  std::uint32_t flags_ = 0;           // what this rank has announced
+  bool recording_ = false;
+  bool castOnTheWay_ = false;
+  Placer placer_;
+  std::size_t at_ = 0;                // next copy of the own flow
+  std::vector<StreamOut> out_;
+};
+
+}  // namespace fusco::engine

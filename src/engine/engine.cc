@@ -1,0 +1,245 @@
+#include "engine/engine.h"
+
+#include <chrono>
+
+#include <fmt/format.h>
+
+namespace fusco::engine {
+
+Engine::Engine(std::unique_ptr<comm::Fabric> fabric, const EngineConfig& config)
+    : fabric_(std::move(fabric)), config_(config), executor_(exec::hostExecutor()) {
+  const int rank = fabric_->rank();
+  const auto members = topology().ranksOf(topology().nodeOf(rank));
+  nodeRanks_.assign(members.begin(), members.end());
+  localIndex_ = topology().localIndex(rank);
+  streams_ = streamsOf(topology(), rank);
+  for (auto& slot : staging_) {
+    for (WindowBuffer& window : slot) window = WindowBuffer(&ledger_);
+  }
+  for (Buffer& scratch : scratch_) scratch = buffer();
+  for (auto& pair : transfers_) pair.assign(static_cast<std::size_t>(fabric_->ranks()), 0);
+  listWindow_ = WindowBuffer(&ledger_);
+  countsWindow_ = WindowBuffer(&ledger_);
+  planner_ = std::make_unique<plan::Planner>(topology(), rank);
+}
+
+Engine::~Engine() {
+  {
+    std::lock_guard lock(threadMutex_);
+    stop_ = true;
+  }
+  threadWake_.notify_all();
+  if (thread_.joinable()) thread_.join();
+}
+
+std::byte* Engine::staging(int slot, int direction, std::size_t bytes) {
+  if (config_.maxStagingBytes > 0 && bytes > static_cast<std::size_t>(config_.maxStagingBytes)) {
+    fail(Code::invalidUsage,
+         fmt::format("rank {}: rows in private memory need a window of {} bytes, maxStagingBytes allows {}; use fuscoMemAlloc for the "
+                     "tensor, allow process_vm (FUSCO_PROCESS_VM=1), or raise FUSCO_MAX_STAGING_BYTES",
+                     fabric_->rank(), bytes, config_.maxStagingBytes));
+  }
+  return staging_[slot][direction].need(bytes);
+}
+
+std::shared_ptr<Submission> Engine::submit(std::unique_ptr<Operation> operation, bool async) {
+  auto submission = std::make_shared<Submission>();
+  submission->operation = std::move(operation);
+  {
+    std::lock_guard lock(mutex_);
+    queue_.push_back(submission);
+    if (async) started_.push_back(submission);
+  }
+  if (async) {
+    std::lock_guard lock(threadMutex_);
+    ++asyncOpen_;
+    if (!thread_.joinable()) thread_ = std::thread([this] { runThread(); });
+    threadWake_.notify_one();
+  }
+  return submission;
+}
+
+void Engine::failOperation(Submission& submission, std::exception_ptr error) {
+  submission.error = error;
+  submission.finished = true;
+  Code code = Code::internalError;
+  std::string text = "unknown failure";
+  bool common = false;
+  try {
+    std::rethrow_exception(error);
+  } catch (const CommonError& e) {
+    common = true;
+  } catch (const Error& e) {
+    code = e.code();
+    text = e.what();
+  } catch (const std::exception& e) {
+    text = e.what();
+  }
+  // What all ranks have seen before anything moved leaves nothing half done. Anything else breaks the communicator, and the
+  // others are told why.
+  if (common) return;
+  {
+    std::lock_guard lock(errorMutex_);
+    if (error_ == Code::success) {
+      error_ = code;
+      errorText_ = text;
+    }
+  }
+  fabric_->abort(text);
+}
+
+bool Engine::advance(Submission& submission) {
+  Operation& operation = *submission.operation;
+  try {
+    if (!submission.begun) {
+      operation.begin();
+      submission.begun = true;
+      if (config_.operationTimeoutMs > 0) submission.deadlineNs = nowNs() + config_.operationTimeoutMs * 1'000'000;
+    }
+    const bool moved = operation.advance();
+    if (operation.complete()) {
+      submission.finished = true;
+      ++statistics_.operations;
+      return true;
+    }
+    if (!moved) {
+      fabric_->check();
+      if (submission.deadlineNs != 0 && nowNs() > submission.deadlineNs) {
+        fail(Code::remoteError, fmt::format("rank {}: {} did not finish within {} ms; look at the rank that is waited for, or raise "
+                                            "FUSCO_OPERATION_TIMEOUT_MS",
+                                            fabric_->rank(), operation.describe(), config_.operationTimeoutMs));
+      }
+    }
+    return moved;
+  } catch (const Error& e) {
+    if (e.code() == Code::remoteError && std::string(e.what()).find(" in ") == std::string::npos) {
+      failOperation(submission, std::make_exception_ptr(Error(e.code(), fmt::format("{} (during {})", e.what(), operation.describe()))));
+    } else {
+      failOperation(submission, std::current_exception());
+    }
+  } catch (...) {
+    failOperation(submission, std::current_exception());
+  }
+  return true;
+}
+
+bool Engine::progress() {
+  std::lock_guard lock(mutex_);
+  bool moved = false;
+  bool channelBusy[kControlChannels + 1] = {};
+  int active = 0;
+  for (std::size_t i = 0; i < queue_.size() && active <= kOperationSlots; ++i) {
+    Submission& submission = *queue_[i];
+    bool& busy = channelBusy[submission.operation->channel()];
+    // In order: an operation waits for the one before it on its channel, planning for all before it.
+    if (busy || (i > 0 && submission.operation->kind() == OperationKind::plan)) break;
+    busy = true;
+    ++active;
+    moved |= advance(submission);
+  }
+  while (!queue_.empty() && queue_.front()->finished) queue_.pop_front();
+  return moved;
+}
+
+void Engine::rest(std::uint32_t bell, std::int64_t microseconds) {
+  StageTimer timer(statistics_.waitNs);
+  fabric_->sleep(bell, microseconds);
+}
+
+void Engine::wait(const std::shared_ptr<Submission>& submission) {
+  for (;;) {
+    const std::uint32_t seen = bell();
+    const bool moved = progress();
+    {
+      std::lock_guard lock(mutex_);
+      if (submission->finished) break;
+    }
+    if (!moved) rest(seen);
+  }
+  if (submission->error) std::rethrow_exception(submission->error);
+}
+
+void Engine::finishOldest() {
+  std::shared_ptr<Submission> oldest;
+  {
+    std::lock_guard lock(mutex_);
+    if (started_.empty()) fail(Code::invalidUsage, "fuscoFinish: nothing was started on this communicator");
+    oldest = started_.front();
+    started_.pop_front();
+  }
+  const auto close = [this] {
+    std::lock_guard lock(threadMutex_);
+    --asyncOpen_;
+  };
+  try {
+    wait(oldest);
+  } catch (...) {
+    close();
+    throw;
+  }
+  close();
+}
+
+int Engine::startedOperations() {
+  std::lock_guard lock(mutex_);
+  return static_cast<int>(started_.size());
+}
+
+void Engine::finishAll() {
+  while (startedOperations() > 0) finishOldest();
+}
+
+void Engine::runThread() {
+  std::unique_lock lock(threadMutex_);
+  while (!stop_) {
+    if (asyncOpen_ == 0) {
+      threadWake_.wait(lock);
+      continue;
+    }
+    lock.unlock();
+    const std::uint32_t seen = bell();
+    bool open;
+    {
+      std::lock_guard queueLock(mutex_);
+      open = !queue_.empty();
+    }
+    const bool moved = open && progress();
+    lock.lock();
+    if (!open) {
+      // Started operations have finished and only wait to be fetched.
+      threadWake_.wait_for(lock, std::chrono::milliseconds(20));
+    } else if (!moved) {
+      lock.unlock();
+      rest(seen);
+      lock.lock();
+    }
+  }
+}
+
+void Engine::checkUsable() {
+  std::lock_guard lock(errorMutex_);
+  if (error_ != Code::success) fail(error_, fmt::format("this communicator is broken: {}", errorText_));
+}
+
+Code Engine::asyncError() {
+  std::lock_guard lock(errorMutex_);
+  return error_;
+}
+
+std::string Engine::asyncErrorText() {
+  std::lock_guard lock(errorMutex_);
+  return errorText_;
+}
+
+void Engine::abort(const std::string& reason) {
+  {
+    std::lock_guard lock(errorMutex_);
+    if (error_ == Code::success) {
+      error_ = Code::remoteError;
+      errorText_ = reason;
+    }
+  }
+  fabric_->abort(reason);
+}
+
+}  // namespace fusco::engine

@@ -1,0 +1,139 @@
+// The engine of one communicator: the only room where plans, executors and links meet. Operations are submitted in the order
+// that all ranks share; up to two are under way at a time. This is the host driver: whoever waits runs the steps, and for
+// operations that were only started, the communicator's own thread does.
+#pragma once
+
+#include <condition_variable>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/status.h"
+#include "comm/fabric.h"
+#include "engine/control.h"
+#include "engine/operation.h"
+#include "engine/statistics.h"
+#include "engine/workspace.h"
+#include "exec/executor.h"
+#include "plan/planner.h"
+
+namespace fusco::engine {
+
+struct EngineConfig {
+  Allocator allocator;
+  std::int64_t operationTimeoutMs = 300000;  // 0: no limit
+  std::int64_t maxStagingBytes = 0;          // 0: no limit
+};
+
+// An operation in the queue of an engine.
+struct Submission {
+  std::unique_ptr<Operation> operation;
+  bool begun = false;
+  std::atomic<bool> finished{false};  // completed or failed; then error may be read
+  std::int64_t deadlineNs = 0;     // 0: none
+  std::exception_ptr error;
+};
+
+class Engine {
+ public:
+  Engine(std::unique_ptr<comm::Fabric> fabric, const EngineConfig& config);
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  comm::Fabric& fabric() { return *fabric_; }
+  const plan::Topology& topology() const { return fabric_->topology(); }
+  exec::Executor& executor() { return executor_; }
+  Statistics& statistics() { return statistics_; }
+  const EngineConfig& config() const { return config_; }
+  Ledger& ledger() { return ledger_; }
+  Buffer buffer() { return Buffer(&config_.allocator, &ledger_); }
+
+  // The ranks of this rank's node, by local index.
+  int nodeRanks() const { return static_cast<int>(nodeRanks_.size()); }
+  int nodeRank(int localIndex) const { return nodeRanks_[static_cast<std::size_t>(localIndex)]; }
+  int localIndex() const { return localIndex_; }
+  const Streams& streams() const { return streams_; }
+
+  // Operation slots take turns, the same on all ranks. Called when an operation is made, in the common order.
+  int takeSlot() { return static_cast<int>(slotsTaken_++ % kOperationSlots); }
+  std::uint64_t nextSequence(int channel) { return sequences_[channel]++; }
+  std::uint64_t nextPlanNumber() { return plans_++; }
+  // Counts the transfers of an ordered pair with a peer.
+  std::uint64_t nextTransfer(int peer, bool send) { return transfers_[send ? 1 : 0][static_cast<std::size_t>(peer)]++; }
+  WindowBuffer& listWindow() { return listWindow_; }
+  // Library windows for tensors that peers cannot map: one for each slot and direction (0 out, 1 in).
+  std::byte* staging(int slot, int direction, std::size_t bytes);
+  // Counts that planning publishes; and the planner with its tables.
+  WindowBuffer& countsWindow() { return countsWindow_; }
+  plan::Planner& planner() { return *planner_; }
+  // Scratch of this thread of execution (operations run one at a time under the engine's lock).
+  Buffer& scratch(int which) { return scratch_[which]; }
+  static constexpr int kScratches = 4;
+
+  // Queues an operation. With `async` the communicator's thread carries it on.
+  std::shared_ptr<Submission> submit(std::unique_ptr<Operation> operation, bool async = false);
+  // Runs what can run, of any operation; true if anything moved. Any thread.
+  bool progress();
+  // Helps until it is finished; throws its error.
+  void wait(const std::shared_ptr<Submission>& submission);
+  // For a driver that waits for several engines: what to do when nothing moved.
+  std::uint32_t bell() const { return fabric_->bell(); }
+  void rest(std::uint32_t bell, std::int64_t microseconds = 20000);
+  // Waits for the oldest operation that was started with `async`; throws its error, or invalidUsage when there is none.
+  void finishOldest();
+  void finishAll();
+  int startedOperations();
+
+  // Throws the sticky error, if any.
+  void checkUsable();
+  Code asyncError();
+  std::string asyncErrorText();
+  void abort(const std::string& reason);
+
+ private:
+  void runThread();
+  bool advance(Submission& submission);
+  void failOperation(Submission& submission, std::exception_ptr error);
+
+  std::unique_ptr<comm::Fabric> fabric_;
+  EngineConfig config_;
+  exec::Executor& executor_;
+  Ledger ledger_;
+  Statistics statistics_;
+  std::vector<int> nodeRanks_;
+  int localIndex_ = 0;
+  Streams streams_;
+  std::uint64_t slotsTaken_ = 0;
+  std::uint64_t plans_ = 0;
+  std::uint64_t sequences_[kControlChannels] = {};
+  WindowBuffer staging_[kOperationSlots + 1][2];  // the last for transfers
+  Buffer scratch_[kScratches];
+  std::vector<std::uint64_t> transfers_[2];
+  WindowBuffer countsWindow_;
+  WindowBuffer listWindow_;
+  std::unique_ptr<plan::Planner> planner_;
+
+  std::mutex mutex_;  // operations, links and scratch
+  std::deque<std::shared_ptr<Submission>> queue_;
+  std::deque<std::shared_ptr<Submission>> started_;
+
+  std::mutex errorMutex_;
+  Code error_ = Code::success;
+  std::string errorText_;
+
+  std::thread thread_;  // made with the first started operation
+  std::mutex threadMutex_;
+  std::condition_variable threadWake_;
+  std::atomic<int> asyncOpen_{0};
+  bool stop_ = false;
+};
+
+// The formula of docs/concepts.md, "memory": what a communicator and one plan hold beyond the caller's tensors.
+std::size_t workspaceBytes(std::int64_t sliceBytes, int slices, std::int64_t tokens, int topk, int experts, int idBytes, int ranks, int nodes,
+                           std::size_t rowBytes, std::int64_t privateRows);
+
+}  // namespace fusco::engine

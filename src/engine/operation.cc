@@ -1,0 +1,44 @@
+#include "engine/operation.h"
+
+namespace fusco::engine {
+
+void Operation::begin() {
+  reset();
+  finished_.assign(program_.size(), 0);
+  for (int& open : openOfStage_) open = 0;
+  for (const Step& step : program_) ++openOfStage_[step.stage];
+  openSteps_ = static_cast<int>(program_.size());
+}
+
+bool Operation::mayRun(const Step& step) const {
+  for (int stage = 0; stage < step.needs; ++stage) {
+    if (openOfStage_[stage] > 0) return false;
+  }
+  return true;
+}
+
+bool Operation::runSteps(int stageOnly) {
+  bool moved = false;
+  for (std::size_t i = 0; i < program_.size(); ++i) {
+    const Step& step = program_[i];
+    if (finished_[i] || (stageOnly >= 0 && step.stage != stageOnly) || !mayRun(step)) continue;
+    const Outcome outcome = run(step);
+    if (outcome == Outcome::idle) continue;
+    moved = true;
+    if (outcome == Outcome::complete) {
+      finished_[i] = 1;
+      --openOfStage_[step.stage];
+      --openSteps_;
+    }
+  }
+  return moved;
+}
+
+bool Operation::advance() { return runSteps(-1); }
+
+bool Operation::advanceStage(int stage) {
+  runSteps(stage);
+  return openOfStage_[stage] == 0;
+}
+
+}  // namespace fusco::engine

@@ -1,0 +1,59 @@
+// An operation under way: a program and how far it has come. Never blocks: advance() runs what can run. Drivers decide who
+// calls it and when (engine.h: host driver; stream.h: stream driver).
+#pragma once
+
+#include <cstdint>
+#include <exception>
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+#include "engine/program.h"
+
+namespace fusco::engine {
+
+enum class Outcome { idle, moved, complete };
+
+// An error that every rank of the communicator meets at the same point, before anything was moved: the communicator stays
+// usable.
+class CommonError : public Error {
+ public:
+  using Error::Error;
+};
+
+class Operation {
+ public:
+  explicit Operation(OperationKind kind) : kind_(kind) {}
+  virtual ~Operation() = default;
+  Operation(const Operation&) = delete;
+  Operation& operator=(const Operation&) = delete;
+
+  OperationKind kind() const { return kind_; }
+  // Takes its sequence and starts over; an operation may be run again and again (a replayed graph does).
+  void begin();
+  // Runs steps that can run; true if anything moved. Throws Error when the operation has failed.
+  bool advance();
+  // Runs the steps of one stage only, as a kernel of the stream driver does; true when the stage is complete.
+  bool advanceStage(int stage);
+  bool complete() const { return openSteps_ == 0; }
+  // "dispatch 41, waiting for rank 3 (host:pid) to be ready"
+  virtual std::string describe() const = 0;
+  // Collective operations take turns on the operation slots; -1: another channel of its own.
+  virtual int channel() const = 0;
+
+ protected:
+  virtual void reset() = 0;
+  virtual Outcome run(const Step& step) = 0;
+  Program program_;
+
+ private:
+  bool runSteps(int stageOnly);
+  bool mayRun(const Step& step) const;
+
+  OperationKind kind_;
+  std::vector<char> finished_;
+  int openOfStage_[kStages] = {};
+  int openSteps_ = 0;
+};
+
+}  // namespace fusco::engine

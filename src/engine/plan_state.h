@@ -1,0 +1,91 @@
+// A plan as a communicator holds it: the arena, what was given and exchanged, and the library memory that belongs to it.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "engine/control.h"
+#include "engine/workspace.h"
+#include "plan/plan.h"
+
+namespace fusco::engine {
+
+class Engine;
+
+// Beside each received row (the same bytes as fuscoTicket_t).
+struct Ticket {
+  std::int32_t source;
+  std::int32_t token;
+  std::int32_t slot;
+  float weight;
+  std::uint32_t primary;
+};
+static_assert(sizeof(Ticket) == 20);
+
+// What came in by one stream in the first dispatch, in order: the way back follows it.
+struct InflowRecord {
+  std::vector<plan::Copy> copies;      // always closed: copies.back() is the sentinel
+  std::vector<plan::Entry> entries;
+  std::vector<float> weights;
+};
+
+struct PlanRequest {
+  plan::RoutingMap map;
+  plan::Options options;
+  bool dropBeyondCapacity = false;
+  bool dedupAuto = true;
+  bool zeroFill = false;
+  bool counters = false;
+  bool tickets = false;
+};
+
+struct PlanState {
+  explicit PlanState(Engine& engine, const PlanRequest& request);
+
+  Engine& engine;
+  PlanRequest request;                 // map points to the caller's memory, read when the plan is made
+  std::uint64_t number = 0;
+  Buffer ids;                          // the caller's routing map, kept for replay and counters
+  Buffer weights;
+  Buffer arena;
+  plan::View view{};
+  plan::Analysis analysis;
+  plan::Exchanged exchanged;
+  std::vector<std::int32_t> localExpertRows;  // filled from counters in the slotted layout
+
+  bool dispatched = false;             // tickets, records and landing lists are there
+  std::vector<InflowRecord> inflows;   // by stream in
+
+  WindowBuffer tickets;                // Ticket [receiveRows]
+  WindowBuffer landing;                // uint32 [receiveRows]: row in the landing buffer to copy from, or kNoRow
+  WindowBuffer counters;               // CounterBoard
+  WindowBuffer extra;                  // rank order: received rows of {id, weight} [topk]
+  Buffer extraRows;                    // rank order: the same for this rank's tokens, as they travel
+  Buffer rankOrderIds;                 // int32 [receiveRows, topk], made local
+  Buffer rankOrderWeights;             // float [receiveRows, topk]
+  Buffer castRows, castScales;         // the input in FP8, where it cannot be cast on its way
+
+  // From the landing list, after the first dispatch that wrote one: which rows to copy where.
+  bool landingSorted = false;
+  std::uint32_t landingFlags = 0;      // the ready flags it was written for
+  std::vector<plan::Copy> landingCopies;
+  std::vector<plan::Entry> landingEntries;
+
+  plan::RoutingMap kept() const;       // the routing map as it was copied
+  void packRankOrder();
+  std::int64_t receiveRows() const { return view.header->receiveRows; }
+  void prepareWindows();               // after planning: tickets, counters, extra, as the request asks
+};
+
+// In a window of the receiver: where each local expert's rows start, and how many are complete.
+struct CounterBoard {
+  std::uint64_t localExperts;
+  // uint64 counters [localExperts], then int32 start [localExperts + 1]
+  std::uint64_t* counters() { return reinterpret_cast<std::uint64_t*>(this + 1); }
+  std::int32_t* starts() { return reinterpret_cast<std::int32_t*>(counters() + localExperts); }
+  static std::size_t bytes(int localExperts) {
+    return sizeof(CounterBoard) + static_cast<std::size_t>(localExperts) * 8 + (static_cast<std::size_t>(localExperts) + 1) * 4;
+  }
+};
+
+}  // namespace fusco::engine

@@ -1,0 +1,340 @@
+#include "engine/planning.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include <fmt/format.h>
+
+#include "plan/planner.h"
+
+namespace fusco::engine {
+
+void NodeScan::begin(std::uint64_t operation, int peerIndex, std::vector<std::int32_t> mine) {
+  operation_ = operation;
+  peerIndex_ = peerIndex;
+  distance_ = 1;
+  mine_ = std::move(mine);
+  prefix_ = suffix_ = mine_;
+  prefixSent_ = suffixSent_ = prefixReceived_ = suffixReceived_ = 0;
+  prefixIn_.assign(mine_.size(), 0);
+  suffixIn_.assign(mine_.size(), 0);
+}
+
+bool NodeScan::send(int node, const std::vector<std::int32_t>& vector, std::size_t& sent) {
+  const int peer = engine_.topology().ranksOf(node)[static_cast<std::size_t>(peerIndex_)];
+  transport::PostedLink& link = engine_.fabric().link(peer, kPlanChannel);
+  const std::size_t room = (link.slotBytes() - sliceHead(1, 0)) / 64 * 16;
+  while (sent < vector.size()) {
+    std::byte* slot = link.acquire();
+    if (slot == nullptr) return false;
+    const std::size_t count = std::min(room, vector.size() - sent);
+    Slice slice = layOutSlice(slot, SliceKind::counts, 1, 0, count * 4);
+    slice.copies[0] = slice.copies[1] = {0, 0};
+    slice.header->operation = operation_;
+    slice.header->rowOffset = sent * 4;
+    slice.header->source = engine_.fabric().rank();
+    std::memcpy(slice.payload, vector.data() + sent, count * 4);
+    sent += count;
+    const std::size_t bytes = sliceBytes(1, 0, count * 4);
+    link.post(bytes);
+    engine_.statistics().wireBytes += bytes;
+    ++engine_.statistics().wireSlices;
+  }
+  return true;
+}
+
+bool NodeScan::receive(int node, std::vector<std::int32_t>& into, std::size_t& received) {
+  const int peer = engine_.topology().ranksOf(node)[static_cast<std::size_t>(peerIndex_)];
+  transport::PostedLink& link = engine_.fabric().link(peer, kPlanChannel);
+  while (received < into.size()) {
+    const std::byte* slot = link.peek();
+    if (slot == nullptr) return false;
+    const Slice slice = readSlice(slot, link.slotBytes());
+    const std::size_t count = slice.header->rowBytes / 4;
+    if (slice.kind() != SliceKind::counts || slice.header->operation != operation_ || slice.header->rowOffset != received * 4 ||
+        received + count > into.size()) {
+      fail(Code::invalidUsage,
+           fmt::format("rank {}: {} sent counts of plan operation {} that do not fit this rank's operation {}; all ranks must make the same "
+                       "plans (experts, topk, layout) in the same order",
+                       engine_.fabric().rank(), engine_.fabric().describeRank(peer), slice.header->operation, operation_));
+    }
+    std::memcpy(into.data() + received, slice.payload, count * 4);
+    received += count;
+    link.release();
+  }
+  return true;
+}
+
+void NodeScan::merge(std::vector<std::int32_t>& into, const std::vector<std::int32_t>& from) const {
+  if (from[0] != 0 && (into[0] == 0 || from[1] < into[1])) {
+    into[0] = from[0];
+    into[1] = from[1];
+  }
+  for (std::size_t i = kHead; i < into.size(); ++i) into[i] += from[i];
+}
+
+Outcome NodeScan::advance() {
+  const int nodes = engine_.topology().nodes();
+  const int node = engine_.topology().nodeOf(engine_.fabric().rank());
+  bool moved = false;
+  while (distance_ < nodes) {
+    const int up = node + distance_;
+    const int down = node - distance_;
+    const std::size_t before = prefixSent_ + suffixSent_ + prefixReceived_ + suffixReceived_;
+    bool complete = true;
+    if (up < nodes) complete &= send(up, prefix_, prefixSent_) & receive(up, suffixIn_, suffixReceived_);
+    if (down >= 0) complete &= send(down, suffix_, suffixSent_) & receive(down, prefixIn_, prefixReceived_);
+    moved |= prefixSent_ + suffixSent_ + prefixReceived_ + suffixReceived_ != before;
+    if (!complete) return moved ? Outcome::moved : Outcome::idle;
+    if (down >= 0) merge(prefix_, prefixIn_);
+    if (up < nodes) merge(suffix_, suffixIn_);
+    prefixSent_ = suffixSent_ = prefixReceived_ = suffixReceived_ = 0;
+    distance_ *= 2;
+  }
+  return Outcome::complete;
+}
+
+std::vector<std::int32_t> NodeScan::before() const {
+  std::vector<std::int32_t> result(prefix_.begin() + kHead, prefix_.end());
+  for (std::size_t i = 0; i < result.size(); ++i) result[i] -= mine_[i + kHead];
+  return result;
+}
+
+std::vector<std::int32_t> NodeScan::total() const {
+  std::vector<std::int32_t> result = before();
+  for (std::size_t i = 0; i < result.size(); ++i) result[i] += suffix_[i + kHead];
+  return result;
+}
+
+int NodeScan::statusCode() const { return prefix_[0] != 0 ? prefix_[0] : suffix_[0]; }
+int NodeScan::statusRank() const { return prefix_[0] != 0 ? prefix_[1] : suffix_[1]; }
+
+Planning::Planning(Engine& engine, std::shared_ptr<PlanState> plan)
+    : Operation(OperationKind::plan),
+      engine_(engine),
+      plan_(std::move(plan)),
+      slot_(engine.takeSlot()),
+      exchanges_(plan_->request.options.layout != plan::Layout::slotted),
+      counts_(engine, slot_),
+      sums_(engine, kPlanChannel),
+      scan_(engine) {
+  plan_->number = engine.nextPlanNumber();
+  const plan::Topology& topology = engine.topology();
+  parts_ = engine.nodeRanks();
+  for (int node = 0; node < topology.nodes(); ++node) parts_ = std::min(parts_, static_cast<int>(topology.ranksOf(node).size()));
+  keys_ = static_cast<std::size_t>(plan::keyCount(plan_->request.map, topology, plan_->request.options));
+  const auto add = [&](StepKind kind, int stage) {
+    program_.push_back({kind, static_cast<std::uint8_t>(stage), static_cast<std::uint8_t>(stage), 0});
+  };
+  add(StepKind::ready, 0);
+  if (exchanges_) {
+    add(StepKind::waitReady, 1);
+    if (acrossNodes()) add(StepKind::put, 2);
+  }
+  add(StepKind::finish, 3);
+  if (exchanges_) add(StepKind::waitDone, 4);
+}
+
+std::string Planning::describe() const {
+  std::string text = fmt::format("plan {}", plan_->number);
+  const int missing = counts_.missing() >= 0 ? counts_.missing() : sums_.missing();
+  if (missing >= 0) text += fmt::format(", waiting for {}", engine_.fabric().describeRank(missing));
+  return text;
+}
+
+void Planning::reset() {
+  if (exchanges_) {
+    counts_.begin();
+    if (acrossNodes()) sums_.begin();
+  }
+  scanning_ = announcedSums_ = false;
+  failure_.clear();
+  plan_->dispatched = false;
+}
+
+Outcome Planning::run(const Step& step) {
+  StageTimer timer(engine_.statistics().planNs);
+  switch (step.kind) {
+    case StepKind::ready: return announceCounts();
+    case StepKind::waitReady: return counts_.allReady(kind()) ? Outcome::complete : Outcome::idle;
+    case StepKind::put: return scanNodes();
+    case StepKind::finish: return plan();
+    case StepKind::waitDone: return counts_.allDone() ? Outcome::complete : Outcome::idle;
+    default: return Outcome::complete;
+  }
+}
+
+Parameters Planning::parameters() const {
+  const PlanRequest& r = plan_->request;
+  Parameters p;
+  p.kind = static_cast<std::uint64_t>(kind());
+  p.planNumber = plan_->number;
+  p.experts = static_cast<std::uint64_t>(r.map.experts);
+  p.topk = static_cast<std::uint64_t>(r.map.topk);
+  p.layout = static_cast<std::uint64_t>(r.options.layout);
+  p.alignment = static_cast<std::uint64_t>(r.options.alignment);
+  p.capacity = static_cast<std::uint64_t>(r.options.capacityRows);
+  p.maxTokens = static_cast<std::uint64_t>(r.options.maxTokens);
+  p.options = (r.dropBeyondCapacity ? 1u : 0u) | (r.dedupAuto ? 2u : 0u) | static_cast<std::uint64_t>(r.options.dedup) << 2;
+  return p;
+}
+
+void Planning::copyRouting() {
+  PlanState& p = *plan_;
+  const plan::RoutingMap& from = p.request.map;
+  const auto slots = static_cast<std::size_t>(from.tokens) * static_cast<std::size_t>(from.topk);
+  std::memcpy(p.ids.data(), from.ids, slots * static_cast<std::size_t>(from.idBytes));
+  if (from.weights != nullptr) std::memcpy(p.weights.data(), from.weights, slots * 4);
+}
+
+std::size_t Planning::partBegin(int part) const { return keys_ * static_cast<std::size_t>(part) / static_cast<std::size_t>(parts_); }
+
+// Window of a rank: counts [keys], then the lower nodes' sums [keys] and all nodes' sums [keys], of its part only.
+const std::int32_t* Planning::published(const Meeting& meeting, int localIndex) const {
+  return reinterpret_cast<const std::int32_t*>(engine_.fabric().reach(engine_.nodeRank(localIndex), meeting.ready(localIndex).memory[kExtra]));
+}
+
+Outcome Planning::announceCounts() {
+  PlanState& p = *plan_;
+  Meeting::Announcement a;
+  a.parameters = parameters();
+  try {
+    if (p.request.map.tokens > 0) copyRouting();
+    engine_.planner().analyse(p.kept(), p.request.options, p.analysis);
+  } catch (const Error& e) {
+    if (!exchanges_) throw CommonError(e.code(), e.what());
+    a.status = static_cast<std::uint32_t>(e.code());
+    failure_ = e.what();
+    p.analysis.rowsOfKey.assign(keys_, 0);
+  }
+  if (!exchanges_) return Outcome::complete;
+  WindowBuffer& window = engine_.countsWindow();
+  auto* counts = reinterpret_cast<std::int32_t*>(window.need(std::max<std::size_t>(4096, keys_ * 12)));
+  std::memcpy(counts, p.analysis.rowsOfKey.data(), keys_ * 4);
+  a.memory[kExtra] = engine_.fabric().describe(window.data(), window.size());
+  counts_.announce(a);
+  return Outcome::complete;
+}
+
+Outcome Planning::scanNodes() {
+  const int self = engine_.localIndex();
+  if (self < parts_ && !scanning_) {
+    const std::size_t begin = partBegin(self);
+    const std::size_t count = partBegin(self + 1) - begin;
+    std::vector<std::int32_t> mine(NodeScan::kHead + count, 0);
+    for (int i = 0; i < engine_.nodeRanks(); ++i) {
+      const std::int32_t* counts = published(counts_, i) + begin;
+      for (std::size_t k = 0; k < count; ++k) mine[NodeScan::kHead + k] += counts[k];
+      if (mine[0] == 0 && counts_.ready(i).status != 0) {
+        mine[0] = static_cast<std::int32_t>(counts_.ready(i).status);
+        mine[1] = engine_.nodeRank(i);
+      }
+    }
+    scan_.begin(counts_.sequence() * kOperationSlots + static_cast<std::uint64_t>(slot_), self, std::move(mine));
+    scanning_ = true;
+  }
+  if (!announcedSums_) {
+    Meeting::Announcement a;
+    a.parameters = parameters();
+    if (self < parts_) {
+      const Outcome outcome = scan_.advance();
+      if (outcome != Outcome::complete) return outcome;
+      auto* sums = engine_.countsWindow().as<std::int32_t>() + keys_;
+      const std::vector<std::int32_t> before = scan_.before();
+      const std::vector<std::int32_t> total = scan_.total();
+      const std::size_t begin = partBegin(self);
+      std::copy(before.begin(), before.end(), sums + begin);
+      std::copy(total.begin(), total.end(), sums + keys_ + begin);
+      a.status = static_cast<std::uint32_t>(scan_.statusCode());
+      a.bytes = static_cast<std::uint64_t>(scan_.statusRank());
+    }
+    a.memory[kExtra] = engine_.fabric().describe(engine_.countsWindow().data(), engine_.countsWindow().size());
+    sums_.announce(a);
+    announcedSums_ = true;
+  }
+  return sums_.allReady(kind()) ? Outcome::complete : Outcome::idle;
+}
+
+void Planning::readExchanged() {
+  plan::Exchanged& x = plan_->exchanged;
+  x.before.assign(keys_, 0);
+  x.total.assign(keys_, 0);
+  for (int i = 0; i < engine_.nodeRanks(); ++i) {
+    const std::int32_t* counts = published(counts_, i);
+    const bool lower = i < engine_.localIndex();
+    for (std::size_t k = 0; k < keys_; ++k) {
+      x.total[k] += counts[k];
+      if (lower) x.before[k] += counts[k];
+    }
+  }
+  if (!acrossNodes()) return;
+  for (int part = 0; part < parts_; ++part) {
+    const std::int32_t* sums = published(sums_, part) + keys_;
+    for (std::size_t k = partBegin(part); k < partBegin(part + 1); ++k) {
+      x.before[k] += sums[k];
+      x.total[k] = sums[keys_ + k];
+    }
+  }
+}
+
+void Planning::checkCapacity() const {
+  const plan::Options& options = plan_->request.options;
+  if (options.capacityRows == 0 || plan_->request.dropBeyondCapacity || !exchanges_) return;
+  const plan::Topology& topology = engine_.topology();
+  const int experts = plan_->request.map.experts;
+  for (int rank = 0; rank < topology.ranks(); ++rank) {
+    std::int64_t rows = 0;
+    if (options.layout == plan::Layout::rankOrder) {
+      rows = plan_->exchanged.total[static_cast<std::size_t>(rank)];
+    } else {
+      const int first = topology.firstExpert(rank, experts);
+      for (int e = first; e < first + topology.expertsOf(rank, experts); ++e) {
+        const std::int64_t a = options.alignment;
+        rows += (plan_->exchanged.total[static_cast<std::size_t>(e)] + a - 1) / a * a;
+      }
+    }
+    if (rows > options.capacityRows) {
+      throw CommonError(Code::invalidArgument, fmt::format("rank {} needs {} rows, has {}: raise capacityRows, or choose fuscoCapacityDrop", rank,
+                                                           rows, options.capacityRows));
+    }
+  }
+}
+
+Outcome Planning::plan() {
+  PlanState& p = *plan_;
+  if (exchanges_) {
+    int code = 0;
+    int rank = -1;
+    if (acrossNodes()) {
+      for (int part = 0; part < parts_ && code == 0; ++part) {
+        code = static_cast<int>(sums_.ready(part).status);
+        rank = static_cast<int>(sums_.ready(part).bytes);
+      }
+    } else {
+      for (int i = 0; i < engine_.nodeRanks() && code == 0; ++i) {
+        code = static_cast<int>(counts_.ready(i).status);
+        rank = engine_.nodeRank(i);
+      }
+    }
+    if (code == 0) readExchanged();
+    counts_.sayDone();
+    if (!failure_.empty()) throw CommonError(static_cast<Code>(code), failure_);
+    if (code != 0) {
+      throw CommonError(static_cast<Code>(code), fmt::format("plan {}: {} could not read its routing map; its own error says why. Nothing was "
+                                                             "moved",
+                                                             p.number, engine_.fabric().describeRank(rank)));
+    }
+    checkCapacity();
+  }
+  engine_.planner().makePlan(p.kept(), p.request.options, p.analysis, p.exchanged, p.arena.data());
+  p.view = plan::view(p.arena.data());
+  if (p.request.options.layout == plan::Layout::rankOrder) p.packRankOrder();
+  p.prepareWindows();
+  return Outcome::complete;
+}
+
+std::unique_ptr<Operation> makePlanning(Engine& engine, std::shared_ptr<PlanState> plan) {
+  return std::make_unique<Planning>(engine, std::move(plan));
+}
+
+}  // namespace fusco::engine

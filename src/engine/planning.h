@@ -1,0 +1,80 @@
+// Planning as an operation: analyse, exchange, plan. In a node every rank publishes its counts in a window and reads the
+// others'; across nodes rank j of each node scans the j-th part of the keys with its likes in ceil(log2 nodes) rounds, prefix
+// and suffix at once (Hillis and Steele), so that a rank never sees ranks x experts numbers.
+#pragma once
+
+#include <vector>
+
+#include "engine/engine.h"
+#include "engine/meeting.h"
+#include "engine/plan_state.h"
+#include "engine/shuffle.h"
+#include "engine/slice.h"
+
+namespace fusco::engine {
+
+// The scan across nodes of one vector, as a state machine over posted links.
+class NodeScan {
+ public:
+  explicit NodeScan(Engine& engine) : engine_(engine) {}
+  // `mine`: status (a code and the rank that has it, or 0), then this node's sums. `peerIndex`: local index of the partners.
+  void begin(std::uint64_t operation, int peerIndex, std::vector<std::int32_t> mine);
+  // Idle, moved, or complete.
+  Outcome advance();
+  // Sums of all lower nodes, and of all nodes; the first `kHead` words are the status: the lowest rank's that failed.
+  std::vector<std::int32_t> before() const;
+  std::vector<std::int32_t> total() const;
+  static constexpr std::size_t kHead = 2;  // code, rank
+  int statusCode() const;
+  int statusRank() const;
+
+ private:
+  bool send(int node, const std::vector<std::int32_t>& vector, std::size_t& sent);
+  bool receive(int node, std::vector<std::int32_t>& into, std::size_t& received);
+  void merge(std::vector<std::int32_t>& into, const std::vector<std::int32_t>& from) const;
+
+  Engine& engine_;
+  std::uint64_t operation_ = 0;
+  int peerIndex_ = 0;
+  int distance_ = 1;
+  std::vector<std::int32_t> mine_, prefix_, suffix_, prefixIn_, suffixIn_;
+  std::size_t prefixSent_ = 0, suffixSent_ = 0, prefixReceived_ = 0, suffixReceived_ = 0;
+};
+
+class Planning : public Operation {
+ public:
+  Planning(Engine& engine, std::shared_ptr<PlanState> plan);
+  std::string describe() const override;
+  int channel() const override { return slot_; }
+
+ protected:
+  void reset() override;
+  Outcome run(const Step& step) override;
+
+ private:
+  Outcome announceCounts();
+  Outcome scanNodes();
+  Outcome plan();
+  Parameters parameters() const;
+  std::size_t partBegin(int part) const;
+  const std::int32_t* published(const Meeting& meeting, int localIndex) const;
+  void readExchanged();
+  void checkCapacity() const;
+  bool acrossNodes() const { return engine_.topology().nodes() > 1; }
+  void copyRouting();
+
+  Engine& engine_;
+  std::shared_ptr<PlanState> plan_;
+  int slot_;
+  bool exchanges_;             // false: slotted, no count round
+  Meeting counts_;
+  Meeting sums_;               // second round in the node, after the scan across nodes
+  NodeScan scan_;
+  int parts_ = 1;              // ranks of each node that scan
+  std::size_t keys_ = 0;
+  bool scanning_ = false;
+  bool announcedSums_ = false;
+  std::string failure_;        // of this rank's own routing map
+};
+
+}  // namespace fusco::engine

@@ -1,0 +1,112 @@
+#include "engine/shuffle_operation.h"
+
+#include <cstring>
+
+#include <fmt/format.h>
+
+namespace fusco::engine {
+
+ShuffleOperation::ShuffleOperation(OperationKind kind, Engine& engine, std::shared_ptr<PlanState> plan)
+    : Operation(kind), engine_(engine), plan_(std::move(plan)), slot_(engine.takeSlot()), meeting_(engine, slot_) {
+  program_ = lower(kind, engine.streams());
+}
+
+std::string ShuffleOperation::describe() const {
+  std::string text = fmt::format("{} {}", operationName(kind()), meeting_.sequence() * kOperationSlots + static_cast<std::uint64_t>(slot_));
+  if (meeting_.missing() >= 0) text += fmt::format(", waiting for {}", engine_.fabric().describeRank(meeting_.missing()));
+  return text;
+}
+
+Outcome ShuffleOperation::announceDone() {
+  engine_.executor().fence();
+  meeting_.sayDone();
+  return Outcome::complete;
+}
+
+Parameters ShuffleOperation::parameters(std::size_t rowBytes, std::size_t rowBytes2, std::uint64_t type, std::uint64_t options) const {
+  Parameters p;
+  p.kind = static_cast<std::uint64_t>(kind());
+  p.rowBytes = rowBytes;
+  p.rowBytes2 = rowBytes2;
+  p.type = type;
+  p.planNumber = plan_->number;
+  p.options = options;
+  return p;
+}
+
+ShuffleOperation::Reach ShuffleOperation::reachOf(const void* address, std::size_t bytes) const {
+  if (engine_.fabric().oneProcess() || engine_.nodeRanks() == 1 || bytes == 0 || comm::windowContains(address, bytes)) return Reach::mapped;
+  return engine_.fabric().processVm() ? Reach::processVm : Reach::staged;
+}
+
+Outcome ShuffleOperation::extractSlice(StreamOut& out, int peer, const SourceRows* tensors) {
+  transport::PostedLink& link = linkTo(peer);
+  std::byte* slot = link.acquire();
+  if (slot == nullptr) return Outcome::idle;
+  StageTimer timer(engine_.statistics().extractNs);
+  const plan::View& view = plan_->view;
+  const StreamOut::Cut cut = out.next();
+  const std::size_t rows = cut.end - cut.begin;
+  const std::uint32_t firstEntry = view.copies[cut.begin].firstEntry;
+  const std::size_t entries = rows == 0 ? 0 : view.copies[cut.end].firstEntry - firstEntry;
+  Slice slice = layOutSlice(slot, SliceKind::rows, rows, entries, cut.partBytes);
+  std::vector<std::int64_t> tokens(rows);
+  for (std::size_t i = 0; i < rows; ++i) {
+    const plan::Copy& copy = view.copies[cut.begin + i];
+    slice.copies[i] = {copy.token, copy.firstEntry - firstEntry};
+    tokens[i] = copy.token;
+  }
+  slice.copies[rows] = {0, static_cast<std::uint32_t>(entries)};
+  if (entries > 0) {
+    std::memcpy(slice.entries, view.entries + firstEntry, entries * sizeof(plan::Entry));
+    std::memcpy(slice.weights, view.weights + firstEntry, entries * sizeof(float));
+  }
+  if (rows > 0) {
+    const SourceRows& tensor = tensors[cut.tensor];
+    exec::MoveArgs move;
+    move.source = tensor.rows + cut.rowOffset;
+    move.sourceStride = tensor.rowBytes;
+    move.sourceRows = tokens.data();
+    move.destination = slice.payload;
+    move.destinationStride = sliceRowStride(cut.partBytes);
+    move.rowBytes = cut.partBytes;
+    move.rows = rows;
+    engine_.executor().move(move);
+  }
+  const std::uint32_t flags = (static_cast<std::uint32_t>(cut.tensor) << 8) | (cut.last ? kLastSlice : 0);
+  post(link, slice, sliceBytes(rows, entries, cut.partBytes), flags, cut.rowOffset);
+  return out.finished() ? Outcome::complete : Outcome::moved;
+}
+
+void ShuffleOperation::checkRows(const Slice& slice, const std::vector<SourceRows>& tensors) const {
+  const transport::SliceHeader& h = *slice.header;
+  const auto sender = [&] { return engine_.fabric().describeRank(h.source); };
+  if (slice.kind() != SliceKind::rows || h.operation != number() || slice.tensor() >= tensors.size() ||
+      h.rowOffset + h.rowBytes > tensors[slice.tensor()].rowBytes) {
+    fail(Code::invalidUsage,
+         fmt::format("rank {}: {} sent a slice of kind {}, operation {}, tensor {}, bytes {} + {} of a row during {}; all ranks must make "
+                     "the same calls with the same row sizes in the same order",
+                     engine_.fabric().rank(), sender(), h.kind, h.operation, slice.tensor(), h.rowOffset, h.rowBytes, describe()));
+  }
+  for (std::uint32_t e = 0; e < h.entries; ++e) {
+    const plan::Entry& entry = slice.entries[e];
+    if (entry.rank >= engine_.nodeRanks() || entry.row >= meeting_.ready(entry.rank).rows) {
+      fail(Code::internalError, fmt::format("{} sent a row for local rank {}, row {}, which does not exist; the plans of the ranks do not "
+                                            "fit together",
+                                            sender(), entry.rank, entry.row));
+    }
+  }
+}
+
+void ShuffleOperation::post(transport::PostedLink& link, Slice& slice, std::size_t bytes, std::uint32_t flags, std::size_t rowOffset) {
+  slice.header->operation = number();
+  slice.header->flags = flags;
+  slice.header->rowOffset = rowOffset;
+  slice.header->source = engine_.fabric().rank();
+  engine_.executor().fence();
+  link.post(bytes);
+  engine_.statistics().wireBytes += bytes;
+  ++engine_.statistics().wireSlices;
+}
+
+}  // namespace fusco::engine

@@ -1,0 +1,70 @@
+// The two ends of a stream of slices: which row goes into the next slice, and how a stream that comes back is read. State
+// machines over the PostedLink interface alone, so that they can be tested without IO.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "engine/slice.h"
+#include "plan/plan.h"
+#include "transport/transport.h"
+
+namespace fusco::engine {
+
+// Walks the copies of a stream (its flows one after the other), tensor by tensor, cutting slices.
+class StreamOut {
+ public:
+  // A run of copies that fits one slice: whole rows [begin, end) of tensor `tensor`, or a part of one row.
+  struct Cut {
+    int tensor = 0;
+    std::size_t begin = 0, end = 0;
+    std::size_t rowOffset = 0, partBytes = 0;
+    bool last = false;
+  };
+
+  // `rowBytes[t]` for each tensor. The plan's arrays must stay.
+  void begin(const plan::View& plan, const std::vector<std::int32_t>& flows, std::vector<std::size_t> rowBytes, std::size_t slotBytes);
+  bool finished() const { return finished_; }
+  // The next slice's contents; advances. A stream without rows yields one empty last slice.
+  Cut next();
+
+ private:
+  void skipEmpty();
+  plan::View plan_{};
+  std::vector<std::pair<std::size_t, std::size_t>> ranges_;
+  std::vector<std::size_t> rowBytes_;
+  std::size_t slotBytes_ = 0;
+  int tensor_ = 0;
+  std::size_t range_ = 0, at_ = 0, offset_ = 0;
+  bool finished_ = false;
+};
+
+// Rows of partials that come home in the order of a stream's copies: a cursor over slices, one row at a time.
+class StreamBack {
+ public:
+  void begin(transport::PostedLink& link, const plan::View& plan, const std::vector<std::int32_t>& flows);
+  // Token of the next row to come, or none when all rows of the pass were taken.
+  std::optional<std::uint32_t> nextToken() const;
+  // Starts over with the copies for the next part of the rows.
+  void nextPass();
+  // The next row's memory, if its slice has arrived; checks that slice against kind, operation and part.
+  const std::byte* row(SliceKind kind, std::uint64_t operation, std::size_t rowOffset, std::size_t partBytes);
+  // Moves past the row; true when it was the last of its slice, which then must be released before the next row() call.
+  bool take();
+  void release();
+  bool holdsSpent() const { return spent_; }
+
+ private:
+  transport::PostedLink* link_ = nullptr;
+  plan::View plan_{};
+  std::vector<std::pair<std::size_t, std::size_t>> ranges_;
+  std::size_t range_ = 0, at_ = 0;
+  Slice slice_;
+  bool open_ = false;
+  bool spent_ = false;
+  std::size_t inSlice_ = 0;
+};
+
+}  // namespace fusco::engine
