@@ -39,18 +39,22 @@ inline const std::byte* rowOf(const std::byte* const* bases, const plan::Entry& 
   return base == nullptr ? nullptr : base + entry.row * stride;
 }
 
-// Rows by lists on both sides, with `copyRow(to, from, bytes)` for each; rows that lie end to end on both sides as one.
+// Rows by lists on both sides, with `copyRow(to, from, bytes, next)` for each, where `next` is the row to be read after
+// it or null; rows that lie end to end on both sides as one.
 template <class CopyRow>
 void moveRows(const MoveArgs& args, CopyRow copyRow) {
   const bool dense = args.sourceRows == nullptr && args.destinationRows == nullptr &&
                      args.sourceStride == args.rowBytes && args.destinationStride == args.rowBytes;
   if (args.rowBytes == 0 || args.rows == 0) return;
-  if (dense) return copyRow(args.destination, args.source, args.rows * args.rowBytes);
+  if (dense) return copyRow(args.destination, args.source, args.rows * args.rowBytes, nullptr);
+  auto from = [&args](std::size_t i) {
+    const std::int64_t row = args.sourceRows == nullptr ? static_cast<std::int64_t>(i) : args.sourceRows[i];
+    return args.source + row * static_cast<std::int64_t>(args.sourceStride);
+  };
   for (std::size_t i = 0; i < args.rows; ++i) {
-    const std::int64_t from = args.sourceRows == nullptr ? static_cast<std::int64_t>(i) : args.sourceRows[i];
     const std::int64_t to = args.destinationRows == nullptr ? static_cast<std::int64_t>(i) : args.destinationRows[i];
-    copyRow(args.destination + to * static_cast<std::int64_t>(args.destinationStride),
-            args.source + from * static_cast<std::int64_t>(args.sourceStride), args.rowBytes);
+    const std::byte* next = i + 1 < args.rows ? from(i + 1) : nullptr;
+    copyRow(args.destination + to * static_cast<std::int64_t>(args.destinationStride), from(i), args.rowBytes, next);
   }
 }
 

@@ -97,7 +97,11 @@ class ScalarExecutor final : public Executor {
     }
   }
 
-  void move(const MoveArgs& args) override { moveRows(args, copyRow); }
+  void move(const MoveArgs& args) override {
+    moveRows(args, [](std::byte* to, const std::byte* from, std::size_t bytes, const std::byte*) {
+      copyRow(to, from, bytes);
+    });
+  }
   void fill(void* address, std::size_t bytes) override {
     if (bytes != 0) std::memset(address, 0, bytes);
   }

@@ -93,8 +93,8 @@ void place(const PlaceArgs& args) {
 
 void move(const MoveArgs& args) {
   const bool streaming = args.streaming;
-  moveRows(args, [streaming](std::byte* to, const std::byte* from, std::size_t bytes) {
-    writePlaces(&to, 1, from, bytes, nullptr, streaming);
+  moveRows(args, [streaming](std::byte* to, const std::byte* from, std::size_t bytes, const std::byte* next) {
+    writePlaces(&to, 1, from, bytes, next, streaming);
   });
 }
 

@@ -6,7 +6,14 @@
 namespace fusco::exec {
 namespace {
 
-constexpr std::size_t kCastPiece = 8192;  // elements cast at a time, then written to all places
+constexpr std::size_t kCastPiece = 512;  // elements cast at a time and written to all places: casting hides the stores
+
+// Where one row and its scales go.
+struct CastPlaces {
+  std::byte* rows[kMaxPlaces];
+  std::byte* scales[kMaxPlaces];
+  std::size_t rowCount = 0, scaleCount = 0;
+};
 
 float castGroup(const std::byte* row, std::byte* codes) {
   const float largest = bf16ToFloat(Simd::largestFinite(row));
@@ -16,38 +23,38 @@ float castGroup(const std::byte* row, std::byte* codes) {
   return scale;
 }
 
-void writeCast(const CastArgs& args, std::size_t copy, std::size_t first, const std::byte* codes, std::size_t count,
-               const float* scales) {
-  const PlaceArgs& p = args.place;
-  std::byte* to[kMaxPlaces];
-  std::size_t places = 0;
-  for (std::uint32_t e = p.copies[copy].firstEntry; e < p.copies[copy + 1].firstEntry; ++e) {
-    if (leftOut(p, p.entries[e])) continue;
-    std::byte* scaleRow = rowOf(args.scaleBases, p.entries[e], args.scaleStride);
-    if (scaleRow != nullptr)
-      std::memcpy(scaleRow + first / kScaleGroup * sizeof(float), scales, count / kScaleGroup * sizeof(float));
-    std::byte* row = rowOf(p.bases, p.entries[e], p.destinationStride);
-    if (row == nullptr) continue;
-    to[places++] = row + first;
-    if (places < kMaxPlaces) continue;
-    writePlaces(to, places, codes, count, nullptr, p.streaming);
-    places = 0;
+void castRow(const CastArgs& args, const std::byte* row, const CastPlaces& places) {
+  alignas(kLine) std::byte codes[kCastPiece];
+  float scales[kCastPiece / kScaleGroup];
+  for (std::size_t first = 0; first < args.elements; first += kCastPiece) {
+    const std::size_t count = std::min(kCastPiece, args.elements - first);
+    for (std::size_t i = 0; i < count; i += kScaleGroup)
+      scales[i / kScaleGroup] = castGroup(row + 2 * (first + i), codes + i);
+    std::byte* to[kMaxPlaces];
+    for (std::size_t p = 0; p < places.rowCount; ++p) to[p] = places.rows[p] + first;
+    if (places.rowCount != 0) writePlaces(to, places.rowCount, codes, count, nullptr, args.place.streaming);
+    for (std::size_t p = 0; p < places.scaleCount; ++p)
+      std::memcpy(places.scales[p] + first / kScaleGroup * sizeof(float), scales, count / kScaleGroup * sizeof(float));
   }
-  if (places != 0) writePlaces(to, places, codes, count, nullptr, p.streaming);
 }
 
 void cast(const CastArgs& args) {
   checkCast(args);
-  alignas(kLine) std::byte codes[kCastPiece];
-  float scales[kCastPiece / kScaleGroup];
-  for (std::size_t c = args.place.begin; c < args.place.end; ++c) {
-    const std::byte* row = sourceRow(args.place, c);
-    for (std::size_t first = 0; first < args.elements; first += kCastPiece) {
-      const std::size_t count = std::min(kCastPiece, args.elements - first);
-      for (std::size_t i = 0; i < count; i += kScaleGroup)
-        scales[i / kScaleGroup] = castGroup(row + 2 * (first + i), codes + i);
-      writeCast(args, c, first, codes, count, scales);
+  const PlaceArgs& p = args.place;
+  for (std::size_t c = p.begin; c < p.end; ++c) {
+    CastPlaces places;
+    const std::uint32_t end = p.copies[c + 1].firstEntry;
+    for (std::uint32_t e = p.copies[c].firstEntry; e < end; ++e) {
+      if (leftOut(p, p.entries[e])) continue;
+      std::byte* to = rowOf(p.bases, p.entries[e], p.destinationStride);
+      if (to != nullptr) places.rows[places.rowCount++] = to;
+      std::byte* scales = rowOf(args.scaleBases, p.entries[e], args.scaleStride);
+      if (scales != nullptr) places.scales[places.scaleCount++] = scales;
+      if (std::max(places.rowCount, places.scaleCount) < kMaxPlaces) continue;
+      castRow(args, sourceRow(p, c), places);  // more places than fit: the row is cast again for the rest
+      places.rowCount = places.scaleCount = 0;
     }
+    if (places.rowCount + places.scaleCount != 0) castRow(args, sourceRow(p, c), places);
   }
 }
 

@@ -25,11 +25,19 @@ RowShape rowShape(const std::byte* out, std::size_t elements, RowType type, bool
 }
 
 template <RowType kType>
-void accumulate(typename Simd::Floats* total, typename Simd::Floats weight, const std::byte* row, std::size_t i) {
+void accumulate(typename Simd::Floats* total, typename Simd::Floats weight, const std::byte* row, std::size_t i,
+                const std::byte* ahead) {
   constexpr std::size_t size = kType == RowType::f32 ? 4 : 2;
-  for (std::size_t j = 0; j < kSumBlock * size; j += kLine) Simd::prefetch(row + i * size + kAhead + j);
+  for (std::size_t j = 0; j < kSumBlock * size; j += kLine) Simd::prefetch(ahead + j);
   for (std::size_t j = 0; j < kSumVectors; ++j)
     total[j] = Simd::fma(weight, Simd::template loadFloats<kType>(row + (i + j * Simd::kLanes) * size), total[j]);
+}
+
+// Where a reader that is `at` bytes into a row will be soon: in this row, or in the one that it reads next (null:
+// none).
+const std::byte* soon(const std::byte* row, std::size_t at, std::size_t bytes, const std::byte* next) {
+  if (at + kAhead < bytes) return row + at + kAhead;
+  return next == nullptr ? row + at : next + (at + kAhead - bytes);
 }
 
 float sumElement(const SumArgs& args, std::size_t r, std::size_t i) {
@@ -40,7 +48,8 @@ float sumElement(const SumArgs& args, std::size_t r, std::size_t i) {
   return total;
 }
 
-// All terms of one row together, block by block: each row is read once and the sums stay in registers.
+// All terms of one row together, block by block: each row is read once and the sums stay in registers. Towards their
+// ends the terms ask for the beginnings of the next row's terms.
 template <RowType kOut>
 void sumRow(const SumArgs& args, std::size_t r) {
   constexpr std::size_t size = kOut == RowType::f32 ? 4 : 2;
@@ -48,6 +57,7 @@ void sumRow(const SumArgs& args, std::size_t r) {
   const std::byte* bias = args.bias == nullptr ? nullptr : args.bias[r];
   const Term* begin = args.terms + args.first[r];
   const Term* end = args.terms + args.first[r + 1];
+  const Term* nextEnd = r + 1 < args.rows ? args.terms + args.first[r + 2] : end;
   const RowShape shape = rowShape(out, args.elements, kOut, args.streaming);
   std::size_t i = 0;
   for (; i < std::min(shape.head, args.elements); ++i) storeElement(out, i, kOut, sumElement(args, r, i));
@@ -58,13 +68,17 @@ void sumRow(const SumArgs& args, std::size_t r) {
           bias == nullptr ? Simd::zeroFloats() : Simd::template loadFloats<kOut>(bias + (i + j * Simd::kLanes) * size);
     for (const Term* term = begin; term != end; ++term) {
       const std::byte* row = static_cast<const std::byte*>(term->row);
+      const Term* successor = term + (end - begin);
+      const std::byte* next = successor < nextEnd ? static_cast<const std::byte*>(successor->row) : nullptr;
+      const std::size_t width = term->type == RowType::f32 ? 4 : 2;
+      const std::byte* ahead = soon(row, i * width, args.elements * width, next);
       const typename Simd::Floats weight = Simd::broadcast(term->weight);
       if (term->type == RowType::bf16)
-        accumulate<RowType::bf16>(total, weight, row, i);
+        accumulate<RowType::bf16>(total, weight, row, i, ahead);
       else if (term->type == RowType::f32)
-        accumulate<RowType::f32>(total, weight, row, i);
+        accumulate<RowType::f32>(total, weight, row, i, ahead);
       else
-        accumulate<RowType::f16>(total, weight, row, i);
+        accumulate<RowType::f16>(total, weight, row, i, ahead);
     }
     for (std::size_t j = 0; j < kSumVectors; j += 2) {
       std::byte* to = out + (i + j * Simd::kLanes) * size;
