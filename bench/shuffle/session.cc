@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <linux/futex.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -168,11 +169,13 @@ void Session::meet(int which) {
     futexWake(g.generation);
     return;
   }
-  // With a core for every rank, spin: being woken would blur the start. Otherwise let the others run at once.
+  // Waking a sleeper takes so long that it would blur the start, and a rank that starts late makes the next one sleep. So stay
+  // awake as long as an iteration may be apart: spinning with a core for every rank, else letting the others run.
   static const unsigned cores = std::max(1u, std::thread::hardware_concurrency());
-  if (header_->ranks <= cores)
-    for (std::int64_t until = nowNs() + 300000; g.generation.load() == generation && nowNs() < until;)
-      for (int i = 0; i < 64 && g.generation.load() == generation; ++i) relax();
+  for (std::int64_t until = nowNs() + 20000000; g.generation.load() == generation && nowNs() < until;) {
+    if (header_->ranks > cores) sched_yield();
+    for (int i = 0; i < 64 && g.generation.load() == generation; ++i) relax();
+  }
   while (g.generation.load() == generation) {
     throwIfAbandoned();
     futexWait(g.generation, generation, 100);
