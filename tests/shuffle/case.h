@@ -1,0 +1,74 @@
+// A random shuffle, its oracle, and how it is run by ranks that are threads of this process.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "fusco/fusco.h"
+
+namespace fusco::test {
+
+// What is shuffled. Everything follows from the seed and the shape.
+struct Case {
+  std::uint64_t seed = 0;
+  int ranks = 2;
+  int experts = 8;
+  int topk = 2;
+  std::vector<std::int64_t> tokens;              // by rank
+  std::vector<std::vector<std::int64_t>> ids;    // by rank [tokens * topk]
+  std::vector<std::vector<float>> weights;
+  bool int32Ids = false;
+  int layout = fuscoLayoutExpertOrder;
+  int alignment = 1;
+  int zeroFill = 0;
+  int dedup = fuscoDedupAuto;
+  std::int64_t maxTokens = 0;
+  std::int64_t capacityRows = 0;
+  std::size_t rowBytes = 64;
+  std::size_t rowBytes2 = 0;
+  bool tickets = false;
+  bool counters = false;
+  bool privateMemory = false;
+
+  std::string describe() const;
+  int firstExpert(int rank) const;
+  int localExperts(int rank) const;
+  int rankOfExpert(int expert) const;
+};
+
+Case randomCase(std::uint64_t seed, int ranks);
+
+// A row that arrives: who sent it, and where it belongs. Computed naively from all routing maps.
+struct Arrival {
+  int source;
+  std::int64_t token;
+  int slot;
+  std::int64_t row;
+  int localExpert;
+};
+struct Expected {
+  std::int64_t rows = 0;                  // of the output
+  std::vector<Arrival> arrivals;
+  std::vector<std::int64_t> rowsOfExpert; // by local expert
+  std::int64_t dropped = 0;               // rows that others could not deliver here
+};
+Expected expectedAt(const Case& c, int rank);
+
+// Byte `column` of the row that (rank, token) sends; tensor 0 or 1.
+std::uint8_t sentByte(std::uint64_t seed, int tensor, int rank, std::int64_t token, std::size_t column);
+
+// Runs body(rank) in as many threads; rethrows the first failure.
+void runThreads(int ranks, const std::function<void(int)>& body);
+
+// Throws std::runtime_error with the library's text unless fuscoSuccess.
+void ok(fuscoResult_t result, const char* what);
+#define FUSCO_OK(call) ::fusco::test::ok((call), #call)
+
+// One rank's part of a case on a communicator: plan, dispatch, combine, backward, all checked. Returns an empty string or
+// what is wrong.
+std::string runRank(const Case& c, fuscoComm_t comm, int rank, bool multiNode);
+
+}  // namespace fusco::test

@@ -1,0 +1,62 @@
+// Whole shuffles with ranks as threads, against the naive oracle: one node, and nodes emulated on this machine.
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+
+#include "shuffle/case.h"
+
+namespace fusco::test {
+namespace {
+
+struct Shape {
+  int ranks;
+  std::vector<int> nodes;  // by rank
+  std::int64_t sliceBytes;
+};
+
+std::int64_t fromEnvironment(const char* name, std::int64_t otherwise) {
+  const char* text = std::getenv(name);
+  return text == nullptr ? otherwise : std::atoll(text);
+}
+
+// FUSCO_TEST_SEED repeats one shuffle, FUSCO_TEST_CASES says how many of them each shape runs.
+void runShape(const Shape& shape, int cases) {
+  const std::int64_t only = fromEnvironment("FUSCO_TEST_SEED", -1);
+  const auto count = fromEnvironment("FUSCO_TEST_CASES", cases);
+  fuscoUniqueId id;
+  ASSERT_EQ(fuscoGetUniqueId(&id), fuscoSuccess) << fuscoGetLastError(nullptr);
+  std::vector<std::string> wrong(static_cast<std::size_t>(shape.ranks));
+  runThreads(shape.ranks, [&](int rank) {
+    fuscoConfig_t config = FUSCO_CONFIG_INIT;
+    config.nodeId = shape.nodes[static_cast<std::size_t>(rank)];
+    config.sliceBytes = shape.sliceBytes;
+    config.operationTimeoutMs = 20000;
+    fuscoComm_t comm = nullptr;
+    FUSCO_OK(fuscoCommInitRankConfig(&comm, shape.ranks, id, rank, &config));
+    const bool multiNode = shape.nodes.front() != shape.nodes.back();
+    for (std::int64_t i = 0; i < count && wrong[static_cast<std::size_t>(rank)].empty(); ++i) {
+      const auto seed = static_cast<std::uint64_t>(only >= 0 ? only : i * 1000 + shape.ranks);
+      wrong[static_cast<std::size_t>(rank)] = runRank(randomCase(seed, shape.ranks), comm, rank, multiNode);
+      if (only >= 0) break;
+    }
+    if (!wrong[static_cast<std::size_t>(rank)].empty()) {
+      fuscoCommAbort(comm);
+      return;
+    }
+    FUSCO_OK(fuscoCommFinalize(comm));
+    FUSCO_OK(fuscoCommDestroy(comm));
+  });
+  for (const std::string& text : wrong) EXPECT_EQ(text, "") << "repeat with FUSCO_TEST_SEED=<seed>";
+}
+
+TEST(ShuffleThreads, oneRank) { runShape({1, {0}, 16384}, 200); }
+TEST(ShuffleThreads, twoRanks) { runShape({2, {0, 0}, 16384}, 400); }
+TEST(ShuffleThreads, threeRanks) { runShape({3, {0, 0, 0}, 16384}, 300); }
+TEST(ShuffleThreads, sevenRanks) { runShape({7, {0, 0, 0, 0, 0, 0, 0}, 16384}, 100); }
+TEST(ShuffleThreads, twoNodesOfOne) { runShape({2, {0, 1}, 16384}, 300); }
+TEST(ShuffleThreads, twoNodesOfTwo) { runShape({4, {0, 0, 1, 1}, 16384}, 200); }
+TEST(ShuffleThreads, unequalNodes) { runShape({5, {0, 1, 1, 1, 2}, 16384}, 150); }
+TEST(ShuffleThreads, rowsLargerThanSlices) { runShape({3, {0, 1, 1}, 4096}, 200); }
+
+}  // namespace
+}  // namespace fusco::test
