@@ -126,23 +126,27 @@ bool Engine::advance(Submission& submission) {
 bool Engine::progress() {
   std::lock_guard lock(mutex_);
   bool moved = false;
+  bool onLinks = false;
   bool channelBusy[kControlChannels + 1] = {};
   int active = 0;
   for (std::size_t i = 0; i < queue_.size() && active <= kOperationSlots; ++i) {
     Submission& submission = *queue_[i];
+    if (submission.finished) continue;
     bool& busy = channelBusy[submission.operation->channel()];
     // In order: an operation waits for the one before it on its channel, planning for all before it.
     if (busy || (i > 0 && submission.operation->kind() == OperationKind::plan)) break;
     busy = true;
     ++active;
     moved |= advance(submission);
+    onLinks |= !submission.finished && submission.operation->waitsForLinks();
   }
+  idleOnLinks_ = onLinks;
   while (!queue_.empty() && queue_.front()->finished) queue_.pop_front();
   return moved;
 }
 
 void Engine::rest(std::uint32_t bell, std::int64_t microseconds) {
-  StageTimer timer(statistics_.waitNs);
+  StageTimer timer(idleOnLinks_ ? statistics_.wireNs : statistics_.waitNs);
   fabric_->sleep(bell, microseconds);
 }
 

@@ -121,6 +121,8 @@ class Engine {
   std::deque<std::shared_ptr<Submission>> queue_;
   std::deque<std::shared_ptr<Submission>> started_;
 
+  std::atomic<bool> idleOnLinks_{false};  // what was waited for when nothing moved
+
   std::mutex errorMutex_;
   Code error_ = Code::success;
   std::string errorText_;

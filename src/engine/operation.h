@@ -36,6 +36,8 @@ class Operation {
   // Runs the steps of one stage only, as a kernel of the stream driver does; true when the stage is complete.
   bool advanceStage(int stage);
   bool complete() const { return openSteps_ == 0; }
+  // Whether a step that may run has to do with slices: what is waited for then is a link, else a rank of the node.
+  bool waitsForLinks() const;
   // "dispatch 41, waiting for rank 3 (host:pid) to be ready"
   virtual std::string describe() const = 0;
   // Collective operations take turns on the operation slots; -1: another channel of its own.

@@ -149,6 +149,7 @@ void Planning::reset() {
   }
   scanning_ = announcedSums_ = false;
   failure_.clear();
+  failed_ = nullptr;
   plan_->dispatched = false;
 }
 
@@ -159,7 +160,7 @@ Outcome Planning::run(const Step& step) {
     case StepKind::waitReady: return counts_.allReady(kind()) ? Outcome::complete : Outcome::idle;
     case StepKind::put: return scanNodes();
     case StepKind::finish: return plan();
-    case StepKind::waitDone: return counts_.allDone() ? Outcome::complete : Outcome::idle;
+    case StepKind::waitDone: return finish();
     default: return Outcome::complete;
   }
 }
@@ -277,7 +278,7 @@ void Planning::readExchanged() {
   }
 }
 
-void Planning::checkCapacity() const {
+void Planning::checkCapacity() {
   const plan::Options& options = plan_->request.options;
   if (options.capacityRows == 0 || plan_->request.dropBeyondCapacity || !exchanges_) return;
   const plan::Topology& topology = engine_.topology();
@@ -294,10 +295,21 @@ void Planning::checkCapacity() const {
       }
     }
     if (rows > options.capacityRows) {
-      throw CommonError(Code::invalidArgument, fmt::format("rank {} needs {} rows, has {}: raise capacityRows, or choose fuscoCapacityDrop", rank,
-                                                           rows, options.capacityRows));
+      failLater(Code::invalidArgument, fmt::format("rank {} needs {} rows, has {}: raise capacityRows, or choose fuscoCapacityDrop", rank, rows,
+                                                   options.capacityRows));
+      return;
     }
   }
+}
+
+// An error that all ranks share is thrown when all have read what they need of this rank's window, not before: the next plan
+// writes there.
+void Planning::failLater(Code code, const std::string& text) { failed_ = std::make_exception_ptr(CommonError(code, text)); }
+
+Outcome Planning::finish() {
+  if (!counts_.allDone()) return Outcome::idle;
+  if (failed_) std::rethrow_exception(failed_);
+  return Outcome::complete;
 }
 
 Outcome Planning::plan() {
@@ -318,13 +330,15 @@ Outcome Planning::plan() {
     }
     if (code == 0) readExchanged();
     counts_.sayDone();
-    if (!failure_.empty()) throw CommonError(static_cast<Code>(code), failure_);
-    if (code != 0) {
-      throw CommonError(static_cast<Code>(code), fmt::format("plan {}: {} could not read its routing map; its own error says why. Nothing was "
-                                                             "moved",
-                                                             p.number, engine_.fabric().describeRank(rank)));
+    if (!failure_.empty()) {
+      failLater(static_cast<Code>(code), failure_);
+    } else if (code != 0) {
+      failLater(static_cast<Code>(code), fmt::format("plan {}: {} could not read its routing map; its own error says why. Nothing was moved",
+                                                     p.number, engine_.fabric().describeRank(rank)));
+    } else {
+      checkCapacity();
     }
-    checkCapacity();
+    if (failed_) return Outcome::complete;
   }
   engine_.planner().makePlan(p.kept(), p.request.options, p.analysis, p.exchanged, p.arena.data());
   p.view = plan::view(p.arena.data());

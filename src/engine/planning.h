@@ -59,7 +59,9 @@ class Planning : public Operation {
   std::size_t partBegin(int part) const;
   const std::int32_t* published(const Meeting& meeting, int localIndex) const;
   void readExchanged();
-  void checkCapacity() const;
+  void checkCapacity();
+  void failLater(Code code, const std::string& text);
+  Outcome finish();
   bool acrossNodes() const { return engine_.topology().nodes() > 1; }
   void copyRouting();
 
@@ -75,6 +77,7 @@ class Planning : public Operation {
   bool scanning_ = false;
   bool announcedSums_ = false;
   std::string failure_;        // of this rank's own routing map
+  std::exception_ptr failed_;  // what all ranks will be told
 };
 
 }  // namespace fusco::engine
