@@ -2,14 +2,17 @@
 
 #include <poll.h>
 #include <pthread.h>
+#include <sys/socket.h>
 
 #include <atomic>
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <list>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 
@@ -25,7 +28,9 @@ namespace {
 struct Place {
   UniqueId id;
   UniqueFd listener;  // under the lock, so that a fork finds it open or closed
+  std::atomic<bool> stop{false};
   std::atomic<bool> finished{false};
+  std::optional<Rendezvous> rendezvous;  // here and not in the thread: a forked child still finds its memory
   std::thread thread;
 };
 
@@ -37,6 +42,9 @@ struct Process {
   std::atomic<unsigned> forks{0};
 };
 
+void joinFinished(std::list<std::unique_ptr<Place>>& places);
+void endAll();
+void beforeFork();
 void afterForkInChild();
 
 // Never destroyed: a thread of it may outlive main.
@@ -46,9 +54,11 @@ Process& process() {
     transport::randomBytes(made->identity, sizeof(made->identity));
     return made;
   }();
-  static const int registered = ::pthread_atfork([] { process().mutex.lock(); }, [] { process().mutex.unlock(); },
+  static const int registered = ::pthread_atfork([] { beforeFork(); }, [] { process().mutex.unlock(); },
                                                  [] { afterForkInChild(); });
+  static const int atExit = std::atexit([] { endAll(); });
   (void)registered;
+  (void)atExit;
   return *instance;
 }
 
@@ -71,6 +81,27 @@ void joinFinished(std::list<std::unique_ptr<Place>>& places) {
       ++place;
     }
   }
+}
+
+// At exit no thread stays behind; ranks that still wait see the meeting place close.
+void endAll() {
+  std::list<std::unique_ptr<Place>> ending;
+  {
+    std::lock_guard lock(process().mutex);
+    ending.swap(process().places);
+    for (auto& place : ending) {
+      place->stop.store(true);
+      // Wakes the thread.
+      if (place->listener) ::shutdown(place->listener.get(), SHUT_RDWR);
+    }
+  }
+  for (auto& place : ending) place->thread.join();
+}
+
+// Threads that have ended are joined, or the child would inherit what it can never join.
+void beforeFork() {
+  process().mutex.lock();
+  joinFinished(process().places);
 }
 
 [[noreturn]] void failClosed(const Record& record) {
@@ -144,10 +175,10 @@ UniqueId openMeetingPlace(Rendezvous::Patience patience) {
   place->id = id;
   place->listener = transport::listenAbstract(name, 4096);
   Place* raw = place.get();
-  const int listener = raw->listener.get();
-  place->thread = std::thread([raw, patience, listener] {
+  place->rendezvous.emplace(id, place->listener.get(), patience);
+  place->thread = std::thread([raw] {
     try {
-      Rendezvous(raw->id, listener, patience).serve();
+      raw->rendezvous->serve(raw->stop);
     } catch (const std::exception& error) {
       FUSCO_WARN("the meeting place at init has failed: {}", error.what());
     }
@@ -155,6 +186,7 @@ UniqueId openMeetingPlace(Rendezvous::Patience patience) {
       std::lock_guard guard(process().mutex);
       raw->listener.reset();
     }
+    raw->rendezvous.reset();
     raw->finished.store(true, std::memory_order_release);
   });
   self.places.push_back(std::move(place));

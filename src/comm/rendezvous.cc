@@ -27,9 +27,9 @@ bool wellFormed(const Record& record) {
 
 }  // namespace
 
-void Rendezvous::serve() {
+void Rendezvous::serve(const std::atomic<bool>& stop) {
   end_ = Deadline::afterMs(patience_.nobodyMs);
-  for (;;) {
+  while (!stop.load()) {
     acceptCallers();
     std::vector<pollfd> polled{{listener_, POLLIN, 0}};
     Deadline next = end_.earlier(timeout_).earlier(progress_);

@@ -1,6 +1,7 @@
 // The meeting place behind a unique id: hears every rank once, then tells all of them about all, or why it cannot be.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <deque>
 #include <map>
@@ -24,8 +25,8 @@ class Rendezvous {
   // The listener stays the caller's.
   Rendezvous(const UniqueId& id, int listener, Patience patience) : id_(id), listener_(listener), patience_(patience) {}
 
-  // Returns when all ranks have been answered, or the time-out has passed.
-  void serve();
+  // Returns when all ranks have been answered, the time-out has passed, or `stop` is set and the listener shut down.
+  void serve(const std::atomic<bool>& stop);
 
  private:
   struct Caller {

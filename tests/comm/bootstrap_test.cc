@@ -1,0 +1,227 @@
+// How ranks meet, and what happens when they cannot.
+#include "comm/bootstrap.h"
+
+#include <gtest/gtest.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <thread>
+
+#include "base/status.h"
+#include "comm/fabric.h"
+#include "comm/world.h"
+#include "transport/local/socket.h"
+
+namespace fusco::comm::testing {
+namespace {
+
+FabricConfig configOf(int rank, int ranks, std::int64_t timeoutMs = 20000) {
+  FabricConfig config;
+  config.rank = rank;
+  config.ranks = ranks;
+  config.controlBytes = 64;
+  config.initTimeoutMs = timeoutMs;
+  return config;
+}
+
+std::vector<FabricConfig> configsOf(int ranks) {
+  std::vector<FabricConfig> configs;
+  for (int rank = 0; rank < ranks; ++rank) configs.push_back(configOf(rank, ranks));
+  return configs;
+}
+
+void expectAll(const std::vector<std::string>& texts, const std::string& code, const std::vector<std::string>& words) {
+  for (const std::string& text : texts) {
+    EXPECT_TRUE(text.starts_with(code)) << text;
+    for (const std::string& word : words) EXPECT_NE(text.find(word), std::string::npos) << "no '" << word << "' in: " << text;
+  }
+}
+
+TEST(Bootstrap, ManyRanksMeet) {
+  char id[128];
+  makeUniqueId(id);
+  for (const std::string& text : connectOnly(Kind::threads, configsOf(64), id)) EXPECT_EQ(text, "");
+  makeUniqueId(id);
+  for (const std::string& text : connectOnly(Kind::processes, configsOf(16), id)) EXPECT_EQ(text, "");
+}
+
+TEST(Bootstrap, AnIdServesOneInitOnly) {
+  char id[128];
+  makeUniqueId(id);
+  for (const std::string& text : connectOnly(Kind::threads, configsOf(2), id)) EXPECT_EQ(text, "");
+  expectAll(connectOnly(Kind::threads, configsOf(2), id), "code 6", {"one init only"});
+}
+
+TEST(Bootstrap, WhatIsNoIdIsRefused) {
+  char id[128] = {};
+  EXPECT_THROW(Fabric::connect(configOf(0, 1), id), Error);
+  std::memset(id, 255, sizeof(id));
+  EXPECT_THROW(Fabric::connect(configOf(0, 1), id), Error);
+  makeUniqueId(id);
+  EXPECT_THROW(Fabric::connect(configOf(1, 1), id), Error);
+  EXPECT_THROW(Fabric::connect(configOf(0, 0), id), Error);
+}
+
+TEST(Bootstrap, MissingRanksAreNamedAtTheTimeOut) {
+  for (Kind kind : {Kind::threads, Kind::processes}) {
+    char id[128];
+    makeUniqueId(id);
+    std::vector<FabricConfig> configs{configOf(0, 4, 500), configOf(2, 4, 500)};
+    const std::int64_t begin = nowNs();
+    const auto texts = connectOnly(kind, configs, id);
+    const std::int64_t took = (nowNs() - begin) / 1000000;
+    EXPECT_GE(took, 450);
+    EXPECT_LE(took, 900);
+    expectAll(texts, "code 6", {"missing: rank 1, rank 3", "2 of 4 came"});
+  }
+}
+
+TEST(Bootstrap, DuplicateRanksAreNamedToAll) {
+  for (Kind kind : {Kind::threads, Kind::processes}) {
+    char id[128];
+    makeUniqueId(id);
+    auto configs = configsOf(3);
+    configs[2].rank = 1;
+    const std::int64_t begin = nowNs();
+    expectAll(connectOnly(kind, configs, id), "code 5", {"two ranks call themselves rank 1", ":"});
+    EXPECT_LT(nowNs() - begin, 2'000'000'000);
+  }
+}
+
+TEST(Bootstrap, DifferentNumbersOfRanksAreNamedToAll) {
+  for (Kind kind : {Kind::threads, Kind::processes}) {
+    char id[128];
+    makeUniqueId(id);
+    auto configs = configsOf(3);
+    configs[1].ranks = 4;
+    expectAll(connectOnly(kind, configs, id), "code 5", {"number of ranks", "has 3", "has 4", "rank 1 ("});
+  }
+}
+
+TEST(Bootstrap, DifferentSettingsAreNamedToAll) {
+  char id[128];
+  makeUniqueId(id);
+  auto configs = configsOf(2);
+  configs[0].signature = 111;
+  configs[1].signature = 222;
+  expectAll(connectOnly(Kind::threads, configs, id), "code 5", {"settings", "has 111", "has 222"});
+  makeUniqueId(id);
+  configs = configsOf(2);
+  configs[0].slotBytes = 65536;
+  expectAll(connectOnly(Kind::threads, configs, id), "code 5", {"size of a slot", "has 65536", "has 262144"});
+}
+
+TEST(Bootstrap, ARankWithoutMemoryTellsTheOthers) {
+  char id[128];
+  makeUniqueId(id);
+  auto configs = configsOf(2);
+  configs[1].controlBytes = std::size_t{1} << 39;
+  const std::int64_t begin = nowNs();
+  const auto texts = connectOnly(Kind::processes, configs, id);
+  EXPECT_LT(nowNs() - begin, 5'000'000'000);
+  EXPECT_TRUE(texts[0].starts_with("code 6: rank 1 (")) << texts[0];
+  EXPECT_TRUE(texts[1].starts_with("code 2")) << texts[1];
+  expectAll(texts, "code ", {"are available"});
+}
+
+TEST(Bootstrap, ARankThatDiesWhileOthersAreAwaitedIsNoticed) {
+  const UniqueId id = openMeetingPlace();
+  {
+    // A rank that comes and goes.
+    UniqueFd socket = transport::connectAbstract(id.socketName, Deadline::afterMs(1000));
+    Hello hello{};
+    hello.magic = Hello::kMagic;
+    std::memcpy(hello.key, id.key, sizeof(hello.key));
+    hello.record.rank = 1;
+    hello.record.ranks = 3;
+    hello.record.initTimeoutMs = 20000;
+    hello.record.controlBytes = 64;
+    hello.record.lanesPerNode = 1;
+    hello.record.slotBytes = 262144;
+    hello.record.slots = 4;
+    std::strcpy(hello.record.hostName, "somewhere");
+    ASSERT_EQ(transport::sendMessage(socket.get(), &hello, sizeof(hello)), transport::Io::done);
+  }
+  const std::int64_t begin = nowNs();
+  expectAll(connectOnly(Kind::threads, {configOf(0, 3)}, reinterpret_cast<const char*>(&id)), "code 6",
+            {"rank 1 (somewhere:0)", "died or gave up"});
+  EXPECT_LT(nowNs() - begin, 2'000'000'000);
+}
+
+// Strangers at the meeting place: silent, talking rubbish, truncated, oversized, with a wrong key.
+TEST(Bootstrap, GarbageAndSilenceHoldNobodyUp) {
+  const UniqueId id = openMeetingPlace();
+  std::vector<UniqueFd> strangers;
+  for (int i = 0; i < 100; ++i) {
+    strangers.push_back(transport::connectAbstract(id.socketName, Deadline::afterMs(1000)));
+    ASSERT_TRUE(strangers.back());
+  }
+  std::string rubbish(100000, 'x');
+  for (std::size_t size : {1, 64, 543, 544, 545, 100000}) {
+    UniqueFd stranger = transport::connectAbstract(id.socketName, Deadline::afterMs(1000));
+    ASSERT_EQ(transport::sendMessage(stranger.get(), rubbish.data(), size), transport::Io::done);
+    strangers.push_back(std::move(stranger));
+  }
+  Hello hello{};
+  hello.magic = Hello::kMagic;
+  hello.record.ranks = 2;
+  for (int which = 0; which < 3; ++which) {
+    // A wrong key; the right key with a rank out of range; the right key with a text that does not end.
+    if (which > 0) std::memcpy(hello.key, id.key, sizeof(hello.key));
+    if (which == 1) hello.record.rank = 5;
+    if (which == 2) hello.record.rank = 0;
+    if (which == 2) std::memset(hello.record.hostName, 'x', sizeof(hello.record.hostName));
+    UniqueFd stranger = transport::connectAbstract(id.socketName, Deadline::afterMs(1000));
+    ASSERT_EQ(transport::sendMessage(stranger.get(), &hello, sizeof(hello)), transport::Io::done);
+    strangers.push_back(std::move(stranger));
+  }
+  const std::int64_t begin = nowNs();
+  for (const std::string& text : connectOnly(Kind::threads, configsOf(2), reinterpret_cast<const char*>(&id))) {
+    EXPECT_EQ(text, "");
+  }
+  EXPECT_LT(nowNs() - begin, 1'000'000'000);
+}
+
+TEST(Bootstrap, TheSilentAreSentAwayAndProgressIsReported) {
+  Rendezvous::Patience patience;
+  patience.silentCallerMs = 50;
+  patience.firstProgressMs = 100;
+  const UniqueId id = openMeetingPlace(patience);
+  UniqueFd silent = transport::connectAbstract(id.socketName, Deadline::afterMs(1000));
+  ::testing::internal::CaptureStderr();
+  std::vector<std::string> texts = connectOnly(Kind::threads, {configOf(1, 2, 400)}, reinterpret_cast<const char*>(&id));
+  const std::string output = ::testing::internal::GetCapturedStderr();
+  expectAll(texts, "code 6", {"missing: rank 0"});
+  EXPECT_NE(output.find("1 of 2 ranks have come; missing: rank 0"), std::string::npos) << output;
+  char byte;
+  EXPECT_EQ(::recv(silent.get(), &byte, 1, MSG_DONTWAIT), 0) << "still connected";
+}
+
+TEST(Bootstrap, NodesAreByIdOrByHost) {
+  for (int labelled : {0, 1}) {
+    std::vector<FabricConfig> configs = configsOf(3);
+    if (labelled) configs[0].nodeId = 7;
+    if (labelled) configs[1].nodeId = 3;
+    if (labelled) configs[2].nodeId = 7;
+    char id[128];
+    makeUniqueId(id);
+    std::vector<std::thread> threads;
+    int nodes[3], ofTwo[3];
+    for (int rank = 0; rank < 3; ++rank) {
+      threads.emplace_back([&, rank] {
+        auto fabric = Fabric::connect(configs[static_cast<std::size_t>(rank)], id);
+        nodes[rank] = fabric->topology().nodes();
+        ofTwo[rank] = fabric->topology().nodeOf(2);
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    for (int rank = 0; rank < 3; ++rank) {
+      EXPECT_EQ(nodes[rank], labelled ? 2 : 1);
+      EXPECT_EQ(ofTwo[rank], 0);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace fusco::comm::testing
