@@ -16,7 +16,8 @@ int peerMain(const std::string& path) {
   MPI_Comm_size(MPI_COMM_WORLD, &ranks);
   MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
   Session session = Session::attach(path);
-  if (static_cast<int>(session.header().ranks) != ranks) throw std::runtime_error("mpirun has started another number of ranks");
+  if (static_cast<int>(session.header().ranks) != ranks)
+    throw std::runtime_error("mpirun has started another number of ranks");
   ParsedOptions parsed = parseOptions(session.words());
   if (parsed.leave) throw std::runtime_error("the session's options cannot be read");
   if (rank == 0) {

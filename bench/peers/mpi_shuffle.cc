@@ -56,7 +56,8 @@ class RowTypes {
     for (int count : counts) {
       MPI_Datatype type = MPI_BYTE;
       if (count > 0) {
-        require(MPI_Type_create_hindexed_block(count, asInt(rowBytes), at, MPI_BYTE, &type), "MPI_Type_create_hindexed_block");
+        require(MPI_Type_create_hindexed_block(count, asInt(rowBytes), at, MPI_BYTE, &type),
+                "MPI_Type_create_hindexed_block");
         require(MPI_Type_commit(&type), "MPI_Type_commit");
       }
       types_.push_back(type);
@@ -150,7 +151,8 @@ struct MpiPlan {
         mine[static_cast<std::size_t>(rank) * most + i] = next[e + 1];
         sendRows[rank] += next[e + 1];
       }
-    require(MPI_Alltoall(mine.data(), most, MPI_INT32_T, theirs.data(), most, MPI_INT32_T, MPI_COMM_WORLD), "MPI_Alltoall");
+    require(MPI_Alltoall(mine.data(), most, MPI_INT32_T, theirs.data(), most, MPI_INT32_T, MPI_COMM_WORLD),
+            "MPI_Alltoall");
 
     for (int e = 0; e < experts; ++e) next[e + 1] += next[e];
     slots.resize(static_cast<std::size_t>(next[experts]));
@@ -208,7 +210,8 @@ class ShuffleBase : public MpiBase {
         rows[count] = back + static_cast<std::size_t>(rowOf[slot]) * context_.rowBytes;
         weights[count++] = routing.weights[slot];
       }
-      sumRows(rows.data(), weights.data(), count, nullptr, 0, output_.data() + static_cast<std::size_t>(t) * context_.rowBytes,
+      sumRows(rows.data(), weights.data(), count, nullptr, 0,
+              output_.data() + static_cast<std::size_t>(t) * context_.rowBytes,
               static_cast<std::size_t>(context_.options->hidden), context_.options->type, Stores::plain);
     }
   }
@@ -363,8 +366,8 @@ class Moves : public MpiBase {
     // Blocks lie side by side in the order of ranks, packed or not.
     std::vector<int> sendStarts = startsOf(sendCounts_), receiveStarts = startsOf(receiveCounts_);
     require(MPI_Alltoallv(rows ? packed_.data() : input_.data(), sendCounts_.data(), sendStarts.data(), unitType_.get(),
-                          rows ? arrived_.data() : output_.data(), receiveCounts_.data(), receiveStarts.data(), unitType_.get(),
-                          MPI_COMM_WORLD),
+                          rows ? arrived_.data() : output_.data(), receiveCounts_.data(), receiveStarts.data(),
+                          unitType_.get(), MPI_COMM_WORLD),
             "MPI_Alltoallv");
     lap(&Stages::wire);
     if (rows) unpackRows(output_.data(), arrived_.data(), receives_, unit_);
@@ -402,9 +405,9 @@ class SendRecv : public MpiBase {
     startLaps();
     int ranks = context_.options->ranks, rank = context_.rank;
     std::size_t width = bytesOf(context_.options->type);
-    require(MPI_Sendrecv(input_.data(), asInt(input_.size() / width), element_.get(), (rank + 1) % ranks, 0, output_.data(),
-                         asInt(output_.size() / width), element_.get(), (rank + ranks - 1) % ranks, 0, MPI_COMM_WORLD,
-                         MPI_STATUS_IGNORE),
+    require(MPI_Sendrecv(input_.data(), asInt(input_.size() / width), element_.get(), (rank + 1) % ranks, 0,
+                         output_.data(), asInt(output_.size() / width), element_.get(), (rank + ranks - 1) % ranks, 0,
+                         MPI_COMM_WORLD, MPI_STATUS_IGNORE),
             "MPI_Sendrecv");
     lap(&Stages::wire);
     if (ranks > 1) stages_.wireBytes += input_.size();
@@ -424,8 +427,10 @@ std::unique_ptr<Implementation> makeMpi(const std::string& name, const CaseConte
       if (types) return std::make_unique<ShuffleW>(context);
       return std::make_unique<ShuffleV>(context);
     case Op::alltoallv:
-    case Op::gathersend: return std::make_unique<Moves>(context, types);
-    case Op::sendrecv: return std::make_unique<SendRecv>(context);
+    case Op::gathersend:
+      return std::make_unique<Moves>(context, types);
+    case Op::sendrecv:
+      return std::make_unique<SendRecv>(context);
   }
   throw std::runtime_error(name + " carries out no such operation");
 }

@@ -15,11 +15,15 @@ struct Bits {
 
 Bits bitsOf(Type type) {
   switch (type) {
-    case Type::bf16: return {0x80ff80ff80ff80ffu, 0x3f003f003f003f00u};
-    case Type::f16: return {0x87ff87ff87ff87ffu, 0x3800380038003800u};
-    case Type::f32: return {0x80ffffff80ffffffu, 0x3f0000003f000000u};
+    case Type::bf16:
+      return {0x80ff80ff80ff80ffu, 0x3f003f003f003f00u};
+    case Type::f16:
+      return {0x87ff87ff87ff87ffu, 0x3800380038003800u};
+    case Type::f32:
+      return {0x80ffffff80ffffffu, 0x3f0000003f000000u};
     case Type::u8:
-    case Type::fp8: break;
+    case Type::fp8:
+      break;
   }
   return {~std::uint64_t{0}, 0};
 }
@@ -95,9 +99,12 @@ double toDouble(const std::byte* element, Type type) {
 
 double roundingUnit(Type type) {
   switch (type) {
-    case Type::bf16: return 0x1p-8;
-    case Type::f16: return 0x1p-11;
-    default: return 0x1p-24;
+    case Type::bf16:
+      return 0x1p-8;
+    case Type::f16:
+      return 0x1p-11;
+    default:
+      return 0x1p-24;
   }
 }
 

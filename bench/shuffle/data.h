@@ -1,8 +1,8 @@
 // The data that is moved: a stated function of where it belongs, so that any rank can say what any byte must be.
 //
-// Word j (8 bytes) of a row is mix(key + j), with the bits of each element restricted to finite numbers of magnitude 0.5 to
-// 2 (types of bytes: any bits). The key tells rows apart: dispatch input by (rank, token), combine input by (rank, token,
-// slot), send buffers by rank.
+// Word j (8 bytes) of a row is mix(key + j), with the bits of each element restricted to finite numbers of magnitude
+// 0.5 to 2 (types of bytes: any bits). The key tells rows apart: dispatch input by (rank, token), combine input by
+// (rank, token, slot), send buffers by rank.
 #pragma once
 
 #include <cstddef>

@@ -22,7 +22,8 @@ constexpr int kGraceMs = 3000;  // between the first failure and the end of the 
 constexpr int kPeerStartSeconds = 60;
 
 std::string howItEnded(int status) {
-  if (WIFSIGNALED(status)) return fmt::format("was ended by signal {} ({})", WTERMSIG(status), strsignal(WTERMSIG(status)));
+  if (WIFSIGNALED(status))
+    return fmt::format("was ended by signal {} ({})", WTERMSIG(status), strsignal(WTERMSIG(status)));
   return fmt::format("left with exit code {}", WEXITSTATUS(status));
 }
 
@@ -142,19 +143,22 @@ std::string Harness::someoneDied(int group) {
 std::string Harness::peerLog() {
   char text[2048];
   off_t size = lseek(peerLog_, 0, SEEK_END);
-  ssize_t got = pread(peerLog_, text, sizeof text, size > static_cast<off_t>(sizeof text) ? size - static_cast<off_t>(sizeof text) : 0);
+  ssize_t got = pread(peerLog_, text, sizeof text,
+                      size > static_cast<off_t>(sizeof text) ? size - static_cast<off_t>(sizeof text) : 0);
   if (got <= 0) return "";
   return "; its last words: " + std::string(text, static_cast<std::size_t>(got));
 }
 
-void Harness::order(int group, Step step, std::uint32_t caseIndex, const std::string& impl, int warmup, int iterations) {
+void Harness::order(int group, Step step, std::uint32_t caseIndex, const std::string& impl, int warmup,
+                    int iterations) {
   session_.command(group, step, caseIndex, impl, warmup, iterations);
   auto doing = [&] { return fmt::format("while {} {}", nameOf(step), impl); };
   auto failure = [&]() -> std::string {
     std::string all;
     for (std::uint32_t r = 0; r < session_.header().ranks; ++r) {
       RankState& state = session_.group(group).ranks[r];
-      if (state.failed != 0) all += fmt::format("{}{} {}: {}", all.empty() ? "" : "\n", groupName(group), r, state.text);
+      if (state.failed != 0)
+        all += fmt::format("{}{} {}: {}", all.empty() ? "" : "\n", groupName(group), r, state.text);
     }
     return all;
   };
@@ -171,8 +175,9 @@ void Harness::order(int group, Step step, std::uint32_t caseIndex, const std::st
       if (nowNs() > grace) throw GroupFailure(group, fmt::format("{} ({}; the others still waited)", failed, doing()));
     }
     if (nowNs() > until)
-      throw GroupFailure(group, fmt::format("{} of {} {}s were done {} after {} s (--timeout)", session_.group(group).done.load(),
-                                            session_.header().ranks, groupName(group), doing(), options_.timeoutSeconds));
+      throw GroupFailure(
+          group, fmt::format("{} of {} {}s were done {} after {} s (--timeout)", session_.group(group).done.load(),
+                             session_.header().ranks, groupName(group), doing(), options_.timeoutSeconds));
   }
 }
 

@@ -28,8 +28,8 @@ class GroupFailure : public std::runtime_error {
 struct Launched {
   bool active = false;
   int rank = 0, ranks = 1;
-  std::string job;       // names the meeting file
-  std::string problem;   // why these ranks cannot be used; empty: they can
+  std::string job;      // names the meeting file
+  std::string problem;  // why these ranks cannot be used; empty: they can
 };
 Launched launchedByMpirun();
 // For ranks that mpirun has started: rank 0 tells the others where the session is. Throws after `seconds`.
@@ -57,7 +57,8 @@ class Harness {
   const std::string& peerCommand() const { return peerCommand_; }
 
   // All ranks of the group carry out a step. Throws GroupFailure when one fails, dies or takes too long.
-  void order(int group, Step step, std::uint32_t caseIndex, const std::string& impl, int warmup = 0, int iterations = 0);
+  void order(int group, Step step, std::uint32_t caseIndex, const std::string& impl, int warmup = 0,
+             int iterations = 0);
   // Sum of what the last check found.
   std::uint64_t wrong(int group);
 

@@ -18,11 +18,16 @@ void require(fuscoResult_t result, fuscoComm_t comm, const char* call) {
 
 fuscoDataType_t typeOf(Type type) {
   switch (type) {
-    case Type::u8: return fuscoUint8;
-    case Type::fp8: return fuscoFloat8e4m3;
-    case Type::bf16: return fuscoBfloat16;
-    case Type::f16: return fuscoFloat16;
-    case Type::f32: return fuscoFloat32;
+    case Type::u8:
+      return fuscoUint8;
+    case Type::fp8:
+      return fuscoFloat8e4m3;
+    case Type::bf16:
+      return fuscoBfloat16;
+    case Type::f16:
+      return fuscoFloat16;
+    case Type::f32:
+      return fuscoFloat32;
   }
   return fuscoUint8;
 }
@@ -110,7 +115,8 @@ class FuscoShuffle : public FuscoBase {
   void run() override {
     const Options& o = *context_.options;
     if (context_.which.op == Op::combine) {
-      require(fuscoCombine(plan_, input_.data(), output_.data(), static_cast<std::size_t>(o.hidden), typeOf(o.type), nullptr),
+      require(fuscoCombine(plan_, input_.data(), output_.data(), static_cast<std::size_t>(o.hidden), typeOf(o.type),
+                           nullptr),
               comm_, "fuscoCombine");
       return;
     }
@@ -191,8 +197,8 @@ class FuscoGatherSend : public FuscoBase {
   void run() override {
     require(fuscoGroupStart(), comm_, "fuscoGroupStart");
     for (std::size_t peer = 0; peer < sends_.size(); ++peer) {
-      require(fuscoGatherSend(input_.data(), sends_[peer].size(), context_.moves.rowBytes, sends_[peer].data(), fuscoInt64,
-                              static_cast<int>(peer), comm_, nullptr),
+      require(fuscoGatherSend(input_.data(), sends_[peer].size(), context_.moves.rowBytes, sends_[peer].data(),
+                              fuscoInt64, static_cast<int>(peer), comm_, nullptr),
               comm_, "fuscoGatherSend");
       require(fuscoScatterRecv(output_.data(), receives_[peer].size(), context_.moves.rowBytes, receives_[peer].data(),
                                fuscoInt64, static_cast<int>(peer), comm_, nullptr),
@@ -214,9 +220,10 @@ class FuscoSendRecv : public FuscoBase {
     fuscoDataType_t type = typeOf(context_.options->type);
     std::size_t width = bytesOf(context_.options->type);
     require(fuscoGroupStart(), comm_, "fuscoGroupStart");
-    require(fuscoSend(input_.data(), context_.inputBytes() / width, type, (context_.rank + 1) % ranks, comm_, nullptr), comm_,
-            "fuscoSend");
-    require(fuscoRecv(output_.data(), context_.outputBytes() / width, type, (context_.rank + ranks - 1) % ranks, comm_, nullptr),
+    require(fuscoSend(input_.data(), context_.inputBytes() / width, type, (context_.rank + 1) % ranks, comm_, nullptr),
+            comm_, "fuscoSend");
+    require(fuscoRecv(output_.data(), context_.outputBytes() / width, type, (context_.rank + ranks - 1) % ranks, comm_,
+                      nullptr),
             comm_, "fuscoRecv");
     require(fuscoGroupEnd(), comm_, "fuscoGroupEnd");
   }
@@ -263,10 +270,14 @@ std::unique_ptr<Implementation> FuscoRank::make(const CaseContext& context) {
   state_->connect();
   switch (context.which.op) {
     case Op::dispatch:
-    case Op::combine: return std::make_unique<FuscoShuffle>(context, state_->comm);
-    case Op::alltoallv: return std::make_unique<FuscoAllToAllv>(context, state_->comm);
-    case Op::gathersend: return std::make_unique<FuscoGatherSend>(context, state_->comm);
-    case Op::sendrecv: return std::make_unique<FuscoSendRecv>(context, state_->comm);
+    case Op::combine:
+      return std::make_unique<FuscoShuffle>(context, state_->comm);
+    case Op::alltoallv:
+      return std::make_unique<FuscoAllToAllv>(context, state_->comm);
+    case Op::gathersend:
+      return std::make_unique<FuscoGatherSend>(context, state_->comm);
+    case Op::sendrecv:
+      return std::make_unique<FuscoSendRecv>(context, state_->comm);
   }
   throw std::runtime_error("no such operation");
 }

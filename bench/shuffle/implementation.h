@@ -10,8 +10,8 @@
 #include <string>
 #include <utility>
 
-#include "shuffle/oracle.h"
 #include "shuffle/options.h"
+#include "shuffle/oracle.h"
 #include "shuffle/session.h"
 
 namespace fusco::bench {
@@ -24,8 +24,8 @@ struct CaseContext {
   int rank = 0;
   Case which;
   std::size_t rowBytes = 0;
-  ShuffleMap map;   // dispatch, combine
-  MoveMap moves;    // the others
+  ShuffleMap map;  // dispatch, combine
+  MoveMap moves;   // the others
 
   // Bytes that this rank brings and gets.
   std::size_t inputBytes() const { return inputBytes(rank); }

@@ -37,7 +37,8 @@ Launched launchedByMpirun() {
     launched.problem = "mpirun has spread the ranks over several machines: this program measures one";
   for (const char* name : {"PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "OMPI_MCA_orte_hnp_uri"})
     if (launched.job.empty()) launched.job = variable(name);
-  std::replace_if(launched.job.begin(), launched.job.end(), [](unsigned char c) { return !std::isalnum(c); }, '_');
+  std::replace_if(
+      launched.job.begin(), launched.job.end(), [](unsigned char c) { return !std::isalnum(c); }, '_');
   if (launched.job.empty()) launched.problem = "mpirun has named no job in the environment";
   return launched;
 }

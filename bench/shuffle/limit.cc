@@ -29,8 +29,8 @@ class DispatchLimit : public Implementation {
   void run() override {
     std::size_t tokens = first_.size() - 1, rowBytes = context_.rowBytes;
     for (std::size_t t = 0; t < tokens; ++t)
-      copyRow(input_.data() + t * rowBytes, input_.data() + std::min(t + 1, tokens - 1) * rowBytes, places_.data() + first_[t],
-              static_cast<int>(first_[t + 1] - first_[t]), rowBytes, stores_);
+      copyRow(input_.data() + t * rowBytes, input_.data() + std::min(t + 1, tokens - 1) * rowBytes,
+              places_.data() + first_[t], static_cast<int>(first_[t + 1] - first_[t]), rowBytes, stores_);
     storeFence();
   }
 
@@ -134,9 +134,12 @@ std::unique_ptr<Implementation> makeLimit(const std::string& name, const CaseCon
   if (name == "fill") return std::make_unique<Fill>(context);
   Stores stores = name == "limit-nt" ? Stores::nonTemporal : Stores::plain;
   switch (context.which.op) {
-    case Op::dispatch: return std::make_unique<DispatchLimit>(context, stores);
-    case Op::combine: return std::make_unique<CombineLimit>(context, stores);
-    default: return std::make_unique<MoveLimit>(context, stores);
+    case Op::dispatch:
+      return std::make_unique<DispatchLimit>(context, stores);
+    case Op::combine:
+      return std::make_unique<CombineLimit>(context, stores);
+    default:
+      return std::make_unique<MoveLimit>(context, stores);
   }
 }
 

@@ -40,7 +40,8 @@ Machine thisMachine() {
   machine.host = name.nodename;
   machine.os = valueIn("/etc/os-release", "PRETTY_NAME", '=');
   cpu_set_t set;
-  machine.cores = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
+  machine.cores =
+      sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
   machine.memoryGb = static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGESIZE)) / 1e9;
   machine.stores = storeName();
   return machine;

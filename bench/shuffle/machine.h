@@ -8,9 +8,9 @@ namespace fusco::bench {
 
 struct Machine {
   std::string cpu, kernel, os, host;
-  int cores = 0;            // that this program may use
+  int cores = 0;  // that this program may use
   double memoryGb = 0;
-  std::string stores;       // of the limit: avx512, avx2, plain
+  std::string stores;  // of the limit: avx512, avx2, plain
 };
 Machine thisMachine();
 

@@ -43,9 +43,11 @@ Prepared prepare(const Options& options, const RoutingSource* routing) {
 }
 
 // Starts the peers, if any are wanted and can be; says in `header` which are missing.
-void startPeers(Harness& harness, const Options& options, bool underMpirun, Header& header, std::vector<std::string>& impls) {
+void startPeers(Harness& harness, const Options& options, bool underMpirun, Header& header,
+                std::vector<std::string>& impls) {
   auto useful = [&](const std::string& impl) {
-    return isPeer(impl) && std::any_of(options.ops.begin(), options.ops.end(), [&](Op op) { return carriesOut(impl, op); });
+    return isPeer(impl) &&
+           std::any_of(options.ops.begin(), options.ops.end(), [&](Op op) { return carriesOut(impl, op); });
   };
   if (std::none_of(impls.begin(), impls.end(), useful)) return;
   std::string reason = "this program runs under mpirun itself; start it directly to have the MPI peers beside it";
@@ -104,7 +106,8 @@ int coordinate(const Options& options, const std::vector<std::string>& words, co
     header.experts = routing->experts();
     header.routingRemark = routing->remark();
   }
-  Harness harness(Session::create(words, options.ranks, options.iterations, prepared.windowBytes, prepared.outputBytes), options);
+  Harness harness(Session::create(words, options.ranks, options.iterations, prepared.windowBytes, prepared.outputBytes),
+                  options);
   auto main = [&options](Session& session, int rank) { return rankMain(session, options, rank); };
   if (launched.active) {
     publishSession(launched, harness.session().path());
@@ -130,7 +133,9 @@ int run(const std::vector<std::string>& words) {
   }
   if (options.device == "cuda") {
     if (speaks)
-      fmt::print("# missing: device cuda: this shuffle_perf was built without CUDA, it drives host memory (--device host)\n# 0 rows\n");
+      fmt::print(
+          "# missing: device cuda: this shuffle_perf was built without CUDA, it drives host memory (--device host)\n# "
+          "0 rows\n");
     return 0;
   }
   if (speaks) return coordinate(options, words, launched);

@@ -59,7 +59,8 @@ CaseSize sizeOf(const CaseContext& context, const std::vector<std::string>& impl
       std::int64_t rows = 0, others = 0;
       if (context.which.op == Op::dispatch) {
         rows = map.rowsOf(r);
-        others = std::count_if(map.received[r].begin(), map.received[r].end(), [&](const Slot& s) { return s.source != r; });
+        others =
+            std::count_if(map.received[r].begin(), map.received[r].end(), [&](const Slot& s) { return s.source != r; });
       } else {
         for (std::int32_t id : map.routing[r].ids) {
           rows += id >= 0;
@@ -101,7 +102,8 @@ bool Measurer::step(Sample& sample, Step what, std::uint32_t caseIndex, CaseResu
     sample.dead = true;
     peersDead_ = true;
     result.failed = true;
-    result.remarks.push_back(fmt::format("{} failed, and with it all MPI peers from here on: {}", sample.impl, failure.what()));
+    result.remarks.push_back(
+        fmt::format("{} failed, and with it all MPI peers from here on: {}", sample.impl, failure.what()));
     harness_.end(kPeerGroup);
     return false;
   }
@@ -158,13 +160,15 @@ CaseResult Measurer::measure(std::uint32_t caseIndex, const Case& which, const C
   CaseResult result;
   double free = machineFreeBytes();
   if (static_cast<double>(size.memoryBytes) > 0.9 * free) {
-    result.remarks.push_back(fmt::format("left out: its tensors need {:.1f} GB and {:.1f} GB are free; fewer --tokens or one "
-                                         "--impl at a time need less",
-                                         static_cast<double>(size.memoryBytes) / 1e9, free / 1e9));
+    result.remarks.push_back(
+        fmt::format("left out: its tensors need {:.1f} GB and {:.1f} GB are free; fewer --tokens or one "
+                    "--impl at a time need less",
+                    static_cast<double>(size.memoryBytes) / 1e9, free / 1e9));
     return result;
   }
   std::vector<Sample> samples;
-  for (const char* name : {"limit-nt", "limit-plain", "fill"}) samples.push_back({name, kOwnGroup, {}, {}, {}, 0, false});
+  for (const char* name : {"limit-nt", "limit-plain", "fill"})
+    samples.push_back({name, kOwnGroup, {}, {}, {}, 0, false});
   for (const std::string& impl : impls_)
     if (impl != "limit" && carriesOut(impl, which.op))
       samples.push_back({impl, impl == "fusco" ? kOwnGroup : kPeerGroup, {}, {}, {}, 0, false});

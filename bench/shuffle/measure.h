@@ -12,34 +12,35 @@ namespace fusco::bench {
 struct Row {
   std::string impl;
   Case which;
-  std::int64_t bytes = 0;   // delivered to the busiest rank
-  std::int64_t count = 0;   // of rows (dispatch, combine) or elements in them
+  std::int64_t bytes = 0;  // delivered to the busiest rank
+  std::int64_t count = 0;  // of rows (dispatch, combine) or elements in them
   double p50Us = 0, p99Us = 0;
-  double algbw = 0, busbw = 0;      // GB/s
-  double limit = 0, ofLimit = 0;    // the limit's algbw; this row's share of it
+  double algbw = 0, busbw = 0;    // GB/s
+  double limit = 0, ofLimit = 0;  // the limit's algbw; this row's share of it
   std::uint64_t wrong = 0;
   bool checked = false;
-  double planUs = 0, extractUs = 0, wireUs = 0, placeUs = 0, sumUs = 0, waitUs = 0;  // of the slowest rank, an iteration
-  double wireBytes = 0;             // of all ranks, an iteration
+  double planUs = 0, extractUs = 0, wireUs = 0, placeUs = 0, sumUs = 0,
+         waitUs = 0;     // of the slowest rank, an iteration
+  double wireBytes = 0;  // of all ranks, an iteration
   std::vector<double> roundP50Us;
   // Rows of the limit only.
-  std::string stores;               // which stores were the best
+  std::string stores;                                // which stores were the best
   double readGbps = 0, writeGbps = 0, fillGbps = 0;  // of all ranks together; of the plain non-temporal fill
 };
 
 struct CaseResult {
-  std::vector<Row> rows;            // the limit first
-  std::vector<std::string> remarks; // what could not run, and why
-  bool failed = false;              // something that was there has failed
+  std::vector<Row> rows;             // the limit first
+  std::vector<std::string> remarks;  // what could not run, and why
+  bool failed = false;               // something that was there has failed
 };
 
 // What the size columns of a case say, from the naive shuffle alone.
 struct CaseSize {
   std::int64_t bytes = 0, count = 0;
-  double remoteShare = 0;           // of the busiest rank's bytes: from other ranks
+  double remoteShare = 0;                          // of the busiest rank's bytes: from other ranks
   std::uint64_t windowBytes = 0, outputBytes = 0;  // a rank's, for the limit
   std::uint64_t readBytes = 0, writtenBytes = 0;   // by all ranks together
-  std::uint64_t memoryBytes = 0;    // of all implementations together, an upper estimate
+  std::uint64_t memoryBytes = 0;                   // of all implementations together, an upper estimate
 };
 CaseSize sizeOf(const CaseContext& context, const std::vector<std::string>& impls);
 

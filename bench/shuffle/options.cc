@@ -16,9 +16,9 @@ struct TypeName {
   std::size_t bytes;
 };
 constexpr TypeName kTypes[] = {
-    {"uint8", Type::u8, 1},   {"fp8_e4m3", Type::fp8, 1}, {"bfloat16", Type::bf16, 2}, {"half", Type::f16, 2},
-    {"float", Type::f32, 4},  {"u8", Type::u8, 1},        {"fp8", Type::fp8, 1},       {"bf16", Type::bf16, 2},
-    {"float16", Type::f16, 2}, {"fp16", Type::f16, 2},    {"float32", Type::f32, 4},   {"fp32", Type::f32, 4},
+    {"uint8", Type::u8, 1},    {"fp8_e4m3", Type::fp8, 1}, {"bfloat16", Type::bf16, 2}, {"half", Type::f16, 2},
+    {"float", Type::f32, 4},   {"u8", Type::u8, 1},        {"fp8", Type::fp8, 1},       {"bf16", Type::bf16, 2},
+    {"float16", Type::f16, 2}, {"fp16", Type::f16, 2},     {"float32", Type::f32, 4},   {"fp32", Type::f32, 4},
 };
 constexpr Op kOps[] = {Op::dispatch, Op::combine, Op::alltoallv, Op::gathersend, Op::sendrecv};
 
@@ -43,10 +43,14 @@ std::int64_t integer(const std::string& flag, const std::string& text) {
     throw CLI::ValidationError(flag, "'" + text + "' is not a number");
   }
   std::string unit = text.substr(used);
-  if (unit == "k" || unit == "K") value *= 1024;
-  else if (unit == "m" || unit == "M") value *= 1024.0 * 1024;
-  else if (unit == "g" || unit == "G") value *= 1024.0 * 1024 * 1024;
-  else if (!unit.empty()) throw CLI::ValidationError(flag, "'" + text + "' ends in something else than K, M or G");
+  if (unit == "k" || unit == "K")
+    value *= 1024;
+  else if (unit == "m" || unit == "M")
+    value *= 1024.0 * 1024;
+  else if (unit == "g" || unit == "G")
+    value *= 1024.0 * 1024 * 1024;
+  else if (!unit.empty())
+    throw CLI::ValidationError(flag, "'" + text + "' ends in something else than K, M or G");
   if (!(value >= 0 && value < 9e15)) throw CLI::ValidationError(flag, "'" + text + "' is out of range");
   return static_cast<std::int64_t>(value);
 }
@@ -87,7 +91,8 @@ void checkTogether(Options& o, const std::string& tokens, const std::string& typ
   o.bytes = {integer("-b", from), integer("-e", to), static_cast<double>(integer("-f", factor))};
   o.bytes.to = std::max(o.bytes.from, o.bytes.to);
   if (o.tokens.to < o.tokens.from) throw CLI::ValidationError("--tokens", "MAX is below MIN");
-  if (o.tokens.factor < 2 || o.bytes.factor < 2) throw CLI::ValidationError("factor", "steps need a factor of 2 or more");
+  if (o.tokens.factor < 2 || o.bytes.factor < 2)
+    throw CLI::ValidationError("factor", "steps need a factor of 2 or more");
   if (o.nodes > o.ranks) throw CLI::ValidationError("--nodes", "more nodes than ranks");
   for (Op op : o.ops)
     if (op == Op::combine && (o.type == Type::u8 || o.type == Type::fp8))
@@ -98,11 +103,16 @@ void checkTogether(Options& o, const std::string& tokens, const std::string& typ
 
 const char* nameOf(Op op) {
   switch (op) {
-    case Op::dispatch: return "dispatch";
-    case Op::combine: return "combine";
-    case Op::alltoallv: return "alltoallv";
-    case Op::gathersend: return "gathersend";
-    case Op::sendrecv: return "sendrecv";
+    case Op::dispatch:
+      return "dispatch";
+    case Op::combine:
+      return "combine";
+    case Op::alltoallv:
+      return "alltoallv";
+    case Op::gathersend:
+      return "gathersend";
+    case Op::sendrecv:
+      return "sendrecv";
   }
   return "?";
 }
@@ -147,21 +157,26 @@ ParsedOptions parseOptions(const std::vector<std::string>& words) {
   bool threads = false, processes = false;
 
   CLI::App app{
-      "shuffle_perf: how fast MoE tokens reach their experts and come back, beside the limit of this machine and the peers\n"
+      "shuffle_perf: how fast MoE tokens reach their experts and come back, beside the limit of this machine and the "
+      "peers\n"
       "that users would take otherwise. Every row is checked against a naive shuffle before it is timed.\n"
       "Formulas and method: docs/benchmark.md"};
   app.name("shuffle_perf");
   app.set_help_flag("-h,--help", "Show this and leave");
   app.add_option("--ranks", o.ranks, "Ranks, each a process (or thread) that this program starts")
-      ->check(CLI::Range(1, 128))->capture_default_str();
+      ->check(CLI::Range(1, 128))
+      ->capture_default_str();
   app.add_option("--nodes", o.nodes, "Emulated nodes: ranks are dealt to them in blocks, on this one machine")
-      ->check(CLI::Range(1, 128))->capture_default_str();
+      ->check(CLI::Range(1, 128))
+      ->capture_default_str();
   app.add_option("--tokens", tokens, "Tokens of a rank: MIN[:MAX[:FACTOR]] (dispatch, combine)")->capture_default_str();
   app.add_option("--hidden", o.hidden, "Elements of a row")->check(CLI::Range(1, 1 << 24))->capture_default_str();
   app.add_option("--dtype", type, "uint8 fp8_e4m3 bfloat16 half float")->capture_default_str();
-  auto* topk = app.add_option("--topk", o.topk, "Experts of a token")->check(CLI::Range(1, 1024))->capture_default_str();
-  auto* experts =
-      app.add_option("--experts", o.experts, "Experts of all ranks")->check(CLI::Range(1, 1 << 20))->capture_default_str();
+  auto* topk =
+      app.add_option("--topk", o.topk, "Experts of a token")->check(CLI::Range(1, 1024))->capture_default_str();
+  auto* experts = app.add_option("--experts", o.experts, "Experts of all ranks")
+                      ->check(CLI::Range(1, 1 << 20))
+                      ->capture_default_str();
   app.add_option("--op", ops, "dispatch,combine,alltoallv,gathersend,sendrecv")->delimiter(',')->capture_default_str();
   app.add_option("-b,--minbytes", from, "Smallest send buffer of a rank (alltoallv, gathersend, sendrecv)")
       ->capture_default_str();
@@ -170,27 +185,35 @@ ParsedOptions parseOptions(const std::vector<std::string>& words) {
   app.add_option("--memory", memory, "window (fuscoMemAlloc) or private (the rank's own, as malloc gives)")
       ->capture_default_str();
   app.add_option("--impl", o.impls, "fusco,mpi-alltoallv,mpi-alltoallw,mpi-sendrecv; the limit always runs beside them")
-      ->delimiter(',')->capture_default_str();
+      ->delimiter(',')
+      ->capture_default_str();
   app.add_option("--routing", o.routing,
                  "uniform | single-node | imbalanced | zipf:S | counts:FILE#MODEL/SET/LAYER | trace:FILE[#LAYER]")
       ->capture_default_str();
   app.add_option("--device", o.device, "host or cuda")->capture_default_str();
   app.add_option("--balance", o.balance, "Choice of forwarders between nodes: none paper full")->capture_default_str();
-  app.add_option("--dedup", o.dedup, "Copies of a token: none (K), node (one a node), full (one a rank), auto (the library's)")
+  app.add_option("--dedup", o.dedup,
+                 "Copies of a token: none (K), node (one a node), full (one a rank), auto (the library's)")
       ->capture_default_str();
   app.add_flag("--plan-once", o.planOnce, "Make the plan once, outside the timed part of dispatch (peers too)");
   app.add_flag("--processes", processes, "Ranks are forked processes (default)");
   app.add_flag("--threads", threads, "Ranks are threads of this process")->excludes("--processes");
   app.add_option("--seed", o.seed, "Of routing and data")->capture_default_str();
   app.add_option("-w,--warmup_iters", o.warmup, "Untimed iterations before each round")
-      ->check(CLI::Range(0, 10000))->capture_default_str();
-  app.add_option("-n,--iters", o.iterations, "Timed iterations of a round")->check(CLI::Range(1, 10000))->capture_default_str();
+      ->check(CLI::Range(0, 10000))
+      ->capture_default_str();
+  app.add_option("-n,--iters", o.iterations, "Timed iterations of a round")
+      ->check(CLI::Range(1, 10000))
+      ->capture_default_str();
   app.add_option("--rounds", o.rounds, "Rounds, in which all implementations take turns")
-      ->check(CLI::Range(1, 1000))->capture_default_str();
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
   app.add_option("-c,--check", check, "1: compare every result with the naive shuffle, 0: do not")
-      ->check(CLI::Range(0, 1))->capture_default_str();
+      ->check(CLI::Range(0, 1))
+      ->capture_default_str();
   app.add_option("--timeout", o.timeoutSeconds, "Seconds that one step may take before all ranks are ended")
-      ->check(CLI::Range(1, 86400))->capture_default_str();
+      ->check(CLI::Range(1, 86400))
+      ->capture_default_str();
   app.add_option("-J,--json", o.jsonFile, "Write the rows to FILE as a JSON array");
   app.add_option("--mpi-peer", o.mpiPeer, "The peer program (default: shuffle_mpi_peer beside this one)");
   app.add_flag("-v,--verbose", o.verbose, "A second line for each row: stages, rounds");

@@ -1,5 +1,5 @@
-// What the user asked for, and the list of cases that follows from it. Every rank and every peer program parses the same
-// words, so that all of them hold the same cases.
+// What the user asked for, and the list of cases that follows from it. Every rank and every peer program parses the
+// same words, so that all of them hold the same cases.
 #pragma once
 
 #include <cstddef>

@@ -176,7 +176,8 @@ void fillTokens(std::byte* out, const ShuffleMap& map, int rank, std::size_t row
     fillRow(out + static_cast<std::size_t>(t) * rowBytes, tokenKey(seed, rank, t), 0, rowBytes, type);
 }
 
-void fillExpertRows(std::byte* out, const ShuffleMap& map, int rank, std::size_t rowBytes, Type type, std::uint64_t seed) {
+void fillExpertRows(std::byte* out, const ShuffleMap& map, int rank, std::size_t rowBytes, Type type,
+                    std::uint64_t seed) {
   for (std::size_t i = 0; i < map.received[rank].size(); ++i) {
     const Slot& s = map.received[rank][i];
     fillRow(out + i * rowBytes, slotKey(seed, s.source, s.token, s.slot), 0, rowBytes, type);

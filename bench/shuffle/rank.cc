@@ -44,11 +44,21 @@ class RankServer {
   void execute(GroupState& g, RankState& state) {
     std::string name = g.impl;
     switch (g.step) {
-      case Step::prepare: prepare(name, g.caseIndex); break;
-      case Step::check: state.wrong = check(name); break;
-      case Step::run: state.stages = run(*running_.at(name), g.warmup, g.iterations); break;
-      case Step::release: running_.erase(name); break;
-      case Step::quit: running_.clear(); break;
+      case Step::prepare:
+        prepare(name, g.caseIndex);
+        break;
+      case Step::check:
+        state.wrong = check(name);
+        break;
+      case Step::run:
+        state.stages = run(*running_.at(name), g.warmup, g.iterations);
+        break;
+      case Step::release:
+        running_.erase(name);
+        break;
+      case Step::quit:
+        running_.clear();
+        break;
     }
   }
 
@@ -124,40 +134,55 @@ CaseContext makeCase(const Options& options, const RoutingSource* routing, const
   if (isShuffle(which.op))
     context.map = naiveShuffle(*routing, which.tokens, options.ranks);
   else
-    context.moves = naiveMoves(which.op, static_cast<std::uint64_t>(which.bytes), bytesOf(options.type), context.rowBytes,
-                               options.ranks, options.seed);
+    context.moves = naiveMoves(which.op, static_cast<std::uint64_t>(which.bytes), bytesOf(options.type),
+                               context.rowBytes, options.ranks, options.seed);
   return context;
 }
 
 std::size_t CaseContext::inputBytes(int of) const {
   switch (which.op) {
-    case Op::dispatch: return static_cast<std::size_t>(map.routing[of].tokens) * rowBytes;
-    case Op::combine: return static_cast<std::size_t>(map.rowsOf(of)) * rowBytes;
-    default: return moves.sendBytes[of];
+    case Op::dispatch:
+      return static_cast<std::size_t>(map.routing[of].tokens) * rowBytes;
+    case Op::combine:
+      return static_cast<std::size_t>(map.rowsOf(of)) * rowBytes;
+    default:
+      return moves.sendBytes[of];
   }
 }
 
 std::size_t CaseContext::outputBytes(int of) const {
   switch (which.op) {
-    case Op::dispatch: return static_cast<std::size_t>(map.rowsOf(of)) * rowBytes;
-    case Op::combine: return static_cast<std::size_t>(map.routing[of].tokens) * rowBytes;
-    default: return moves.receiveBytes[of];
+    case Op::dispatch:
+      return static_cast<std::size_t>(map.rowsOf(of)) * rowBytes;
+    case Op::combine:
+      return static_cast<std::size_t>(map.routing[of].tokens) * rowBytes;
+    default:
+      return moves.receiveBytes[of];
   }
 }
 
 void CaseContext::fillInput(std::byte* input) const {
   switch (which.op) {
-    case Op::dispatch: fillTokens(input, map, rank, rowBytes, options->type, options->seed); break;
-    case Op::combine: fillExpertRows(input, map, rank, rowBytes, options->type, options->seed); break;
-    default: fillRow(input, bufferKey(options->seed, rank), 0, moves.sendBytes[rank], options->type); break;
+    case Op::dispatch:
+      fillTokens(input, map, rank, rowBytes, options->type, options->seed);
+      break;
+    case Op::combine:
+      fillExpertRows(input, map, rank, rowBytes, options->type, options->seed);
+      break;
+    default:
+      fillRow(input, bufferKey(options->seed, rank), 0, moves.sendBytes[rank], options->type);
+      break;
   }
 }
 
 std::uint64_t CaseContext::wrongIn(const std::byte* output, int levels) const {
   switch (which.op) {
-    case Op::dispatch: return wrongInDispatch(map, rank, output, rowBytes, options->type, options->seed);
-    case Op::combine: return wrongInCombine(map, rank, output, options->hidden, options->type, levels, options->seed);
-    default: return wrongInMoves(moves, rank, output, options->type, options->seed);
+    case Op::dispatch:
+      return wrongInDispatch(map, rank, output, rowBytes, options->type, options->seed);
+    case Op::combine:
+      return wrongInCombine(map, rank, output, options->hidden, options->type, levels, options->seed);
+    default:
+      return wrongInMoves(moves, rank, output, options->type, options->seed);
   }
 }
 

@@ -110,7 +110,8 @@ RoutingSource::RoutingSource(const RoutingOptions& options)
       for (int rank = 0; rank < options_.ranks; ++rank)
         if (nodeOfRank(rank, options_.ranks, options_.nodes) == node)
           held += firstExpertOf(rank + 1, options_.ranks, experts_) - firstExpertOf(rank, options_.ranks, experts_);
-      if (held < topk_) refuse(fmt::format("single-node: node {} holds {} experts, fewer than top-{}", node, held, topk_));
+      if (held < topk_)
+        refuse(fmt::format("single-node: node {} holds {} experts, fewer than top-{}", node, held, topk_));
     }
   } else if (text == "imbalanced") {
     imbalanced_ = true;
@@ -124,14 +125,16 @@ RoutingSource::RoutingSource(const RoutingOptions& options)
     for (int i = 0; i < experts_; ++i) weights[i] = std::pow(i + 1.0, -exponent);
     // Which experts are popular is drawn from the seed: they would all lie on the first rank otherwise.
     Random random(mix(options_.seed) ^ 0x5a1bf);
-    for (int i = experts_ - 1; i > 0; --i) std::swap(weights[i], weights[random.below(static_cast<std::uint64_t>(i) + 1)]);
+    for (int i = experts_ - 1; i > 0; --i)
+      std::swap(weights[i], weights[random.below(static_cast<std::uint64_t>(i) + 1)]);
     setPopularity(weights);
   } else if (text.rfind("counts:", 0) == 0) {
     readCounts(text.substr(7));
   } else if (text.rfind("trace:", 0) == 0) {
     readTrace(text.substr(6));
   } else {
-    refuse("'" + text + "' is not one of uniform, single-node, imbalanced, zipf:S, counts:FILE#MODEL/SET/LAYER, trace:FILE");
+    refuse("'" + text +
+           "' is not one of uniform, single-node, imbalanced, zipf:S, counts:FILE#MODEL/SET/LAYER, trace:FILE");
   }
   if (kind_ != Kind::trace && topk_ > experts_)
     refuse(fmt::format("top-{} of {} experts: a token cannot have so many different ones", topk_, experts_));
@@ -181,8 +184,8 @@ void RoutingSource::readCounts(const std::string& specification) {
   } catch (const json::exception&) {
     refuse(fmt::format("{} has no {}/{}/{}; found {}", file, model, set, layer, reached));
   }
-  remark_ = fmt::format("drawn from the expert counts of {} on {}, layer {}: which experts go together is lost", model, set,
-                        layer);
+  remark_ = fmt::format("drawn from the expert counts of {} on {}, layer {}: which experts go together is lost", model,
+                        set, layer);
 }
 
 void RoutingSource::readTrace(const std::string& specification) {
@@ -265,7 +268,8 @@ void RoutingSource::drawWeighted(Random& random, std::int32_t* ids) const {
       std::int32_t id = 0;
       if (attempt < 64) {
         double at = random.unit() * cumulative_.back();
-        id = static_cast<std::int32_t>(std::upper_bound(cumulative_.begin(), cumulative_.end(), at) - cumulative_.begin());
+        id = static_cast<std::int32_t>(std::upper_bound(cumulative_.begin(), cumulative_.end(), at) -
+                                       cumulative_.begin());
         id = std::min(id, static_cast<std::int32_t>(experts_ - 1));
       } else {
         double left = 0;
@@ -306,13 +310,17 @@ Routing RoutingSource::make(std::int64_t tokens, int rank) const {
   for (std::int64_t t = 0; t < routing.tokens; ++t) {
     std::int32_t* ids = routing.ids.data() + t * topk_;
     switch (kind_) {
-      case Kind::uniform: drawUniform(random, 0, experts_, ids); break;
+      case Kind::uniform:
+        drawUniform(random, 0, experts_, ids);
+        break;
       case Kind::singleNode: {
         auto node = random.below(static_cast<std::uint64_t>(options_.nodes));
         drawUniform(random, nodeStart[node], nodeStart[node + 1] - nodeStart[node], ids);
         break;
       }
-      case Kind::weighted: drawWeighted(random, ids); break;
+      case Kind::weighted:
+        drawWeighted(random, ids);
+        break;
       case Kind::trace: {
         std::size_t row = static_cast<std::size_t>(before + t) % recorded;
         std::copy_n(trace_.begin() + static_cast<std::ptrdiff_t>(row * topk_), topk_, ids);

@@ -1,5 +1,5 @@
-// Routing maps for the benchmark: synthetic ones and recorded ones. Everything is a pure function of the specification and
-// the rank, so that every rank can make every other rank's map.
+// Routing maps for the benchmark: synthetic ones and recorded ones. Everything is a pure function of the specification
+// and the rank, so that every rank can make every other rank's map.
 #pragma once
 
 #include <cstdint>
@@ -12,9 +12,9 @@ namespace fusco::bench {
 class Random {
  public:
   explicit Random(std::uint64_t seed) : state_(seed) {}
-  std::uint64_t next();                          // splitmix64
-  std::uint64_t below(std::uint64_t bound);      // uniform in [0, bound)
-  double unit();                                 // uniform in [0, 1)
+  std::uint64_t next();                      // splitmix64
+  std::uint64_t below(std::uint64_t bound);  // uniform in [0, bound)
+  double unit();                             // uniform in [0, 1)
 
  private:
   std::uint64_t state_;

@@ -29,7 +29,9 @@ void futexWait(std::atomic<std::uint32_t>& word, std::uint32_t expected, int ms)
   syscall(SYS_futex, &word, FUTEX_WAIT, expected, &time, nullptr, 0);
 }
 
-void futexWake(std::atomic<std::uint32_t>& word) { syscall(SYS_futex, &word, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0); }
+void futexWake(std::atomic<std::uint32_t>& word) {
+  syscall(SYS_futex, &word, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
+}
 
 [[noreturn]] void failed(const std::string& what) { throw std::runtime_error(what + ": " + std::strerror(errno)); }
 
@@ -43,11 +45,16 @@ void relax() {
 
 const char* nameOf(Step step) {
   switch (step) {
-    case Step::prepare: return "preparing";
-    case Step::check: return "checking";
-    case Step::run: return "timing";
-    case Step::release: return "releasing";
-    case Step::quit: return "ending";
+    case Step::prepare:
+      return "preparing";
+    case Step::check:
+      return "checking";
+    case Step::run:
+      return "timing";
+    case Step::release:
+      return "releasing";
+    case Step::quit:
+      return "ending";
   }
   return "?";
 }
@@ -135,11 +142,13 @@ Session::~Session() {
 
 Span* Session::times(int group, int rank) {
   auto* first = reinterpret_cast<Span*>(reinterpret_cast<std::byte*>(header_) + header_->timesOffset);
-  return first + (static_cast<std::size_t>(group) * header_->ranks + static_cast<std::size_t>(rank)) * header_->iterations;
+  return first +
+         (static_cast<std::size_t>(group) * header_->ranks + static_cast<std::size_t>(rank)) * header_->iterations;
 }
 
 std::byte* Session::window(int rank) {
-  return reinterpret_cast<std::byte*>(header_) + header_->dataOffset + static_cast<std::uint64_t>(rank) * header_->windowBytes;
+  return reinterpret_cast<std::byte*>(header_) + header_->dataOffset +
+         static_cast<std::uint64_t>(rank) * header_->windowBytes;
 }
 
 std::byte* Session::output(int rank) {
@@ -169,8 +178,9 @@ void Session::meet(int which) {
     futexWake(g.generation);
     return;
   }
-  // Waking a sleeper takes so long that it would blur the start, and a rank that starts late makes the next one sleep. So stay
-  // awake as long as an iteration may be apart: spinning with a core for every rank, else letting the others run.
+  // Waking a sleeper takes so long that it would blur the start, and a rank that starts late makes the next one sleep.
+  // So stay awake as long as an iteration may be apart: spinning with a core for every rank, else letting the others
+  // run.
   static const unsigned cores = std::max(1u, std::thread::hardware_concurrency());
   for (std::int64_t until = nowNs() + 20000000; g.generation.load() == generation && nowNs() < until;) {
     if (header_->ranks > cores) sched_yield();
@@ -196,7 +206,8 @@ void Session::reportDone(int which) {
   futexWake(group(which).done);
 }
 
-void Session::command(int which, Step step, std::uint32_t caseIndex, const std::string& impl, int warmup, int iterations) {
+void Session::command(int which, Step step, std::uint32_t caseIndex, const std::string& impl, int warmup,
+                      int iterations) {
   GroupState& g = group(which);
   g.step = step;
   g.caseIndex = caseIndex;

@@ -50,13 +50,13 @@ struct SessionHeader {
   std::uint64_t totalBytes, timesOffset, dataOffset;
   std::uint64_t windowBytes, outputBytes;  // a rank's two regions for the limit
   std::uint32_t ranks, iterations;
-  std::int32_t coordinator;                // its process id
-  std::atomic<std::uint32_t> abandoned;    // nobody waits for anybody any more
-  std::atomic<std::uint32_t> idReady;      // the unique id below has been written
+  std::int32_t coordinator;              // its process id
+  std::atomic<std::uint32_t> abandoned;  // nobody waits for anybody any more
+  std::atomic<std::uint32_t> idReady;    // the unique id below has been written
   char id[128];
   char peerVersion[256];
   std::uint32_t wordBytes;
-  char words[16384];                       // the command line, each word closed by a 0
+  char words[16384];  // the command line, each word closed by a 0
   GroupState groups[kGroups];
 };
 

@@ -39,7 +39,8 @@ std::uint16_t floatToBf16(float value) {
   return static_cast<std::uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-// ---- sums on any CPU, and the rest of a block on all --------------------------------------------------------------------
+// ---- sums on any CPU, and the rest of a block on all
+// --------------------------------------------------------------------
 
 void sumBf16From(const Block& b, std::size_t begin) {
   for (std::size_t i = begin; i < b.elements; ++i) {
@@ -69,7 +70,8 @@ void fillPlain(std::byte* to, std::size_t bytes) { std::memset(to, 0x5a, bytes);
 
 #if defined(__x86_64__)
 
-// ---- vectors: inlined into functions that are compiled for different instruction sets -----------------------------------
+// ---- vectors: inlined into functions that are compiled for different instruction sets
+// -----------------------------------
 
 struct Vectors512 {
   typedef std::uint32_t Words __attribute__((vector_size(64)));
@@ -85,8 +87,8 @@ template <std::size_t kBytes>
   for (std::size_t i = 0; i < kBytes; i += 64) __builtin_prefetch(at + i);
 }
 
-// Two vectors of bfloat16 at a time. One is the upper half of a float, so that a 32-bit word holds two: one of them is found
-// by a shift, the other by a mask. Returns how many elements were summed.
+// Two vectors of bfloat16 at a time. One is the upper half of a float, so that a 32-bit word holds two: one of them is
+// found by a shift, the other by a mask. Returns how many elements were summed.
 template <class Vectors>
 [[gnu::always_inline]] inline std::size_t sumBf16Vectors(const Block& b) {
   using Words = typename Vectors::Words;
@@ -186,7 +188,8 @@ FOR_AVX2 void sumF16With256(const Block& b) {
   sumFrom<_Float16>(b, i);
 }
 
-// ---- non-temporal stores: destinations aligned to 64 bytes, bytes a multiple of 64 ----------------------------------------
+// ---- non-temporal stores: destinations aligned to 64 bytes, bytes a multiple of 64
+// ----------------------------------------
 
 FOR_AVX512 void stream512(std::byte* to, const std::byte* from, std::size_t bytes) {
   for (std::size_t i = 0; i < bytes; i += 64)
@@ -195,7 +198,8 @@ FOR_AVX512 void stream512(std::byte* to, const std::byte* from, std::size_t byte
 
 FOR_AVX2 void stream256(std::byte* to, const std::byte* from, std::size_t bytes) {
   for (std::size_t i = 0; i < bytes; i += 32)
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(to + i), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i)));
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to + i),
+                        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i)));
 }
 
 FOR_AVX512 void fill512(std::byte* to, std::size_t bytes) {
@@ -208,9 +212,10 @@ FOR_AVX2 void fill256(std::byte* to, std::size_t bytes) {
   for (std::size_t i = 0; i < bytes; i += 32) _mm256_stream_si256(reinterpret_cast<__m256i*>(to + i), value);
 }
 
-// Four lines of a row are kept in registers for all places: the write-combining buffers then drain whole lines, place by
-// place, at nearly the rate of a plain fill. Bytes a multiple of 256.
-FOR_AVX512 void spread512(const std::byte* row, const std::byte* next, std::byte* const* places, int count, std::size_t bytes) {
+// Four lines of a row are kept in registers for all places: the write-combining buffers then drain whole lines, place
+// by place, at nearly the rate of a plain fill. Bytes a multiple of 256.
+FOR_AVX512 void spread512(const std::byte* row, const std::byte* next, std::byte* const* places, int count,
+                          std::size_t bytes) {
   for (std::size_t i = 0; i < bytes; i += 256) {
     __m512i v0 = _mm512_loadu_si512(row + i), v1 = _mm512_loadu_si512(row + i + 64);
     __m512i v2 = _mm512_loadu_si512(row + i + 128), v3 = _mm512_loadu_si512(row + i + 192);
@@ -225,7 +230,8 @@ FOR_AVX512 void spread512(const std::byte* row, const std::byte* next, std::byte
   }
 }
 
-FOR_AVX2 void spread256(const std::byte* row, const std::byte* next, std::byte* const* places, int count, std::size_t bytes) {
+FOR_AVX2 void spread256(const std::byte* row, const std::byte* next, std::byte* const* places, int count,
+                        std::size_t bytes) {
   for (std::size_t i = 0; i < bytes; i += 256) {
     __m256i v[8];
     for (int j = 0; j < 8; ++j) v[j] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + i) + j);
@@ -252,7 +258,8 @@ struct Kernels {
       *this = {"avx2", stream256, fill256, spread256, sumBf16With256, sumF32With256, sumF16With256};
 #endif
   }
-  Kernels(const char* n, decltype(stream) s, decltype(fillStream) f, decltype(spread) p, SumBlock b, SumBlock w, SumBlock h)
+  Kernels(const char* n, decltype(stream) s, decltype(fillStream) f, decltype(spread) p, SumBlock b, SumBlock w,
+          SumBlock h)
       : name(n), stream(s), fillStream(f), spread(p), sumBf16(b), sumF32(w), sumF16(h) {}
 };
 
@@ -277,9 +284,11 @@ void copyPiece(std::byte* to, const std::byte* from, std::size_t bytes, Stores s
 
 const char* storeName() { return kernels().name; }
 
-void copyRow(const std::byte* row, const std::byte* next, std::byte* const* places, int count, std::size_t bytes, Stores stores) {
+void copyRow(const std::byte* row, const std::byte* next, std::byte* const* places, int count, std::size_t bytes,
+             Stores stores) {
   std::size_t done = 0;
-  bool aligned = std::all_of(places, places + count, [](std::byte* p) { return reinterpret_cast<std::uintptr_t>(p) % 64 == 0; });
+  bool aligned =
+      std::all_of(places, places + count, [](std::byte* p) { return reinterpret_cast<std::uintptr_t>(p) % 64 == 0; });
   if (stores == Stores::nonTemporal && aligned && kernels().spread != nullptr) {
     done = bytes / 256 * 256;
     kernels().spread(row, next, places, count, done);

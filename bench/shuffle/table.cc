@@ -19,38 +19,45 @@ void printHeader(const Options& o, const Header& h) {
              h.machine.memoryGb, h.machine.os, h.machine.kernel, h.machine.stores);
   fmt::print("# {} ranks as {} on {}; device {}, {} memory, rows of {} {} ({} bytes)\n", o.ranks,
              o.kind == RankKind::threads ? "threads" : "processes",
-             o.nodes == 1 ? std::string("one node") : fmt::format("{} EMULATED nodes of this one machine", o.nodes), o.device,
-             nameOf(o.memory), o.hidden, nameOf(o.type), o.hidden * static_cast<std::int64_t>(bytesOf(o.type)));
+             o.nodes == 1 ? std::string("one node") : fmt::format("{} EMULATED nodes of this one machine", o.nodes),
+             o.device, nameOf(o.memory), o.hidden, nameOf(o.type),
+             o.hidden * static_cast<std::int64_t>(bytesOf(o.type)));
   if (h.topk > 0)
-    fmt::print("# routing {}: top-{} of {} experts{}{}; dedup {}, balance {}; dispatch {}\n", o.routing, h.topk, h.experts,
-               h.routingRemark.empty() ? "" : "; ", h.routingRemark, o.dedup, o.balance,
+    fmt::print("# routing {}: top-{} of {} experts{}{}; dedup {}, balance {}; dispatch {}\n", o.routing, h.topk,
+               h.experts, h.routingRemark.empty() ? "" : "; ", h.routingRemark, o.dedup, o.balance,
                o.planOnce ? "with a plan made before (--plan-once)" : "includes making its plan");
-  fmt::print("# {} rounds of {} + {} iterations, all implementations in turn; p50: median of the rounds, p99: of all "
-             "iterations; a time runs from the first rank's start to the last one's end\n",
-             o.rounds, o.warmup, o.iterations);
-  fmt::print("# {}\n", o.check ? "every result compared with a naive shuffle before and after it was timed (#wrong: elements)"
-                               : "results NOT checked (-c 0)");
+  fmt::print(
+      "# {} rounds of {} + {} iterations, all implementations in turn; p50: median of the rounds, p99: of all "
+      "iterations; a time runs from the first rank's start to the last one's end\n",
+      o.rounds, o.warmup, o.iterations);
+  fmt::print("# {}\n",
+             o.check ? "every result compared with a naive shuffle before and after it was timed (#wrong: elements)"
+                     : "results NOT checked (-c 0)");
   if (o.ranks > h.machine.cores)
     fmt::print("# {} ranks share {} cores: times include their taking turns\n", o.ranks, h.machine.cores);
   if (!h.peerCommand.empty()) fmt::print("# peers: {}: {}\n", h.versions.mpi, h.peerCommand);
   for (const std::string& missing : h.missing) fmt::print("# missing: {}\n", missing);
-  fmt::print("#\n# {:>10} {:>10} {:>9} {:>10} {:>7} {:<14} {:>10} {:>10} {:>8} {:>8} {:>7} {:>7} {:>9}\n", "size", "count", "type",
-             "op", "tokens", "impl", "p50", "p99", "algbw", "busbw", "%limit", "#wrong", "plan");
-  fmt::print("# {:>10} {:>10} {:>9} {:>10} {:>7} {:<14} {:>10} {:>10} {:>8} {:>8} {:>7} {:>7} {:>9}\n", "(B)", "(rows|el)", "", "",
-             "", "", "(us)", "(us)", "(GB/s)", "(GB/s)", "", "", "(us)");
+  fmt::print("#\n# {:>10} {:>10} {:>9} {:>10} {:>7} {:<14} {:>10} {:>10} {:>8} {:>8} {:>7} {:>7} {:>9}\n", "size",
+             "count", "type", "op", "tokens", "impl", "p50", "p99", "algbw", "busbw", "%limit", "#wrong", "plan");
+  fmt::print("# {:>10} {:>10} {:>9} {:>10} {:>7} {:<14} {:>10} {:>10} {:>8} {:>8} {:>7} {:>7} {:>9}\n", "(B)",
+             "(rows|el)", "", "", "", "", "(us)", "(us)", "(GB/s)", "(GB/s)", "", "", "(us)");
   std::fflush(stdout);
 }
 
 void printRows(const Options& o, const CaseResult& result) {
   for (const Row& row : result.rows) {
-    fmt::print("  {:>10} {:>10} {:>9} {:>10} {:>7} {:<14} {:>10} {:>10} {:>8} {:>8} {:>7.1f} {:>7} {:>9}\n", row.bytes, row.count,
-               nameOf(o.type), nameOf(row.which.op), isShuffle(row.which.op) ? std::to_string(row.which.tokens) : "-", row.impl,
-               microseconds(row.p50Us), microseconds(row.p99Us), bandwidth(row.algbw), bandwidth(row.busbw), 100 * row.ofLimit,
+    fmt::print("  {:>10} {:>10} {:>9} {:>10} {:>7} {:<14} {:>10} {:>10} {:>8} {:>8} {:>7.1f} {:>7} {:>9}\n", row.bytes,
+               row.count, nameOf(o.type), nameOf(row.which.op),
+               isShuffle(row.which.op) ? std::to_string(row.which.tokens) : "-", row.impl, microseconds(row.p50Us),
+               microseconds(row.p99Us), bandwidth(row.algbw), bandwidth(row.busbw), 100 * row.ofLimit,
                row.checked ? std::to_string(row.wrong) : "N/A", row.impl == "limit" ? "-" : microseconds(row.planUs));
     if (row.impl == "limit") {
-      fmt::print("#   the limit reads {} and writes {} GB/s on all ranks together ({} stores); a plain non-temporal fill writes {}",
-                 bandwidth(row.readGbps), bandwidth(row.writeGbps), row.stores, bandwidth(row.fillGbps));
-      if (row.which.op == Op::dispatch && row.fillGbps > 0) fmt::print(": {:.0f} %", 100 * row.writeGbps / row.fillGbps);
+      fmt::print(
+          "#   the limit reads {} and writes {} GB/s on all ranks together ({} stores); a plain non-temporal fill "
+          "writes {}",
+          bandwidth(row.readGbps), bandwidth(row.writeGbps), row.stores, bandwidth(row.fillGbps));
+      if (row.which.op == Op::dispatch && row.fillGbps > 0)
+        fmt::print(": {:.0f} %", 100 * row.writeGbps / row.fillGbps);
       fmt::print("\n");
     }
     if (!o.verbose) continue;
@@ -60,8 +67,8 @@ void printRows(const Options& o, const CaseResult& result) {
       fmt::print("#     rounds (us){}\n", rounds);
     else
       fmt::print("#     plan {} extract {} wire {} place {} sum {} wait {} us, {:.0f} wire bytes; rounds (us){}\n",
-                 microseconds(row.planUs), microseconds(row.extractUs), microseconds(row.wireUs), microseconds(row.placeUs),
-                 microseconds(row.sumUs), microseconds(row.waitUs), row.wireBytes, rounds);
+                 microseconds(row.planUs), microseconds(row.extractUs), microseconds(row.wireUs),
+                 microseconds(row.placeUs), microseconds(row.sumUs), microseconds(row.waitUs), row.wireBytes, rounds);
   }
   for (const std::string& remark : result.remarks) fmt::print("# {}\n", remark);
   std::fflush(stdout);
@@ -71,7 +78,8 @@ void printEnd(const Options& o, std::size_t rows, std::uint64_t wrongRows, bool 
   if (!o.check)
     fmt::print("#\n# {} rows, none checked\n", rows);
   else
-    fmt::print("#\n# {} rows, {} with wrong elements: {}\n", rows, wrongRows, failed || wrongRows > 0 ? "FAILED" : "OK");
+    fmt::print("#\n# {} rows, {} with wrong elements: {}\n", rows, wrongRows,
+               failed || wrongRows > 0 ? "FAILED" : "OK");
 }
 
 }  // namespace fusco::bench

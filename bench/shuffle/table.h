@@ -14,8 +14,8 @@ struct Header {
   Versions versions;
   std::string command, date, peerCommand;
   std::string routingRemark;
-  int topk = 0, experts = 0;             // of the routing, which may come from a file
-  std::vector<std::string> missing;      // "impl: reason"
+  int topk = 0, experts = 0;         // of the routing, which may come from a file
+  std::vector<std::string> missing;  // "impl: reason"
 };
 
 void printHeader(const Options& options, const Header& header);

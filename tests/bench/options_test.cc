@@ -1,0 +1,84 @@
+#include "shuffle/options.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "shuffle/measure.h"
+
+namespace fusco::bench {
+namespace {
+
+ParsedOptions parse(std::vector<std::string> words) {
+  words.insert(words.begin(), "shuffle_perf");
+  return parseOptions(words);
+}
+
+TEST(Options, Defaults) {
+  ParsedOptions parsed = parse({});
+  ASSERT_FALSE(parsed.leave);
+  EXPECT_EQ(parsed.options.ranks, 2);
+  EXPECT_EQ(parsed.options.hidden, 7168);
+  EXPECT_EQ(casesOf(parsed.options).size(), 2u);
+}
+
+TEST(Options, SweepsMultiply) {
+  Options o = parse({"--tokens", "128:1K:2", "--op", "dispatch,sendrecv", "-b", "1M", "-e", "16M", "-f", "4"}).options;
+  EXPECT_THAT(valuesOf(o.tokens), testing::ElementsAre(128, 256, 512, 1024));
+  EXPECT_THAT(valuesOf(o.bytes), testing::ElementsAre(1 << 20, 4 << 20, 16 << 20));
+  EXPECT_EQ(casesOf(o).size(), 7u);
+  EXPECT_THAT(valuesOf(parse({"--tokens", "0:2:2"}).options.tokens), testing::ElementsAre(0, 1, 2));
+}
+
+TEST(Options, RefusesWhatItDoesNotKnow) {
+  for (std::vector<std::string> words : std::vector<std::vector<std::string>>{{"--op", "nonsense"},
+                                                                              {"--dtype", "int13"},
+                                                                              {"--dtype", "uint8"},
+                                                                              {"--tokens", "8:4"},
+                                                                              {"--tokens", "x"},
+                                                                              {"--impl", "nccl"},
+                                                                              {"--ranks", "2", "--nodes", "3"},
+                                                                              {"--threads", "--processes"},
+                                                                              {"--memory", "disk"},
+                                                                              {"--such"}}) {
+    ParsedOptions parsed = parse(words);
+    EXPECT_TRUE(parsed.leave) << words[0];
+    EXPECT_EQ(parsed.exitCode, 2) << words[0];
+  }
+}
+
+TEST(Options, HelpNamesEveryFlag) {
+  testing::internal::CaptureStdout();
+  ParsedOptions parsed = parse({"--help"});
+  std::string text = testing::internal::GetCapturedStdout();
+  EXPECT_TRUE(parsed.leave);
+  EXPECT_EQ(parsed.exitCode, 0);
+  for (const char* flag : {"-w",      "-n",       "-c",       "-J",        "-b",       "-e",        "-f",
+                           "--ranks", "--nodes",  "--tokens", "--hidden",  "--dtype",  "--topk",    "--experts",
+                           "--op",    "--memory", "--impl",   "--routing", "--device", "--balance", "--dedup"})
+    EXPECT_THAT(text, testing::HasSubstr(flag));
+}
+
+TEST(Measure, Percentiles) {
+  EXPECT_DOUBLE_EQ(percentile({3, 1, 2}, 0.5), 2);
+  EXPECT_DOUBLE_EQ(percentile({1, 2, 3, 4}, 0.5), 2.5);
+  EXPECT_DOUBLE_EQ(percentile({5}, 0.99), 5);
+  EXPECT_DOUBLE_EQ(percentile({}, 0.5), 0);
+}
+
+TEST(Measure, BytesOfTheBusiestRankAndTheirRemoteShare) {
+  Options o = parse({"--ranks", "4", "--tokens", "100", "--hidden", "8", "--op", "dispatch,combine,alltoallv"}).options;
+  RoutingSource source = makeRoutingSource(o);
+  for (const Case& which : casesOf(o)) {
+    CaseContext context = makeCase(o, isShuffle(which.op) ? &source : nullptr, which, 0);
+    CaseSize size = sizeOf(context, o.impls);
+    if (which.op == Op::dispatch) {
+      EXPECT_EQ(size.bytes, context.map.busiestRows() * 16);
+    } else if (which.op == Op::combine) {
+      EXPECT_EQ(size.bytes, 100 * 8 * 16);
+    }
+    EXPECT_NEAR(size.remoteShare, 0.75, 0.1) << nameOf(which.op);
+  }
+}
+
+}  // namespace
+}  // namespace fusco::bench

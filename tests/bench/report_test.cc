@@ -1,0 +1,97 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "bench/program.h"
+
+namespace {
+
+using nlohmann::json;
+using testing::HasSubstr;
+
+class Report : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (say("python3 --version").code != 0) GTEST_SKIP() << "no python3";
+    before_ = temporary("before.json");
+    after_ = temporary("after.json");
+    json limit = {{"impl", "limit"},     {"op", "dispatch"},   {"device", "host"},  {"ranks", 2},
+                  {"nodes", 1},          {"tokens", 64},       {"bytes", 1000000},  {"hidden", 7168},
+                  {"dtype", "bfloat16"}, {"topk", 8},          {"experts", 64},     {"routing", "trace:/a/b.json#3"},
+                  {"memory", "window"},  {"dedup", "auto"},    {"balance", "none"}, {"p50_us", 80.0},
+                  {"p99_us", 90.0},      {"algbw_gbps", 12.5}, {"busbw_gbps", 6.2}, {"limit_gbps", 12.5},
+                  {"of_limit", 1.0},     {"wrong", 0},         {"plan_us", 0.0},    {"command", "x"}};
+    json fusco = limit;
+    fusco.update({{"impl", "fusco"}, {"p50_us", 100.0}, {"algbw_gbps", 10.0}, {"of_limit", 0.8}});
+    rows_ = {limit, fusco};
+    write(before_, rows_);
+  }
+  void TearDown() override {
+    std::remove(before_.c_str());
+    std::remove(after_.c_str());
+  }
+  static void write(const std::string& file, const json& rows) { std::ofstream(file) << rows; }
+  Said compare() { return say(std::string(REPORT) + " --compare " + before_ + " " + after_); }
+
+  std::string before_, after_;
+  json rows_;
+};
+
+TEST_F(Report, ShowsATable) {
+  Said said = say(std::string(REPORT) + " " + before_);
+  EXPECT_EQ(said.code, 0) << said.text;
+  EXPECT_THAT(said.text, HasSubstr("fusco is at 80 % of the limit"));
+  EXPECT_THAT(said.text, HasSubstr("trace:b.json#3"));
+  EXPECT_THAT(say(std::string(REPORT) + " --markdown " + before_).text, HasSubstr("| op | routing |"));
+}
+
+TEST_F(Report, EqualRunsAreNoRegression) {
+  write(after_, rows_);
+  Said said = compare();
+  EXPECT_EQ(said.code, 0) << said.text;
+  EXPECT_THAT(said.text, HasSubstr("0 worse"));
+}
+
+TEST_F(Report, FindsARegression) {
+  rows_[1]["of_limit"] = 0.6;
+  write(after_, rows_);
+  Said said = compare();
+  EXPECT_EQ(said.code, 1);
+  EXPECT_THAT(said.text, HasSubstr("WORSE by 25 %"));
+}
+
+TEST_F(Report, FindsWrongElementsAndMissingRows) {
+  rows_[1]["wrong"] = 3;
+  write(after_, rows_);
+  EXPECT_EQ(compare().code, 1);
+  write(after_, json::array({rows_[0]}));
+  Said said = compare();
+  EXPECT_EQ(said.code, 1);
+  EXPECT_THAT(said.text, HasSubstr("GONE"));
+}
+
+TEST_F(Report, RefusesWhatIsNoResult) {
+  write(after_, json{{"no", "rows"}});
+  EXPECT_EQ(say(std::string(REPORT) + " " + after_).code, 2);
+  EXPECT_EQ(say(std::string(REPORT) + " /nowhere.json").code, 2);
+}
+
+TEST_F(Report, PlotsOrSaysWhatToInstall) {
+  std::string picture = temporary("plot.png");
+  Said said = say(std::string(REPORT) + " " + before_ + " --plot " + picture);
+  if (say("python3 -c 'import matplotlib'").code == 0) {
+    EXPECT_EQ(said.code, 0) << said.text;
+    std::ifstream stream(picture, std::ios::binary);
+    char head[4] = {};
+    stream.read(head, 4);
+    EXPECT_EQ(std::string(head + 1, 3), "PNG");
+    std::remove(picture.c_str());
+  } else {
+    EXPECT_EQ(said.code, 2);
+    EXPECT_THAT(said.text, HasSubstr("python3-matplotlib"));
+  }
+}
+
+}  // namespace
