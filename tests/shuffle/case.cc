@@ -1,6 +1,7 @@
 #include "shuffle/case.h"
 
 #include <algorithm>
+#include <cstring>
 #include <exception>
 #include <mutex>
 #include <sstream>
@@ -27,12 +28,16 @@ int Case::rankOfExpert(int expert) const {
   return -1;
 }
 
-std::uint8_t sentByte(std::uint64_t seed, int tensor, int rank, std::int64_t token, std::size_t column) {
-  std::uint64_t x = seed * 0x9e3779b97f4a7c15ull + static_cast<std::uint64_t>(tensor) * 77 + static_cast<std::uint64_t>(rank) * 1000003 +
-                    static_cast<std::uint64_t>(token) * 8191 + column;
-  x ^= x >> 31;
-  x *= 0xbf58476d1ce4e5b9ull;
-  return static_cast<std::uint8_t>(x >> 56);
+void fillRow(std::uint64_t seed, int tensor, int rank, std::int64_t row, std::uint8_t* bytes, std::size_t count) {
+  std::uint64_t state = seed * 0x9e3779b97f4a7c15ull + static_cast<std::uint64_t>(tensor) * 0xd1b54a32d192ed03ull +
+                        static_cast<std::uint64_t>(rank) * 0x8cb92ba72f3d8dd7ull + static_cast<std::uint64_t>(row) * 0xaef17502108ef2d9ull;
+  for (std::size_t i = 0; i < count; i += 8) {
+    std::uint64_t x = state += 0x9e3779b97f4a7c15ull;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
+    x ^= x >> 31;
+    std::memcpy(bytes + i, &x, std::min<std::size_t>(8, count - i));
+  }
 }
 
 Case randomCase(std::uint64_t seed, int ranks) {
@@ -62,10 +67,8 @@ Case randomCase(std::uint64_t seed, int ranks) {
         if (style >= 2) {                                        // distinct where possible
           for (int tries = 0; tries < 20 && std::count(chosen.begin(), chosen.end(), id) > 0; ++tries) id = pick(0, c.experts - 1);
         }
-        // A slot of the slotted layout holds one row per (expert, rank, token): no repeats there.
-        if (c.layout == fuscoLayoutSlotted && std::count(chosen.begin(), chosen.end(), id) > 0) id = -1;
         chosen.push_back(id);
-        weights.push_back(static_cast<float>(pick(-100, 100)) / 64.0f);
+        weights.push_back(static_cast<float>(pick(-100, 100)) / 77.0f);
       }
       ids.insert(ids.end(), chosen.begin(), chosen.end());
     }
@@ -83,6 +86,7 @@ Case randomCase(std::uint64_t seed, int ranks) {
   c.tickets = pick(0, 2) == 0;
   c.counters = pick(0, 2) == 0;
   c.privateMemory = pick(0, 1) == 0;
+  if (pick(0, 4) == 0) c.capacityRows = pick(1, 2 + most * c.topk);
   return c;
 }
 
@@ -90,38 +94,58 @@ Expected expectedAt(const Case& c, int rank) {
   Expected x;
   const int first = c.firstExpert(rank);
   const int count = c.localExperts(rank);
+  const std::int64_t capacity = c.capacityRows > 0 ? c.capacityRows : INT64_MAX;
   x.rowsOfExpert.assign(static_cast<std::size_t>(count), 0);
+  x.dropped.assign(static_cast<std::size_t>(c.ranks), 0);
+  const auto idAt = [&](int source, std::int64_t token, int slot) {
+    return c.ids[static_cast<std::size_t>(source)][static_cast<std::size_t>(token * c.topk + slot)];
+  };
+  const auto arrive = [&](int source, std::int64_t token, int slot, std::int64_t row, int expert) {
+    if (row >= capacity) {
+      ++x.dropped[static_cast<std::size_t>(source)];
+      return;
+    }
+    x.arrivals.push_back({source, token, slot, row, expert});
+    ++x.rowsOfExpert[static_cast<std::size_t>(expert)];
+  };
   if (c.layout == fuscoLayoutRankOrder) {
     for (int s = 0; s < c.ranks; ++s) {
       for (std::int64_t t = 0; t < c.tokens[static_cast<std::size_t>(s)]; ++t) {
         for (int k = 0; k < c.topk; ++k) {
-          const std::int64_t id = c.ids[static_cast<std::size_t>(s)][static_cast<std::size_t>(t * c.topk + k)];
+          const std::int64_t id = idAt(s, t, k);
           if (id < first || id >= first + count) continue;
-          x.arrivals.push_back({s, t, k, x.rows++, static_cast<int>(id - first)});
+          arrive(s, t, k, x.rows++, static_cast<int>(id - first));
           break;
         }
       }
     }
+    x.rows = std::min(x.rows, capacity);
     return x;
   }
+  const bool slotted = c.layout == fuscoLayoutSlotted;
+  const auto align = [&] { x.rows = (x.rows + c.alignment - 1) / c.alignment * c.alignment; };
   for (int e = 0; e < count; ++e) {
-    if (c.layout == fuscoLayoutExpertOrder) x.rows = (x.rows + c.alignment - 1) / c.alignment * c.alignment;
+    if (!slotted) align();
     for (int s = 0; s < c.ranks; ++s) {
       std::int64_t n = 0;
       for (std::int64_t t = 0; t < c.tokens[static_cast<std::size_t>(s)]; ++t) {
         for (int k = 0; k < c.topk; ++k) {
-          if (c.ids[static_cast<std::size_t>(s)][static_cast<std::size_t>(t * c.topk + k)] != first + e) continue;
-          const std::int64_t row = c.layout == fuscoLayoutSlotted ? (static_cast<std::int64_t>(e) * c.ranks + s) * c.maxTokens + n : x.rows;
-          x.arrivals.push_back({s, t, k, row, e});
-          ++x.rowsOfExpert[static_cast<std::size_t>(e)];
+          if (idAt(s, t, k) != first + e) continue;
+          // A block of the slotted layout has room for as many rows as a rank has tokens: repeats may be too many.
+          const std::int64_t row = !slotted ? x.rows : n < c.maxTokens ? (static_cast<std::int64_t>(e) * c.ranks + s) * c.maxTokens + n : INT64_MAX;
+          arrive(s, t, k, row, e);
           ++n;
           ++x.rows;
         }
       }
     }
   }
-  if (c.layout == fuscoLayoutExpertOrder) x.rows = (x.rows + c.alignment - 1) / c.alignment * c.alignment;
-  if (c.layout == fuscoLayoutSlotted) x.rows = static_cast<std::int64_t>(count) * c.ranks * c.maxTokens;
+  if (slotted) {
+    x.rows = static_cast<std::int64_t>(count) * c.ranks * c.maxTokens;
+  } else {
+    align();
+  }
+  x.rows = std::min(x.rows, capacity);
   return x;
 }
 

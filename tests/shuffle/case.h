@@ -26,7 +26,7 @@ struct Case {
   int zeroFill = 0;
   int dedup = fuscoDedupAuto;
   std::int64_t maxTokens = 0;
-  std::int64_t capacityRows = 0;
+  std::int64_t capacityRows = 0;  // what is beyond it is dropped
   std::size_t rowBytes = 64;
   std::size_t rowBytes2 = 0;
   bool tickets = false;
@@ -53,12 +53,12 @@ struct Expected {
   std::int64_t rows = 0;                  // of the output
   std::vector<Arrival> arrivals;
   std::vector<std::int64_t> rowsOfExpert; // by local expert
-  std::int64_t dropped = 0;               // rows that others could not deliver here
+  std::vector<std::int64_t> dropped;      // by source: rows beyond the capacity of this rank
 };
 Expected expectedAt(const Case& c, int rank);
 
-// Byte `column` of the row that (rank, token) sends; tensor 0 or 1.
-std::uint8_t sentByte(std::uint64_t seed, int tensor, int rank, std::int64_t token, std::size_t column);
+// The bytes of row `row` of a rank in a tensor of the test: 0 and 1 are what is sent, others are the tests' own.
+void fillRow(std::uint64_t seed, int tensor, int rank, std::int64_t row, std::uint8_t* bytes, std::size_t count);
 
 // Runs body(rank) in as many threads; rethrows the first failure.
 void runThreads(int ranks, const std::function<void(int)>& body);
@@ -69,6 +69,8 @@ void ok(fuscoResult_t result, const char* what);
 
 // One rank's part of a case on a communicator: plan, dispatch, combine, backward, all checked. Returns an empty string or
 // what is wrong.
-std::string runRank(const Case& c, fuscoComm_t comm, int rank, bool multiNode);
+std::string runRank(const Case& c, fuscoComm_t comm, int rank);
+// Two cases at once, as two micro-batches: each one's dispatch and combine are started while the other's are under way.
+std::string runTwo(const Case& first, const Case& second, fuscoComm_t comm, int rank);
 
 }  // namespace fusco::test

@@ -1,9 +1,11 @@
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <memory>
 #include <sstream>
 
 #include "shuffle/case.h"
+#include "shuffle/numbers.h"
 
 namespace fusco::test {
 
@@ -11,204 +13,111 @@ namespace {
 
 constexpr std::uint8_t kPoison = 0xa5;
 
-struct Memory {
-  explicit Memory(std::size_t bytes, bool isPrivate) : bytes_(bytes + 64), private_(isPrivate) {
+// A tensor: a window or private memory, poisoned, with poison behind it, and `skew` bytes off its alignment.
+class Memory {
+ public:
+  Memory(std::size_t bytes, bool isPrivate, std::size_t skew = 0) : bytes_(bytes), skew_(skew), private_(isPrivate) {
+    const std::size_t all = (bytes + skew + 127) / 64 * 64;
     if (private_) {
-      data_ = static_cast<std::uint8_t*>(std::aligned_alloc(64, (bytes_ + 63) / 64 * 64));
+      base_ = static_cast<std::uint8_t*>(std::aligned_alloc(64, all));
     } else {
       void* p = nullptr;
-      ok(fuscoMemAlloc(&p, bytes_), "fuscoMemAlloc");
-      data_ = static_cast<std::uint8_t*>(p);
+      FUSCO_OK(fuscoMemAlloc(&p, all));
+      base_ = static_cast<std::uint8_t*>(p);
     }
-    std::memset(data_, kPoison, bytes_);
+    std::memset(base_, kPoison, all);
   }
   ~Memory() {
     if (private_) {
-      std::free(data_);
+      std::free(base_);
     } else {
-      fuscoMemFree(data_);
+      fuscoMemFree(base_);
     }
   }
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
-  std::uint8_t* data() { return data_; }
-  float* floats() { return reinterpret_cast<float*>(data_); }
+  std::uint8_t* data() { return base_ + skew_; }
+  std::uint8_t* row(std::int64_t index, std::size_t rowBytes) { return data() + static_cast<std::size_t>(index) * rowBytes; }
+  bool intactAround() const {
+    const std::uint8_t* begin = base_;
+    const std::uint8_t* end = begin + skew_ + bytes_;
+    return std::all_of(begin, begin + skew_, isPoison) && std::all_of(end, end + 64, isPoison);
+  }
 
  private:
+  static bool isPoison(std::uint8_t b) { return b == kPoison; }
   std::size_t bytes_;
+  std::size_t skew_;
   bool private_;
-  std::uint8_t* data_ = nullptr;
+  std::uint8_t* base_ = nullptr;
 };
 
-struct Checker {
-  const Case& c;
-  int rank;
-  std::ostringstream out;
-  bool bad = false;
-  template <class... Parts>
-  void wrong(const Parts&... parts) {
-    if (bad) return;
-    bad = true;
-    out << c.describe() << "; rank " << rank << ": ";
-    (out << ... << parts);
-  }
-};
-
-// Rows in place, everything else untouched (or zero where gaps are filled).
-void checkRows(Checker& check, const Expected& x, int tensor, std::size_t rowBytes, const std::uint8_t* output, bool gapsMayChange) {
-  std::vector<char> written(static_cast<std::size_t>(x.rows), 0);
-  for (const Arrival& a : x.arrivals) {
-    written[static_cast<std::size_t>(a.row)] = 1;
-    for (std::size_t b = 0; b < rowBytes; ++b) {
-      const std::uint8_t expected = sentByte(check.c.seed, tensor, a.source, a.token, b);
-      const std::uint8_t got = output[static_cast<std::size_t>(a.row) * rowBytes + b];
-      if (got != expected) {
-        check.wrong("tensor ", tensor, " row ", a.row, " byte ", b, " is ", int{got}, ", expected ", int{expected}, " of rank ", a.source, " token ",
-                    a.token, " slot ", a.slot);
-        return;
-      }
-    }
-  }
-  for (std::int64_t row = 0; row < x.rows; ++row) {
-    if (written[static_cast<std::size_t>(row)]) continue;
-    const std::uint8_t expected = check.c.zeroFill && check.c.alignment > 1 ? 0 : kPoison;
-    if (expected == kPoison && gapsMayChange) continue;
-    for (std::size_t b = 0; b < rowBytes; ++b) {
-      if (output[static_cast<std::size_t>(row) * rowBytes + b] != expected) {
-        check.wrong("tensor ", tensor, " gap row ", row, " byte ", b, " was changed");
-        return;
-      }
-    }
-  }
-  for (std::size_t b = 0; b < 64; ++b) {
-    if (output[static_cast<std::size_t>(x.rows) * rowBytes + b] != kPoison) check.wrong("bytes behind the output were written");
-  }
-}
-
-float expertValue(std::uint64_t seed, int rank, std::int64_t row, std::size_t column) {
-  return static_cast<float>(static_cast<int>(sentByte(seed, 5, rank, row, column)) - 128) / 16.0f;
-}
-float gradientValue(std::uint64_t seed, int rank, std::int64_t token, std::size_t column) {
-  return static_cast<float>(static_cast<int>(sentByte(seed, 6, rank, token, column)) - 128) / 32.0f;
-}
-
-// For each (token, slot) of this rank: where its row lies.
+// For each (token, slot) of a rank: where its row lies.
 struct Place {
   int rank = -1;
   std::int64_t row = -1;
 };
-std::vector<Place> placesOf(const Case& c, int rank, const std::vector<Expected>& all) {
-  std::vector<Place> places(static_cast<std::size_t>(c.tokens[static_cast<std::size_t>(rank)] * c.topk));
-  for (int r = 0; r < c.ranks; ++r) {
-    for (const Arrival& a : all[static_cast<std::size_t>(r)].arrivals) {
-      if (a.source == rank) places[static_cast<std::size_t>(a.token * c.topk + a.slot)] = {r, a.row};
-    }
-  }
-  return places;
-}
 
-void checkCombine(Checker& check, fuscoPlan_t plan, const std::vector<Expected>& all, bool multiNode) {
-  const Case& c = check.c;
-  const int rank = check.rank;
-  const std::size_t elements = std::max<std::size_t>(1, c.rowBytes / 4);
-  const Expected& x = all[static_cast<std::size_t>(rank)];
-  const std::int64_t tokens = c.tokens[static_cast<std::size_t>(rank)];
-  const bool weighted = c.seed % 3 != 0;
-  const bool biased = c.seed % 2 == 0;
-  Memory input(static_cast<std::size_t>(x.rows) * elements * 4, c.privateMemory);
-  Memory output(static_cast<std::size_t>(tokens) * elements * 4, c.seed % 5 != 0);
-  std::vector<float> bias(static_cast<std::size_t>(tokens) * elements, 0.0f);
-  for (std::int64_t row = 0; row < x.rows; ++row) {
-    for (std::size_t i = 0; i < elements; ++i) input.floats()[static_cast<std::size_t>(row) * elements + i] = expertValue(c.seed, rank, row, i);
-  }
-  for (std::size_t i = 0; i < bias.size(); ++i) bias[i] = static_cast<float>(i % 17) - 8;
-  fuscoCombineArgs_t args = FUSCO_COMBINE_INIT;
-  args.input = input.data();
-  args.output = output.data();
-  args.elements = elements;
-  args.datatype = fuscoFloat32;
-  args.bias = biased ? bias.data() : nullptr;
-  args.weighted = weighted;
-  FUSCO_OK(fuscoCombineEx(plan, &args, nullptr));
-  const std::vector<Place> places = placesOf(c, rank, all);
-  const bool useWeights = weighted && c.layout != fuscoLayoutRankOrder;
-  for (std::int64_t t = 0; t < tokens; ++t) {
-    for (std::size_t i = 0; i < elements; ++i) {
-      double sum = biased ? bias[static_cast<std::size_t>(t) * elements + i] : 0;
-      double scale = std::abs(sum);
-      for (int k = 0; k < c.topk; ++k) {
-        const auto at = static_cast<std::size_t>(t * c.topk + k);
-        if (places[at].rank < 0) continue;
-        const double w = useWeights ? c.weights[static_cast<std::size_t>(rank)][at] : 1.0;
-        const double v = w * expertValue(c.seed, places[at].rank, places[at].row, i);
-        sum += v;
-        scale += std::abs(v);
-      }
-      const double got = output.floats()[static_cast<std::size_t>(t) * elements + i];
-      if (!(std::abs(got - sum) <= scale * 1e-6 * (multiNode ? 2 : 1) + 1e-30)) {
-        check.wrong("combine of token ", t, " element ", i, " is ", got, ", expected ", sum);
-        return;
-      }
-    }
-  }
-}
+class CaseRun {
+ public:
+  CaseRun(const Case& c, fuscoComm_t comm, int rank);
+  ~CaseRun() { fuscoPlanDestroy(plan_); }
+  CaseRun(const CaseRun&) = delete;
+  CaseRun& operator=(const CaseRun&) = delete;
 
-void checkBackward(Checker& check, fuscoPlan_t plan, const std::vector<Expected>& all) {
-  const Case& c = check.c;
-  const int rank = check.rank;
-  const std::size_t elements = std::max<std::size_t>(1, c.rowBytes / 4);
-  const Expected& x = all[static_cast<std::size_t>(rank)];
-  const std::int64_t tokens = c.tokens[static_cast<std::size_t>(rank)];
-  Memory expert(static_cast<std::size_t>(x.rows) * elements * 4, c.privateMemory);
-  Memory inputGradient(static_cast<std::size_t>(x.rows) * elements * 4, c.privateMemory);
-  std::vector<float> gradient(static_cast<std::size_t>(tokens) * elements + 1);
-  std::vector<float> weightGradient(static_cast<std::size_t>(tokens * c.topk) + 1, NAN);
-  for (std::int64_t row = 0; row < x.rows; ++row) {
-    for (std::size_t i = 0; i < elements; ++i) expert.floats()[static_cast<std::size_t>(row) * elements + i] = expertValue(c.seed, rank, row, i);
-  }
-  for (std::int64_t t = 0; t < tokens; ++t) {
-    for (std::size_t i = 0; i < elements; ++i) gradient[static_cast<std::size_t>(t) * elements + i] = gradientValue(c.seed, rank, t, i);
-  }
-  fuscoCombineBackwardArgs_t args = FUSCO_COMBINE_BACKWARD_INIT;
-  args.outputGradient = gradient.data();
-  args.expertRows = expert.data();
-  args.inputGradient = inputGradient.data();
-  args.weightGradient = weightGradient.data();
-  args.elements = elements;
-  args.datatype = fuscoFloat32;
-  FUSCO_OK(fuscoCombineBackward(plan, &args, nullptr));
-  for (const Arrival& a : x.arrivals) {
-    const float w = c.weights[static_cast<std::size_t>(a.source)][static_cast<std::size_t>(a.token * c.topk + a.slot)];
-    for (std::size_t i = 0; i < elements; ++i) {
-      const float expected = w * gradientValue(c.seed, a.source, a.token, i);
-      const float got = inputGradient.floats()[static_cast<std::size_t>(a.row) * elements + i];
-      if (got != expected) {
-        check.wrong("input gradient of row ", a.row, " element ", i, " is ", got, ", expected ", expected);
-        return;
-      }
-    }
-  }
-  const std::vector<Place> places = placesOf(c, rank, all);
-  for (std::size_t at = 0; at < places.size(); ++at) {
-    double dot = 0;
-    double scale = 0;
-    for (std::size_t i = 0; i < elements && places[at].rank >= 0; ++i) {
-      const double v = static_cast<double>(gradientValue(c.seed, rank, static_cast<std::int64_t>(at) / c.topk, i)) *
-                       expertValue(c.seed, places[at].rank, places[at].row, i);
-      dot += v;
-      scale += std::abs(v);
-    }
-    if (!(std::abs(weightGradient[at] - dot) <= scale * 1e-5 + 1e-30)) {
-      check.wrong("weight gradient of slot ", at, " is ", weightGradient[at], ", expected ", dot);
-      return;
-    }
-  }
-}
+  void dispatch(bool start);
+  void checkDispatch();
+  void checkBeside();
+  void combine(bool start);
+  void checkCombine();
+  void backward();
+  void finish() { FUSCO_OK(fuscoFinish(plan_)); }
+  bool bad() const { return bad_; }
+  std::string wrong() const { return out_.str(); }
 
-}  // namespace
+ private:
+  template <class... Parts>
+  void report(const Parts&... parts) {
+    if (bad_) return;
+    bad_ = true;
+    out_ << c_.describe() << "; rank " << rank_ << ": ";
+    (out_ << ... << parts);
+  }
+  const Expected& own() const { return all_[static_cast<std::size_t>(rank_)]; }
+  std::int64_t tokens() const { return c_.tokens[static_cast<std::size_t>(rank_)]; }
+  float weightOf(int source, std::int64_t token, int slot) const {
+    return c_.weights[static_cast<std::size_t>(source)][static_cast<std::size_t>(token * c_.topk + slot)];
+  }
+  void checkRows(int tensor, std::size_t rowBytes, Memory& output);
+  void checkTickets();
+  void checkRankOrder();
+  // Rows of numbers, as the type has them: the experts' results, gradients, bias.
+  std::vector<float> numbers(int tensor, int rank, std::int64_t row) const;
+  void putRow(std::uint8_t* to, const std::vector<float>& values) const;
 
-std::string runRank(const Case& c, fuscoComm_t comm, int rank, bool multiNode) {
-  Checker check{c, rank, {}, false};
+  const Case& c_;
+  int rank_;
+  fuscoPlan_t plan_ = nullptr;
+  std::vector<int> nodes_;            // by rank
+  std::vector<Expected> all_;         // by rank
+  std::vector<Place> places_;
+  fuscoDataType_t type_ = fuscoFloat32;
+  std::size_t elements_ = 1;
+  bool weighted_ = true, biased_ = false, partialsFp32_ = false;
+  std::vector<std::uint8_t> input_[2];
+  std::unique_ptr<Memory> output_[2];
+  std::unique_ptr<Memory> expertRows_, combined_, bias_;
+  bool bad_ = false;
+  std::ostringstream out_;
+};
+
+CaseRun::CaseRun(const Case& c, fuscoComm_t comm, int rank) : c_(c), rank_(rank) {
+  static constexpr fuscoDataType_t kTypes[] = {fuscoFloat32, fuscoBfloat16, fuscoFloat32, fuscoFloat16};
+  type_ = kTypes[c.seed / 7 % 4];
+  elements_ = std::max<std::size_t>(1, c.rowBytes / 4);
+  weighted_ = c.seed % 3 != 0 && c.layout != fuscoLayoutRankOrder;
+  biased_ = c.seed % 2 == 0;
+  partialsFp32_ = c.seed / 28 % 2 == 1;
   const auto at = static_cast<std::size_t>(rank);
   std::vector<std::int32_t> ids32(c.ids[at].begin(), c.ids[at].end());
   fuscoPlanConfig_t config = FUSCO_PLAN_CONFIG_INIT;
@@ -222,86 +131,311 @@ std::string runRank(const Case& c, fuscoComm_t comm, int rank, bool multiNode) {
   config.alignment = c.alignment;
   config.zeroFill = c.zeroFill;
   config.maxTokens = c.maxTokens;
+  config.capacityRows = c.capacityRows;
+  config.capacityPolicy = fuscoCapacityDrop;
   config.dedup = c.dedup;
   config.tickets = c.tickets;
   config.expertCounters = c.counters;
-  fuscoPlan_t plan = nullptr;
-  FUSCO_OK(fuscoPlanCreate(&plan, &config, comm, nullptr));
-  const std::unique_ptr<fuscoPlan, void (*)(fuscoPlan_t)> guard(plan, [](fuscoPlan_t p) { fuscoPlanDestroy(p); });
-
-  std::vector<Expected> all;
-  for (int r = 0; r < c.ranks; ++r) all.push_back(expectedAt(c, r));
-  const Expected& x = all[at];
+  FUSCO_OK(fuscoPlanCreate(&plan_, &config, comm, nullptr));
+  places_.resize(static_cast<std::size_t>(tokens() * c.topk));
+  std::int64_t dropped = 0;
+  for (int r = 0; r < c.ranks; ++r) {
+    int node = -1;
+    FUSCO_OK(fuscoCommNode(comm, r, &node));
+    nodes_.push_back(node);
+    all_.push_back(expectedAt(c, r));
+    dropped += all_.back().dropped[at];
+    for (const Arrival& a : all_.back().arrivals) {
+      if (a.source == rank) places_[static_cast<std::size_t>(a.token * c.topk + a.slot)] = {r, a.row};
+    }
+  }
   fuscoPlanInfo_t info = FUSCO_PLAN_INFO_INIT;
-  FUSCO_OK(fuscoPlanGetInfo(plan, &info));
-  if (info.receiveRows != x.rows) check.wrong("receiveRows is ", info.receiveRows, ", expected ", x.rows);
+  FUSCO_OK(fuscoPlanGetInfo(plan_, &info));
+  if (info.receiveRows != own().rows) report("receiveRows is ", info.receiveRows, ", expected ", own().rows);
+  if (info.droppedRows != dropped) report("droppedRows is ", info.droppedRows, ", expected ", dropped);
+  if (info.tokens != tokens()) report("tokens is ", info.tokens);
+  if (info.localExperts != c.localExperts(rank)) report("localExperts is ", info.localExperts);
   for (int e = 0; e < info.localExperts && c.layout == fuscoLayoutExpertOrder; ++e) {
-    if (info.localExpertRows[e] != x.rowsOfExpert[static_cast<std::size_t>(e)]) check.wrong("rows of local expert ", e);
+    if (info.localExpertRows[e] != own().rowsOfExpert[static_cast<std::size_t>(e)]) report("rows of local expert ", e, ": ", info.localExpertRows[e]);
   }
+}
 
-  // Twice: the first dispatch of a plan also brings its tickets, the second only rows.
-  for (int round = 0; round < 2 && !check.bad; ++round) {
-    std::vector<std::uint8_t> input(static_cast<std::size_t>(c.tokens[at]) * c.rowBytes + 1);
-    std::vector<std::uint8_t> input2(static_cast<std::size_t>(c.tokens[at]) * c.rowBytes2 + 1);
-    for (std::int64_t t = 0; t < c.tokens[at]; ++t) {
-      for (std::size_t b = 0; b < c.rowBytes; ++b) input[static_cast<std::size_t>(t) * c.rowBytes + b] = sentByte(c.seed, 0, rank, t, b);
-      for (std::size_t b = 0; b < c.rowBytes2; ++b) input2[static_cast<std::size_t>(t) * c.rowBytes2 + b] = sentByte(c.seed, 1, rank, t, b);
+void CaseRun::dispatch(bool start) {
+  const std::size_t rowBytes[2] = {c_.rowBytes, c_.rowBytes2};
+  const std::size_t skew = c_.seed % 4 == 1 ? 1 + c_.seed % 63 : 0;
+  for (int tensor = 0; tensor < 2; ++tensor) {
+    input_[tensor].resize(static_cast<std::size_t>(tokens()) * rowBytes[tensor] + 1);
+    for (std::int64_t t = 0; t < tokens(); ++t) {
+      fillRow(c_.seed, tensor, rank_, t, input_[tensor].data() + static_cast<std::size_t>(t) * rowBytes[tensor], rowBytes[tensor]);
     }
-    Memory output(static_cast<std::size_t>(x.rows) * c.rowBytes, c.privateMemory);
-    Memory output2(static_cast<std::size_t>(x.rows) * c.rowBytes2, c.privateMemory);
-    fuscoDispatchArgs_t args = FUSCO_DISPATCH_INIT;
-    args.input = input.data();
-    args.output = output.data();
-    args.rowBytes = c.rowBytes;
-    args.input2 = c.rowBytes2 > 0 ? input2.data() : nullptr;
-    args.output2 = c.rowBytes2 > 0 ? output2.data() : nullptr;
-    args.rowBytes2 = c.rowBytes2;
-    FUSCO_OK(fuscoDispatchEx(plan, &args, nullptr));
-    checkRows(check, x, 0, c.rowBytes, output.data(), false);
-    if (c.rowBytes2 > 0) checkRows(check, x, 1, c.rowBytes2, output2.data(), false);
+    output_[tensor] = std::make_unique<Memory>(static_cast<std::size_t>(own().rows) * rowBytes[tensor], c_.privateMemory, skew);
   }
-  if (c.tickets || c.layout != fuscoLayoutExpertOrder) {
-    const fuscoTicket_t* tickets = nullptr;
-    FUSCO_OK(fuscoPlanTickets(plan, &tickets));
-    std::vector<char> used(static_cast<std::size_t>(x.rows), 0);
-    for (const Arrival& a : x.arrivals) {
-      const fuscoTicket_t& ticket = tickets[a.row];
-      used[static_cast<std::size_t>(a.row)] = 1;
-      if (ticket.source != a.source || ticket.token != a.token || ticket.slot != a.slot) check.wrong("ticket of row ", a.row);
-      if (c.layout != fuscoLayoutRankOrder &&
-          ticket.weight != c.weights[static_cast<std::size_t>(a.source)][static_cast<std::size_t>(a.token * c.topk + a.slot)]) {
-        check.wrong("weight in the ticket of row ", a.row);
-      }
-    }
-    for (std::int64_t row = 0; row < x.rows; ++row) {
-      if (!used[static_cast<std::size_t>(row)] && tickets[row].source != -1) check.wrong("a ticket for gap row ", row);
+  fuscoDispatchArgs_t args = FUSCO_DISPATCH_INIT;
+  args.input = input_[0].data();
+  args.output = output_[0]->data();
+  args.rowBytes = c_.rowBytes;
+  args.input2 = c_.rowBytes2 > 0 ? input_[1].data() : nullptr;
+  args.output2 = c_.rowBytes2 > 0 ? output_[1]->data() : nullptr;
+  args.rowBytes2 = c_.rowBytes2;
+  if (start) {
+    FUSCO_OK(fuscoDispatchStart(plan_, &args, nullptr));
+  } else {
+    FUSCO_OK(fuscoDispatchEx(plan_, &args, nullptr));
+  }
+}
+
+// Rows in place, everything else untouched (or zero where gaps are filled).
+void CaseRun::checkRows(int tensor, std::size_t rowBytes, Memory& output) {
+  std::vector<char> written(static_cast<std::size_t>(own().rows), 0);
+  std::vector<std::uint8_t> expected(rowBytes);
+  const auto compare = [&](std::int64_t row, const auto&... whose) {
+    const std::uint8_t* got = output.row(row, rowBytes);
+    if (std::memcmp(got, expected.data(), rowBytes) == 0) return;
+    const auto byte = static_cast<std::size_t>(std::mismatch(expected.begin(), expected.end(), got).first - expected.begin());
+    report("tensor ", tensor, " row ", row, " byte ", byte, " is ", int{got[byte]}, ", expected ", int{expected[byte]}, whose...);
+  };
+  for (const Arrival& a : own().arrivals) {
+    written[static_cast<std::size_t>(a.row)] = 1;
+    fillRow(c_.seed, tensor, a.source, a.token, expected.data(), rowBytes);
+    compare(a.row, " of rank ", a.source, " token ", a.token, " slot ", a.slot);
+  }
+  std::fill(expected.begin(), expected.end(), c_.zeroFill && c_.alignment > 1 ? std::uint8_t{0} : kPoison);
+  for (std::int64_t row = 0; row < own().rows; ++row) {
+    if (!written[static_cast<std::size_t>(row)]) compare(row, ", for no row belongs there");
+  }
+  if (!output.intactAround()) report("bytes around tensor ", tensor, " were written");
+}
+
+void CaseRun::checkDispatch() {
+  checkRows(0, c_.rowBytes, *output_[0]);
+  if (c_.rowBytes2 > 0) checkRows(1, c_.rowBytes2, *output_[1]);
+}
+
+void CaseRun::checkTickets() {
+  const fuscoTicket_t* tickets = nullptr;
+  FUSCO_OK(fuscoPlanTickets(plan_, &tickets));
+  std::vector<char> used(static_cast<std::size_t>(own().rows), 0);
+  std::vector<std::vector<std::int64_t>> primaries;
+  for (int s = 0; s < c_.ranks; ++s) primaries.emplace_back(static_cast<std::size_t>(c_.tokens[static_cast<std::size_t>(s)]), -1);
+  // The first row of a token on this rank is that of its lowest slot here.
+  std::vector<std::vector<int>> slots;
+  for (int s = 0; s < c_.ranks; ++s) slots.emplace_back(static_cast<std::size_t>(c_.tokens[static_cast<std::size_t>(s)]), c_.topk);
+  for (const Arrival& a : own().arrivals) {
+    int& lowest = slots[static_cast<std::size_t>(a.source)][static_cast<std::size_t>(a.token)];
+    if (a.slot < lowest) {
+      lowest = a.slot;
+      primaries[static_cast<std::size_t>(a.source)][static_cast<std::size_t>(a.token)] = a.row;
     }
   }
-  if ((c.counters && c.layout == fuscoLayoutExpertOrder) || c.layout == fuscoLayoutSlotted) {
+  for (const Arrival& a : own().arrivals) {
+    const fuscoTicket_t& ticket = tickets[a.row];
+    used[static_cast<std::size_t>(a.row)] = 1;
+    if (ticket.source != a.source || ticket.token != a.token || ticket.slot != a.slot) report("ticket of row ", a.row);
+    if (c_.layout != fuscoLayoutRankOrder && ticket.weight != weightOf(a.source, a.token, a.slot)) report("weight in the ticket of row ", a.row);
+    if (ticket.primary != primaries[static_cast<std::size_t>(a.source)][static_cast<std::size_t>(a.token)]) {
+      report("primary in the ticket of row ", a.row, " is ", ticket.primary);
+    }
+  }
+  for (std::int64_t row = 0; row < own().rows; ++row) {
+    if (!used[static_cast<std::size_t>(row)] && tickets[row].source != -1) report("a ticket for row ", row, ", where no row belongs");
+  }
+}
+
+void CaseRun::checkRankOrder() {
+  const std::int32_t* localIds = nullptr;
+  const float* weights = nullptr;
+  FUSCO_OK(fuscoPlanRankOrder(plan_, &localIds, &weights));
+  for (const Arrival& a : own().arrivals) {
+    for (int k = 0; k < c_.topk; ++k) {
+      const std::int64_t id = c_.ids[static_cast<std::size_t>(a.source)][static_cast<std::size_t>(a.token * c_.topk + k)];
+      const std::int64_t local = id - c_.firstExpert(rank_);
+      const bool here = id >= 0 && local >= 0 && local < c_.localExperts(rank_);
+      const auto got = static_cast<std::size_t>(a.row * c_.topk + k);
+      if (localIds[got] != (here ? local : -1)) report("local expert id of row ", a.row, " slot ", k, " is ", localIds[got]);
+      if (weights[got] != (here ? weightOf(a.source, a.token, k) : 0)) report("weight of row ", a.row, " slot ", k);
+    }
+  }
+}
+
+// What lies beside the rows after a dispatch.
+void CaseRun::checkBeside() {
+  if (c_.tickets || c_.layout != fuscoLayoutExpertOrder) checkTickets();
+  if ((c_.counters && c_.layout == fuscoLayoutExpertOrder) || c_.layout == fuscoLayoutSlotted) {
     const volatile std::uint64_t* counters = nullptr;
-    FUSCO_OK(fuscoPlanExpertCounters(plan, &counters));
-    for (std::size_t e = 0; e < x.rowsOfExpert.size(); ++e) {
-      if (static_cast<std::int64_t>(counters[e]) != x.rowsOfExpert[e]) check.wrong("counter of expert ", e, " is ", counters[e]);
+    FUSCO_OK(fuscoPlanExpertCounters(plan_, &counters));
+    for (std::size_t e = 0; e < own().rowsOfExpert.size(); ++e) {
+      if (static_cast<std::int64_t>(counters[e]) != own().rowsOfExpert[e]) report("counter of expert ", e, " is ", counters[e]);
     }
   }
-  if (c.layout == fuscoLayoutRankOrder) {
-    const std::int32_t* localIds = nullptr;
-    const float* weights = nullptr;
-    FUSCO_OK(fuscoPlanRankOrder(plan, &localIds, &weights));
-    for (const Arrival& a : x.arrivals) {
-      for (int k = 0; k < c.topk; ++k) {
-        const auto from = static_cast<std::size_t>(a.token * c.topk + k);
-        const std::int64_t id = c.ids[static_cast<std::size_t>(a.source)][from] - c.firstExpert(rank);
-        const bool here = c.ids[static_cast<std::size_t>(a.source)][from] >= 0 && id >= 0 && id < c.localExperts(rank);
-        const auto got = static_cast<std::size_t>(a.row * c.topk + k);
-        if (localIds[got] != (here ? id : -1)) check.wrong("local expert id of row ", a.row, " slot ", k, " is ", localIds[got]);
-        if (weights[got] != (here ? c.weights[static_cast<std::size_t>(a.source)][from] : 0)) check.wrong("weight of row ", a.row, " slot ", k);
+  if (c_.layout == fuscoLayoutRankOrder) checkRankOrder();
+}
+
+std::vector<float> CaseRun::numbers(int tensor, int rank, std::int64_t row) const {
+  std::vector<std::uint8_t> bytes(elements_);
+  fillRow(c_.seed, tensor, rank, row, bytes.data(), elements_);
+  std::vector<float> values(elements_);
+  // Sums of these are rounded at every step: their order shows in the bits.
+  for (std::size_t i = 0; i < elements_; ++i) values[i] = roundElement(type_, (static_cast<float>(bytes[i]) - 128.0f) / 17.0f);
+  return values;
+}
+
+void CaseRun::putRow(std::uint8_t* to, const std::vector<float>& values) const {
+  for (std::size_t i = 0; i < elements_; ++i) putElement(type_, to, i, values[i]);
+}
+
+void CaseRun::combine(bool start) {
+  const std::size_t rowBytes = elements_ * elementSize(type_);
+  const std::size_t skew = c_.seed % 8 == 1 ? 2 : 0;
+  expertRows_ = std::make_unique<Memory>(static_cast<std::size_t>(own().rows) * rowBytes, c_.privateMemory, skew);
+  combined_ = std::make_unique<Memory>(static_cast<std::size_t>(tokens()) * rowBytes, c_.seed % 5 != 0, skew);
+  bias_ = std::make_unique<Memory>(static_cast<std::size_t>(tokens()) * rowBytes, true);
+  for (const Arrival& a : own().arrivals) putRow(expertRows_->row(a.row, rowBytes), numbers(5, rank_, a.row));
+  for (std::int64_t t = 0; t < tokens(); ++t) putRow(bias_->row(t, rowBytes), numbers(7, rank_, t));
+  fuscoCombineArgs_t args = FUSCO_COMBINE_INIT;
+  args.input = expertRows_->data();
+  args.output = combined_->data();
+  args.elements = elements_;
+  args.datatype = type_;
+  args.bias = biased_ ? bias_->data() : nullptr;
+  args.weighted = weighted_;
+  args.partialsFp32 = partialsFp32_;
+  if (start) {
+    FUSCO_OK(fuscoCombineStart(plan_, &args, nullptr));
+  } else {
+    FUSCO_OK(fuscoCombineEx(plan_, &args, nullptr));
+  }
+}
+
+// Bit by bit: FP32 sums node by node, within a node by rank, then slot; another node's sum is rounded to the row's type
+// before it is added. And the bound that goes with it, against a sum in float64.
+void CaseRun::checkCombine() {
+  const std::size_t rowBytes = elements_ * elementSize(type_);
+  const double unit = type_ == fuscoFloat32 ? 0x1p-24 : type_ == fuscoBfloat16 ? 0x1p-8 : 0x1p-11;
+  const int home = nodes_[static_cast<std::size_t>(rank_)];
+  std::vector<int> order;
+  for (std::int64_t t = 0; t < tokens() && !bad_; ++t) {
+    const Place* places = places_.data() + t * c_.topk;
+    order.clear();
+    for (int k = 0; k < c_.topk; ++k) {
+      if (places[k].rank >= 0) order.push_back(k);
+    }
+    const auto nodeOf = [&](int k) { return nodes_[static_cast<std::size_t>(places[k].rank)]; };
+    std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
+      return nodeOf(a) != nodeOf(b) ? nodeOf(a) < nodeOf(b) : places[a].rank < places[b].rank;
+    });
+    std::vector<float> sum(elements_, 0.0f), partial;
+    std::vector<double> exact(elements_, 0), scale(elements_, 0);
+    if (biased_) {
+      sum = numbers(7, rank_, t);
+      for (std::size_t i = 0; i < elements_; ++i) exact[i] = sum[i], scale[i] = std::fabs(exact[i]);
+    }
+    for (std::size_t n = 0; n < order.size();) {
+      const int node = nodeOf(order[n]);
+      if (node != home) partial.assign(elements_, 0.0f);
+      std::vector<float>& into = node == home ? sum : partial;
+      for (; n < order.size() && nodeOf(order[n]) == node; ++n) {
+        const Place& place = places[order[n]];
+        const float weight = weighted_ ? weightOf(rank_, t, order[n]) : 1.0f;
+        const std::vector<float> row = numbers(5, place.rank, place.row);
+        for (std::size_t i = 0; i < elements_; ++i) {
+          into[i] = std::fmaf(weight, row[i], into[i]);
+          exact[i] += static_cast<double>(weight) * row[i];
+          scale[i] += std::fabs(static_cast<double>(weight) * row[i]);
+        }
+      }
+      if (node == home) continue;
+      for (std::size_t i = 0; i < elements_; ++i) sum[i] += partialsFp32_ ? partial[i] : roundElement(type_, partial[i]);
+    }
+    for (std::size_t i = 0; i < elements_; ++i) {
+      const float got = getElement(type_, combined_->row(t, rowBytes), i);
+      const float expected = roundElement(type_, sum[i]);
+      if (got != expected) return report("combine of token ", t, " element ", i, " is ", got, ", expected ", expected);
+      // The levels' roundings, and those of FP32 inside each sum.
+      const double bound = (2 * unit + static_cast<double>(c_.topk + 2) * 0x1p-24) * scale[i] + 1e-30;
+      if (!(std::fabs(got - exact[i]) <= bound)) return report("combine of token ", t, " element ", i, " is off by ", got - exact[i]);
+    }
+  }
+  if (!combined_->intactAround()) report("bytes around combine's output were written");
+}
+
+void CaseRun::backward() {
+  const std::size_t rowBytes = elements_ * elementSize(type_);
+  if (!expertRows_) combine(false);
+  std::vector<std::uint8_t> gradient(static_cast<std::size_t>(tokens()) * rowBytes + 1);
+  Memory inputGradient(static_cast<std::size_t>(own().rows) * rowBytes, c_.privateMemory);
+  std::vector<float> weightGradient(static_cast<std::size_t>(tokens() * c_.topk) + 1, NAN);
+  for (std::int64_t t = 0; t < tokens(); ++t) putRow(gradient.data() + static_cast<std::size_t>(t) * rowBytes, numbers(6, rank_, t));
+  fuscoCombineBackwardArgs_t args = FUSCO_COMBINE_BACKWARD_INIT;
+  args.outputGradient = gradient.data();
+  args.expertRows = expertRows_->data();
+  args.inputGradient = inputGradient.data();
+  args.weightGradient = weightGradient.data();
+  args.elements = elements_;
+  args.datatype = type_;
+  FUSCO_OK(fuscoCombineBackward(plan_, &args, nullptr));
+  for (const Arrival& a : own().arrivals) {
+    const float weight = weightOf(a.source, a.token, a.slot);
+    const std::vector<float> row = numbers(6, a.source, a.token);
+    for (std::size_t i = 0; i < elements_; ++i) {
+      const float got = getElement(type_, inputGradient.row(a.row, rowBytes), i);
+      const float expected = roundElement(type_, weight * row[i]);
+      if (got != expected) return report("input gradient of row ", a.row, " element ", i, " is ", got, ", expected ", expected);
+    }
+  }
+  if (!inputGradient.intactAround()) report("bytes around the input gradient were written");
+  for (std::int64_t t = 0; t < tokens(); ++t) {
+    const std::vector<float> row = numbers(6, rank_, t);
+    for (int k = 0; k < c_.topk; ++k) {
+      const auto at = static_cast<std::size_t>(t * c_.topk + k);
+      double dot = 0, scale = 0;
+      if (places_[at].rank >= 0) {
+        const std::vector<float> expert = numbers(5, places_[at].rank, places_[at].row);
+        for (std::size_t i = 0; i < elements_; ++i) {
+          dot += static_cast<double>(row[i]) * expert[i];
+          scale += std::fabs(static_cast<double>(row[i]) * expert[i]);
+        }
+      }
+      if (!(std::fabs(weightGradient[at] - dot) <= scale * 1e-5)) {
+        return report("weight gradient of token ", t, " slot ", k, " is ", weightGradient[at], ", expected ", dot);
       }
     }
   }
-  checkCombine(check, plan, all, multiNode);
-  if (c.layout != fuscoLayoutRankOrder) checkBackward(check, plan, all);
-  return check.out.str();
+  if (!std::isnan(weightGradient.back())) report("the weight gradient was written beyond its end");
+}
+
+}  // namespace
+
+std::string runRank(const Case& c, fuscoComm_t comm, int rank) {
+  CaseRun run(c, comm, rank);
+  // Twice: the first dispatch of a plan also brings its tickets, the second only rows.
+  for (int round = 0; round < 2; ++round) {
+    run.dispatch(false);
+    run.checkDispatch();
+  }
+  run.checkBeside();
+  run.combine(false);
+  run.checkCombine();
+  if (c.layout != fuscoLayoutRankOrder) run.backward();
+  return run.wrong();
+}
+
+std::string runTwo(const Case& first, const Case& second, fuscoComm_t comm, int rank) {
+  CaseRun a(first, comm, rank), b(second, comm, rank);
+  a.dispatch(true);
+  b.dispatch(true);
+  a.finish();
+  a.checkDispatch();
+  a.checkBeside();
+  a.combine(true);
+  b.finish();
+  b.checkDispatch();
+  b.checkBeside();
+  b.combine(true);
+  a.finish();
+  b.finish();
+  a.checkCombine();
+  b.checkCombine();
+  return a.bad() ? a.wrong() : b.wrong();
 }
 
 }  // namespace fusco::test

@@ -33,10 +33,9 @@ void runShape(const Shape& shape, int cases) {
     config.operationTimeoutMs = 20000;
     fuscoComm_t comm = nullptr;
     FUSCO_OK(fuscoCommInitRankConfig(&comm, shape.ranks, id, rank, &config));
-    const bool multiNode = shape.nodes.front() != shape.nodes.back();
     for (std::int64_t i = 0; i < count && wrong[static_cast<std::size_t>(rank)].empty(); ++i) {
       const auto seed = static_cast<std::uint64_t>(only >= 0 ? only : i * 1000 + shape.ranks);
-      wrong[static_cast<std::size_t>(rank)] = runRank(randomCase(seed, shape.ranks), comm, rank, multiNode);
+      wrong[static_cast<std::size_t>(rank)] = runRank(randomCase(seed, shape.ranks), comm, rank);
       if (only >= 0) break;
     }
     if (!wrong[static_cast<std::size_t>(rank)].empty()) {
