@@ -197,9 +197,11 @@ bool Combine::gatherToken(std::uint32_t token) {
   }
   bool ownDone = false;
   const auto takeOwn = [&] {
-    while (ownCopy_ < own.copyEnd && view.copies[ownCopy_].token == token) {
-      source_.append(view.copies[ownCopy_], view.copies[ownCopy_ + 1].firstEntry, view.entries, view.weights, partAt_ * elementBytes_, terms_);
-      ++ownCopy_;
+    // Copies of one token follow each other (dedup none): their entries are put in order together.
+    const std::size_t first = ownCopy_;
+    while (ownCopy_ < own.copyEnd && view.copies[ownCopy_].token == token) ++ownCopy_;
+    if (ownCopy_ > first) {
+      source_.append(view.copies[first], view.copies[ownCopy_].firstEntry, view.entries, view.weights, partAt_ * elementBytes_, terms_);
     }
     ownDone = true;
   };
@@ -274,10 +276,10 @@ Outcome Combine::sendBack(std::size_t stream) {
   std::size_t copy = progress.copy;
   for (std::size_t i = 0; i < rows; ++i) {
     slice.copies[i] = {record.copies[copy].token, 0};
-    for (const std::size_t stop = runEnd(copy); copy < stop; ++copy) {
-      source_.append(record.copies[copy], record.copies[copy + 1].firstEntry, record.entries.data(), record.weights.data(),
-                     progress.part * elementBytes_, terms);
-    }
+    const std::size_t stop = runEnd(copy);
+    source_.append(record.copies[copy], record.copies[stop].firstEntry, record.entries.data(), record.weights.data(),
+                   progress.part * elementBytes_, terms);
+    copy = stop;
     first.push_back(static_cast<std::uint32_t>(terms.size()));
     out[i] = slice.payload + i * sliceRowStride(rowBytes);
   }
