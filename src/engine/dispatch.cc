@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <tuple>
 
 #include <fmt/format.h>
 
@@ -360,6 +361,24 @@ void Dispatch::finishCounters() {
   }
 }
 
+// Without deduplication a token's rows come one by one, and who places one does not know the others: their first is found
+// here.
+void Dispatch::finishTickets() {
+  PlanState& plan = *plan_;
+  auto* tickets = plan.tickets.as<Ticket>();
+  std::vector<std::uint32_t> rows;
+  for (std::int64_t row = 0; row < plan.receiveRows(); ++row) {
+    if (tickets[row].source >= 0) rows.push_back(static_cast<std::uint32_t>(row));
+  }
+  const auto key = [&](std::uint32_t row) { return std::tie(tickets[row].source, tickets[row].token, tickets[row].slot); };
+  std::sort(rows.begin(), rows.end(), [&](std::uint32_t a, std::uint32_t b) { return key(a) < key(b); });
+  for (std::size_t i = 1; i < rows.size(); ++i) {
+    const Ticket& before = tickets[rows[i - 1]];
+    Ticket& ticket = tickets[rows[i]];
+    if (ticket.source == before.source && ticket.token == before.token) ticket.primary = before.primary;
+  }
+}
+
 Outcome Dispatch::finish() {
   if (flags_ & (kWantsPrimariesOnly | kStaged)) {
     StageTimer timer(engine_.statistics().placeNs);
@@ -368,6 +387,7 @@ Outcome Dispatch::finish() {
     engine_.executor().fence();
   }
   if (plan_->request.options.layout == plan::Layout::rankOrder && !plan_->dispatched) finishRankOrder();
+  if (plan_->tickets.data() != nullptr && plan_->request.options.dedup == plan::Dedup::none && !plan_->dispatched) finishTickets();
   if (plan_->counters.data() != nullptr) finishCounters();
   plan_->dispatched = true;
   return Outcome::complete;

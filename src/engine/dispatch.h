@@ -36,6 +36,7 @@ class Dispatch : public ShuffleOperation {
   void record(std::size_t stream, const Slice& slice);
   void sortLanding();
   void land(int tensor);
+  void finishTickets();
   void finishRankOrder();
   void finishCounters();
 
