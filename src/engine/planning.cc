@@ -122,6 +122,7 @@ Planning::Planning(Engine& engine, std::shared_ptr<PlanState> plan)
   const plan::Topology& topology = engine.topology();
   parts_ = engine.nodeRanks();
   for (int node = 0; node < topology.nodes(); ++node) parts_ = std::min(parts_, static_cast<int>(topology.ranksOf(node).size()));
+  for (int rank = 1; rank < topology.ranks(); ++rank) nodesInOrder_ &= topology.nodeOf(rank) >= topology.nodeOf(rank - 1);
   keys_ = static_cast<std::size_t>(plan::keyCount(plan_->request.map, topology, plan_->request.options));
   const auto add = [&](StepKind kind, int stage) {
     program_.push_back({kind, static_cast<std::uint8_t>(stage), static_cast<std::uint8_t>(stage), 0});
@@ -190,7 +191,8 @@ void Planning::copyRouting() {
 
 std::size_t Planning::partBegin(int part) const { return keys_ * static_cast<std::size_t>(part) / static_cast<std::size_t>(parts_); }
 
-// Window of a rank: counts [keys], then the lower nodes' sums [keys] and all nodes' sums [keys], of its part only.
+// Window of a rank: counts [keys], then of its part only: all ranks' sums [keys], and the lower nodes' sums [keys], or where
+// nodes do not hold ranks in order, the lower ranks' sums of each rank of the node [node's ranks, keys].
 const std::int32_t* Planning::published(const Meeting& meeting, int localIndex) const {
   return reinterpret_cast<const std::int32_t*>(engine_.fabric().reach(engine_.nodeRank(localIndex), meeting.ready(localIndex).memory[kExtra]));
 }
@@ -210,28 +212,56 @@ Outcome Planning::announceCounts() {
   }
   if (!exchanges_) return Outcome::complete;
   WindowBuffer& window = engine_.countsWindow();
-  auto* counts = reinterpret_cast<std::int32_t*>(window.need(std::max<std::size_t>(4096, keys_ * 12)));
+  auto* counts = reinterpret_cast<std::int32_t*>(window.need(std::max<std::size_t>(4096, keys_ * 4 * (nodesInOrder_ ? 3 : 2 + static_cast<std::size_t>(engine_.nodeRanks())))));
   std::memcpy(counts, p.analysis.rowsOfKey.data(), keys_ * 4);
   a.memory[kExtra] = engine_.fabric().describe(window.data(), window.size());
   counts_.announce(a);
   return Outcome::complete;
 }
 
+void Planning::beginScan() {
+  const int self = engine_.localIndex();
+  const std::size_t begin = partBegin(self);
+  const std::size_t count = partBegin(self + 1) - begin;
+  const std::size_t tables = nodesInOrder_ ? 1 : static_cast<std::size_t>(engine_.topology().ranks());
+  std::vector<std::int32_t> mine(NodeScan::kHead + count * tables, 0);
+  for (int i = 0; i < engine_.nodeRanks(); ++i) {
+    const std::int32_t* counts = published(counts_, i) + begin;
+    std::int32_t* into = mine.data() + NodeScan::kHead + (nodesInOrder_ ? 0 : count * static_cast<std::size_t>(engine_.nodeRank(i)));
+    for (std::size_t k = 0; k < count; ++k) into[k] += counts[k];
+    if (mine[0] == 0 && counts_.ready(i).status != 0) {
+      mine[0] = static_cast<std::int32_t>(counts_.ready(i).status);
+      mine[1] = engine_.nodeRank(i);
+    }
+  }
+  scan_.begin(counts_.sequence() * kOperationSlots + static_cast<std::uint64_t>(slot_), self, std::move(mine));
+}
+
+void Planning::publishSums() {
+  const std::size_t begin = partBegin(engine_.localIndex());
+  const std::size_t count = partBegin(engine_.localIndex() + 1) - begin;
+  auto* total = engine_.countsWindow().as<std::int32_t>() + keys_ + begin;
+  auto* before = total + keys_;
+  const std::vector<std::int32_t> sums = scan_.total();
+  if (nodesInOrder_) {
+    const std::vector<std::int32_t> lower = scan_.before();
+    std::copy(sums.begin(), sums.end(), total);
+    std::copy(lower.begin(), lower.end(), before);
+    return;
+  }
+  std::fill_n(total, count, 0);
+  for (int rank = 0; rank < engine_.topology().ranks(); ++rank) {
+    if (engine_.topology().nodeOf(rank) == engine_.topology().nodeOf(engine_.fabric().rank())) {
+      std::copy_n(total, count, before + keys_ * static_cast<std::size_t>(engine_.topology().localIndex(rank)));
+    }
+    for (std::size_t k = 0; k < count; ++k) total[k] += sums[count * static_cast<std::size_t>(rank) + k];
+  }
+}
+
 Outcome Planning::scanNodes() {
   const int self = engine_.localIndex();
   if (self < parts_ && !scanning_) {
-    const std::size_t begin = partBegin(self);
-    const std::size_t count = partBegin(self + 1) - begin;
-    std::vector<std::int32_t> mine(NodeScan::kHead + count, 0);
-    for (int i = 0; i < engine_.nodeRanks(); ++i) {
-      const std::int32_t* counts = published(counts_, i) + begin;
-      for (std::size_t k = 0; k < count; ++k) mine[NodeScan::kHead + k] += counts[k];
-      if (mine[0] == 0 && counts_.ready(i).status != 0) {
-        mine[0] = static_cast<std::int32_t>(counts_.ready(i).status);
-        mine[1] = engine_.nodeRank(i);
-      }
-    }
-    scan_.begin(counts_.sequence() * kOperationSlots + static_cast<std::uint64_t>(slot_), self, std::move(mine));
+    beginScan();
     scanning_ = true;
   }
   if (!announcedSums_) {
@@ -240,12 +270,7 @@ Outcome Planning::scanNodes() {
     if (self < parts_) {
       const Outcome outcome = scan_.advance();
       if (outcome != Outcome::complete) return outcome;
-      auto* sums = engine_.countsWindow().as<std::int32_t>() + keys_;
-      const std::vector<std::int32_t> before = scan_.before();
-      const std::vector<std::int32_t> total = scan_.total();
-      const std::size_t begin = partBegin(self);
-      std::copy(before.begin(), before.end(), sums + begin);
-      std::copy(total.begin(), total.end(), sums + keys_ + begin);
+      publishSums();
       a.status = static_cast<std::uint32_t>(scan_.statusCode());
       a.bytes = static_cast<std::uint64_t>(scan_.statusRank());
     }
@@ -260,20 +285,23 @@ void Planning::readExchanged() {
   plan::Exchanged& x = plan_->exchanged;
   x.before.assign(keys_, 0);
   x.total.assign(keys_, 0);
-  for (int i = 0; i < engine_.nodeRanks(); ++i) {
-    const std::int32_t* counts = published(counts_, i);
-    const bool lower = i < engine_.localIndex();
-    for (std::size_t k = 0; k < keys_; ++k) {
-      x.total[k] += counts[k];
-      if (lower) x.before[k] += counts[k];
+  if (!acrossNodes() || nodesInOrder_) {
+    for (int i = 0; i < engine_.nodeRanks(); ++i) {
+      const std::int32_t* counts = published(counts_, i);
+      const bool lower = i < engine_.localIndex();
+      for (std::size_t k = 0; k < keys_; ++k) {
+        x.total[k] += counts[k];
+        if (lower) x.before[k] += counts[k];
+      }
     }
   }
   if (!acrossNodes()) return;
   for (int part = 0; part < parts_; ++part) {
-    const std::int32_t* sums = published(sums_, part) + keys_;
+    const std::int32_t* total = published(sums_, part) + keys_;
+    const std::int32_t* before = total + keys_ * (nodesInOrder_ ? 1 : 1 + static_cast<std::size_t>(engine_.localIndex()));
     for (std::size_t k = partBegin(part); k < partBegin(part + 1); ++k) {
-      x.before[k] += sums[k];
-      x.total[k] = sums[keys_ + k];
+      x.before[k] += before[k];
+      x.total[k] = total[k];
     }
   }
 }

@@ -57,6 +57,8 @@ class Planning : public Operation {
   Outcome plan();
   Parameters parameters() const;
   std::size_t partBegin(int part) const;
+  void beginScan();
+  void publishSums();
   const std::int32_t* published(const Meeting& meeting, int localIndex) const;
   void readExchanged();
   void checkCapacity();
@@ -73,6 +75,8 @@ class Planning : public Operation {
   Meeting sums_;               // second round in the node, after the scan across nodes
   NodeScan scan_;
   int parts_ = 1;              // ranks of each node that scan
+  // Nodes hold ranks in one piece, so that lower nodes are lower ranks. Else the scan carries every rank's counts.
+  bool nodesInOrder_ = true;
   std::size_t keys_ = 0;
   bool scanning_ = false;
   bool announcedSums_ = false;
