@@ -54,8 +54,9 @@ Outcome CombineBackward::announceReady() {
   landing_ = request_.inputGradient;
   expertRows_ = request_.expertRows;
   if (staged_) {
-    landing_ = engine_.staging(slot_, 0, bytes);
-    std::byte* copy = engine_.staging(slot_, 1, bytes);
+    const std::size_t held = plan_->rowsToHold() * rowBytes_;
+    landing_ = engine_.staging(slot_, 0, held);
+    std::byte* copy = engine_.staging(slot_, 1, held);
     std::memcpy(copy, request_.expertRows, bytes);
     engine_.statistics().stagedBytes += bytes;
     expertRows_ = copy;

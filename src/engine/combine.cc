@@ -135,7 +135,7 @@ Outcome Combine::announceReady() {
   a.parameters = parameters(rowBytes_, 0, static_cast<std::uint64_t>(request_.type), (request_.weighted ? 1u : 0u) | (request_.partialsFp32 ? 2u : 0u));
   const std::byte* memory = request_.input;
   if (reach == Reach::staged) {
-    std::byte* window = engine_.staging(slot_, 1, bytes);
+    std::byte* window = engine_.staging(slot_, 1, plan.rowsToHold() * rowBytes_);
     std::memcpy(window, request_.input, bytes);
     engine_.statistics().stagedBytes += bytes;
     memory = window;

@@ -11,10 +11,9 @@
 
 namespace fusco::engine {
 
-inline constexpr int kOperationSlots = 2;      // operation k uses channel k % 2
+inline constexpr int kOperationSlots = 2;      // operation k uses channel k % 2, or the one of its plan
 inline constexpr int kTransferChannel = 2;     // point to point
-inline constexpr int kPlanChannel = 3;
-inline constexpr int kControlChannels = 4;
+inline constexpr int kControlChannels = 3;
 inline constexpr int kCellDepth = 4;           // ready cells a peer may have outstanding on a channel
 
 // Which memory of the announcing rank a reference names.

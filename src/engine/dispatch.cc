@@ -48,10 +48,11 @@ Outcome Dispatch::run(const Step& step) {
 void Dispatch::castInput() {
   StageTimer timer(engine_.statistics().extractNs);
   const auto tokens = static_cast<std::size_t>(plan_->view.header->tokensUsed);
+  const auto mostTokens = static_cast<std::size_t>(plan_->view.header->tokens);
   const std::size_t elements = request_.rowBytes / 2;
   const std::size_t scaleBytes = elements / 128 * 4;
-  std::byte* rows = plan_->castRows.need(tokens * elements + 64);
-  std::byte* scales = plan_->castScales.need(tokens * scaleBytes + 64);
+  std::byte* rows = plan_->castRows.need(mostTokens * elements + 64);
+  std::byte* scales = plan_->castScales.need(mostTokens * scaleBytes + 64);
   std::vector<Copy> copies(tokens + 1);
   std::vector<Entry> entries(tokens);
   for (std::size_t t = 0; t <= tokens; ++t) {
@@ -102,7 +103,7 @@ Outcome Dispatch::announceReady() {
   const std::uint32_t kept = flags_;
   if (flags_ != 0 && (!plan.dispatched || plan.landingFlags != kept)) {
     flags_ |= kWantsLandingList;
-    plan.landing.need(rows * 4 + 4);
+    plan.landing.need(plan.rowsToHold() * 4 + 4);
     std::fill_n(plan.landing.as<std::uint32_t>(), rows, kNoRow);
     plan.landingFlags = kept;
     plan.landingSorted = false;
@@ -121,7 +122,7 @@ Outcome Dispatch::announceReady() {
   a.rows = rows;
   a.parameters = parameters(request_.rowBytes, request_.rowBytes2, 0, request_.castToFp8 ? 1 : 0);
   std::size_t stagedBytes = 0;
-  for (const Tensor& tensor : tensors_) stagedBytes += plan::arenaAlign(rows * tensor.rowBytes);
+  for (const Tensor& tensor : tensors_) stagedBytes += plan::arenaAlign(plan.rowsToHold() * tensor.rowBytes);
   std::byte* staging = reach == Reach::staged ? engine_.staging(slot_, 0, stagedBytes) : nullptr;
   for (const Tensor& tensor : tensors_) {
     const std::size_t bytes = rows * tensor.rowBytes;
@@ -327,8 +328,8 @@ void Dispatch::finishRankOrder() {
   const int experts = plan.request.map.experts;
   const int firstExpert = engine_.topology().firstExpert(engine_.fabric().rank(), experts);
   const int localExperts = plan.view.header->localExperts;
-  auto* ids = reinterpret_cast<std::int32_t*>(plan.rankOrderIds.need(rows * topk * 4 + 4));
-  auto* weights = reinterpret_cast<float*>(plan.rankOrderWeights.need(rows * topk * 4 + 4));
+  auto* ids = plan.rankOrderIds.as<std::int32_t>();
+  auto* weights = plan.rankOrderWeights.as<float>();
   for (std::size_t row = 0; row < rows; ++row) {
     const std::byte* received = plan.extra.data() + row * topk * 8;
     std::memcpy(weights + row * topk, received + topk * 4, topk * 4);

@@ -1,5 +1,6 @@
 #include "engine/engine.h"
 
+#include <algorithm>
 #include <chrono>
 
 #include <fmt/format.h>
@@ -19,7 +20,7 @@ Engine::Engine(std::unique_ptr<comm::Fabric> fabric, const EngineConfig& config)
   for (Buffer& scratch : scratch_) scratch = buffer();
   for (auto& pair : transfers_) pair.assign(static_cast<std::size_t>(fabric_->ranks()), 0);
   listWindow_ = WindowBuffer(&ledger_);
-  countsWindow_ = WindowBuffer(&ledger_);
+  for (WindowBuffer& window : countsWindow_) window = WindowBuffer(&ledger_);
   planner_ = std::make_unique<plan::Planner>(topology(), rank);
 }
 
@@ -62,22 +63,28 @@ std::shared_ptr<Submission> Engine::submit(std::unique_ptr<Operation> operation,
 void Engine::failOperation(Submission& submission, std::exception_ptr error) {
   submission.error = error;
   submission.finished = true;
-  Code code = Code::internalError;
-  std::string text = "unknown failure";
-  bool common = false;
+  // What all ranks have seen before anything moved leaves nothing half done. Anything else breaks the communicator, and the
+  // others are told why.
   try {
     std::rethrow_exception(error);
-  } catch (const CommonError& e) {
-    common = true;
+  } catch (const CommonError&) {
+    return;
+  } catch (...) {
+    breakDown(error);
+  }
+}
+
+Code Engine::breakDown(std::exception_ptr error) {
+  Code code = Code::internalError;
+  std::string text = "unknown failure";
+  try {
+    std::rethrow_exception(error);
   } catch (const Error& e) {
     code = e.code();
     text = e.what();
   } catch (const std::exception& e) {
     text = e.what();
   }
-  // What all ranks have seen before anything moved leaves nothing half done. Anything else breaks the communicator, and the
-  // others are told why.
-  if (common) return;
   {
     std::lock_guard lock(errorMutex_);
     if (error_ == Code::success) {
@@ -86,6 +93,37 @@ void Engine::failOperation(Submission& submission, std::exception_ptr error) {
     }
   }
   fabric_->abort(text);
+  return code;
+}
+
+bool Engine::tryBegin(Operation& operation) {
+  std::lock_guard lock(mutex_);
+  bool& held = channelHeld_[operation.channel()];
+  for (const auto& submission : queue_) {
+    if (submission->begun && !submission->finished && submission->operation->channel() == operation.channel()) return false;
+  }
+  if (held) return false;
+  operation.begin();
+  held = true;
+  return true;
+}
+
+Outcome Engine::runStage(Operation& operation, int stage) {
+  std::lock_guard lock(mutex_);
+  const Outcome outcome = operation.advanceStage(stage);
+  if (outcome == Outcome::idle) fabric_->check();
+  idleOnLinks_ = outcome == Outcome::idle && operation.waitsForLinks();
+  if (operation.complete()) {
+    channelHeld_[operation.channel()] = false;
+    ++statistics_.operations;
+  }
+  return outcome;
+}
+
+Code Engine::abandon(Operation& operation, std::exception_ptr error) {
+  std::lock_guard lock(mutex_);
+  operation.clearCounts();
+  return breakDown(error);
 }
 
 bool Engine::advance(Submission& submission) {
@@ -127,7 +165,8 @@ bool Engine::progress() {
   std::lock_guard lock(mutex_);
   bool moved = false;
   bool onLinks = false;
-  bool channelBusy[kControlChannels + 1] = {};
+  bool channelBusy[kControlChannels];
+  std::copy_n(channelHeld_, kControlChannels, channelBusy);
   int active = 0;
   for (std::size_t i = 0; i < queue_.size() && active <= kOperationSlots; ++i) {
     Submission& submission = *queue_[i];

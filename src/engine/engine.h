@@ -68,7 +68,7 @@ class Engine {
   // Library windows for tensors that peers cannot map: one for each slot and direction (0 out, 1 in).
   std::byte* staging(int slot, int direction, std::size_t bytes);
   // Counts that planning publishes; and the planner with its tables.
-  WindowBuffer& countsWindow() { return countsWindow_; }
+  WindowBuffer& countsWindow(int slot) { return countsWindow_[slot]; }
   plan::Planner& planner() { return *planner_; }
   // Scratch of this thread of execution (operations run one at a time under the engine's lock).
   Buffer& scratch(int which) { return scratch_[which]; }
@@ -88,6 +88,13 @@ class Engine {
   void finishAll();
   int startedOperations();
 
+  // For a driver that runs an operation stage by stage on a thread of its own (stream.h); all under the engine's lock. An
+  // operation holds its channel from begin to the end of its last stage; tryBegin is false while another one does.
+  bool tryBegin(Operation& operation);
+  Outcome runStage(Operation& operation, int stage);
+  // The operation has failed: its counts are cleared, the communicator is broken and the peers are told. Returns the code.
+  Code abandon(Operation& operation, std::exception_ptr error);
+
   // Throws the sticky error, if any.
   void checkUsable();
   Code asyncError();
@@ -98,6 +105,7 @@ class Engine {
   void runThread();
   bool advance(Submission& submission);
   void failOperation(Submission& submission, std::exception_ptr error);
+  Code breakDown(std::exception_ptr error);
 
   std::unique_ptr<comm::Fabric> fabric_;
   EngineConfig config_;
@@ -113,11 +121,12 @@ class Engine {
   WindowBuffer staging_[kOperationSlots + 1][2];  // the last for transfers
   Buffer scratch_[kScratches];
   std::vector<std::uint64_t> transfers_[2];
-  WindowBuffer countsWindow_;
+  WindowBuffer countsWindow_[kOperationSlots];
   WindowBuffer listWindow_;
   std::unique_ptr<plan::Planner> planner_;
 
   std::mutex mutex_;  // operations, links and scratch
+  bool channelHeld_[kControlChannels] = {};  // by an operation that is run stage by stage
   std::deque<std::shared_ptr<Submission>> queue_;
   std::deque<std::shared_ptr<Submission>> started_;
 

@@ -1,5 +1,7 @@
 #include "engine/operation.h"
 
+#include <algorithm>
+
 namespace fusco::engine {
 
 void Operation::begin() {
@@ -45,9 +47,19 @@ bool Operation::waitsForLinks() const {
 
 bool Operation::advance() { return runSteps(-1); }
 
-bool Operation::advanceStage(int stage) {
-  runSteps(stage);
-  return openOfStage_[stage] == 0;
+Outcome Operation::advanceStage(int stage) {
+  const bool moved = runSteps(stage);
+  if (openOfStage_[stage] == 0) return Outcome::complete;
+  return moved ? Outcome::moved : Outcome::idle;
+}
+
+std::vector<int> Operation::stages() const {
+  std::vector<int> stages;
+  for (int stage = 0; stage < kStages; ++stage) {
+    const auto ofStage = [&](const Step& step) { return step.stage == stage; };
+    if (std::any_of(program_.begin(), program_.end(), ofStage)) stages.push_back(stage);
+  }
+  return stages;
 }
 
 }  // namespace fusco::engine

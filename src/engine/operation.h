@@ -33,8 +33,12 @@ class Operation {
   void begin();
   // Runs steps that can run; true if anything moved. Throws Error when the operation has failed.
   bool advance();
-  // Runs the steps of one stage only, as a kernel of the stream driver does; true when the stage is complete.
-  bool advanceStage(int stage);
+  // Runs the steps of one stage only, as a kernel of the stream driver does; complete when the stage is.
+  Outcome advanceStage(int stage);
+  // The stages that have steps, rising: known from the program alone.
+  std::vector<int> stages() const;
+  // After a failure: whoever reads this operation's counts finds none.
+  virtual void clearCounts() {}
   bool complete() const { return openSteps_ == 0; }
   // Whether a step that may run has to do with slices: what is waited for then is a link, else a rank of the node.
   bool waitsForLinks() const;

@@ -26,6 +26,36 @@ PlanState::PlanState(Engine& e, const PlanRequest& r)
   ids.need(slots * static_cast<std::size_t>(r.map.idBytes) + 1);
   if (r.map.weights != nullptr) weights.need(slots * 4 + 1);
   arena.need(e.planner().arenaBytes(kept(), r.options));
+  const int mine = e.topology().expertsOf(e.fabric().rank(), r.map.experts);
+  rowCapacity = static_cast<std::size_t>(r.options.capacityRows);
+  if (r.options.layout == plan::Layout::slotted) {
+    const std::size_t places = static_cast<std::size_t>(mine) * static_cast<std::size_t>(e.fabric().ranks()) * static_cast<std::size_t>(r.options.maxTokens);
+    rowCapacity = rowCapacity == 0 ? places : std::min(places, rowCapacity);
+  }
+  localExpertRows.assign(static_cast<std::size_t>(mine), 0);
+  if (rowCapacity > 0) holdRows(rowCapacity);
+}
+
+// Library memory that follows the number of received rows.
+void PlanState::holdRows(std::size_t rows) {
+  const bool slotted = request.options.layout == plan::Layout::slotted;
+  const bool rankOrder = request.options.layout == plan::Layout::rankOrder;
+  const auto slots = rows * static_cast<std::size_t>(request.map.topk);
+  if (request.tickets || slotted || rankOrder) tickets.need(rows * sizeof(Ticket) + 64);
+  if ((request.counters || slotted) && !rankOrder) counters.need(CounterBoard::bytes(static_cast<int>(localExpertRows.size())));
+  if (!rankOrder) return;
+  extra.need(slots * 8 + 64);
+  rankOrderIds.need(slots * 4 + 4);
+  rankOrderWeights.need(slots * 4 + 4);
+}
+
+void PlanState::clearCounts() {
+  std::fill(localExpertRows.begin(), localExpertRows.end(), 0);
+  if (view.header == nullptr) return;
+  auto* header = const_cast<plan::ArenaHeader*>(view.header);
+  header->copies = header->entries = header->dropped = header->receiveRows = 0;
+  std::fill_n(const_cast<std::int32_t*>(view.localExpertRows), header->localExperts, 0);
+  std::fill_n(const_cast<std::int32_t*>(view.localExpertStart), header->localExperts + 1, 0);
 }
 
 plan::RoutingMap PlanState::kept() const {
@@ -54,22 +84,18 @@ void PlanState::packRankOrder() {
 }
 
 void PlanState::prepareWindows() {
-  const auto rows = static_cast<std::size_t>(receiveRows());
-  const bool slotted = request.options.layout == plan::Layout::slotted;
-  const bool rankOrder = request.options.layout == plan::Layout::rankOrder;
+  const std::size_t rows = rowsToHold();
   const int localExperts = view.header->localExperts;
-  if (request.tickets || slotted || rankOrder) {
-    tickets.need(rows * sizeof(Ticket) + 64);
+  holdRows(rows);
+  if (tickets.data() != nullptr) {
     std::fill_n(tickets.as<Ticket>(), rows, Ticket{-1, -1, -1, 0.0f, plan::kNoRow});
   }
-  if ((request.counters || slotted) && !rankOrder) {
-    counters.need(CounterBoard::bytes(localExperts));
+  if (counters.data() != nullptr) {
     auto* board = counters.as<CounterBoard>();
     board->localExperts = static_cast<std::uint64_t>(localExperts);
     std::fill_n(board->counters(), localExperts, 0);
     std::copy_n(view.localExpertStart, localExperts + 1, board->starts());
   }
-  if (rankOrder) extra.need(rows * static_cast<std::size_t>(view.header->topk) * 8 + 64);
   localExpertRows.assign(view.localExpertRows, view.localExpertRows + localExperts);
 }
 

@@ -37,6 +37,7 @@ struct PlanRequest {
   bool zeroFill = false;
   bool counters = false;
   bool tickets = false;
+  int slot = -1;                       // operation slot of everything that this plan does; -1: operations take turns
 };
 
 struct PlanState {
@@ -45,6 +46,7 @@ struct PlanState {
   Engine& engine;
   PlanRequest request;                 // map points to the caller's memory, read when the plan is made
   std::uint64_t number = 0;
+  std::size_t rowCapacity = 0;         // most rows that this rank can receive; 0: known only when the plan is made
   Buffer ids;                          // the caller's routing map, kept for replay and counters
   Buffer weights;
   Buffer arena;
@@ -74,7 +76,15 @@ struct PlanState {
   plan::RoutingMap kept() const;       // the routing map as it was copied
   void packRankOrder();
   std::int64_t receiveRows() const { return view.header->receiveRows; }
+  // Rows that library memory is made for: known beforehand where the plan has a capacity or fixed places, so that nothing is
+  // allocated when the plan is made again and again; else what this plan receives.
+  std::size_t rowsToHold() const { return rowCapacity > 0 ? rowCapacity : static_cast<std::size_t>(receiveRows()); }
+  // After a failure: whoever reads the counts finds no rows.
+  void clearCounts();
   void prepareWindows();               // after planning: tickets, counters, extra, as the request asks
+
+ private:
+  void holdRows(std::size_t rows);
 };
 
 // In a window of the receiver: where each local expert's rows start, and how many are complete.

@@ -22,7 +22,7 @@ void NodeScan::begin(std::uint64_t operation, int peerIndex, std::vector<std::in
 
 bool NodeScan::send(int node, const std::vector<std::int32_t>& vector, std::size_t& sent) {
   const int peer = engine_.topology().ranksOf(node)[static_cast<std::size_t>(peerIndex_)];
-  transport::PostedLink& link = engine_.fabric().link(peer, kPlanChannel);
+  transport::PostedLink& link = engine_.fabric().link(peer, slot_);
   const std::size_t room = (link.slotBytes() - sliceHead(1, 0)) / 64 * 16;
   while (sent < vector.size()) {
     std::byte* slot = link.acquire();
@@ -45,7 +45,7 @@ bool NodeScan::send(int node, const std::vector<std::int32_t>& vector, std::size
 
 bool NodeScan::receive(int node, std::vector<std::int32_t>& into, std::size_t& received) {
   const int peer = engine_.topology().ranksOf(node)[static_cast<std::size_t>(peerIndex_)];
-  transport::PostedLink& link = engine_.fabric().link(peer, kPlanChannel);
+  transport::PostedLink& link = engine_.fabric().link(peer, slot_);
   while (received < into.size()) {
     const std::byte* slot = link.peek();
     if (slot == nullptr) return false;
@@ -113,11 +113,11 @@ Planning::Planning(Engine& engine, std::shared_ptr<PlanState> plan)
     : Operation(OperationKind::plan),
       engine_(engine),
       plan_(std::move(plan)),
-      slot_(engine.takeSlot()),
+      slot_(plan_->request.slot >= 0 ? plan_->request.slot : engine.takeSlot()),
       exchanges_(plan_->request.options.layout != plan::Layout::slotted),
       counts_(engine, slot_),
-      sums_(engine, kPlanChannel),
-      scan_(engine) {
+      sums_(engine, slot_),
+      scan_(engine, slot_) {
   plan_->number = engine.nextPlanNumber();
   const plan::Topology& topology = engine.topology();
   parts_ = engine.nodeRanks();
@@ -211,7 +211,7 @@ Outcome Planning::announceCounts() {
     p.analysis.rowsOfKey.assign(keys_, 0);
   }
   if (!exchanges_) return Outcome::complete;
-  WindowBuffer& window = engine_.countsWindow();
+  WindowBuffer& window = engine_.countsWindow(slot_);
   auto* counts = reinterpret_cast<std::int32_t*>(window.need(std::max<std::size_t>(4096, keys_ * 4 * (nodesInOrder_ ? 3 : 2 + static_cast<std::size_t>(engine_.nodeRanks())))));
   std::memcpy(counts, p.analysis.rowsOfKey.data(), keys_ * 4);
   a.memory[kExtra] = engine_.fabric().describe(window.data(), window.size());
@@ -234,13 +234,13 @@ void Planning::beginScan() {
       mine[1] = engine_.nodeRank(i);
     }
   }
-  scan_.begin(counts_.sequence() * kOperationSlots + static_cast<std::uint64_t>(slot_), self, std::move(mine));
+  scan_.begin(counts_.sequence(), self, std::move(mine));
 }
 
 void Planning::publishSums() {
   const std::size_t begin = partBegin(engine_.localIndex());
   const std::size_t count = partBegin(engine_.localIndex() + 1) - begin;
-  auto* total = engine_.countsWindow().as<std::int32_t>() + keys_ + begin;
+  auto* total = engine_.countsWindow(slot_).as<std::int32_t>() + keys_ + begin;
   auto* before = total + keys_;
   const std::vector<std::int32_t> sums = scan_.total();
   if (nodesInOrder_) {
@@ -274,7 +274,7 @@ Outcome Planning::scanNodes() {
       a.status = static_cast<std::uint32_t>(scan_.statusCode());
       a.bytes = static_cast<std::uint64_t>(scan_.statusRank());
     }
-    a.memory[kExtra] = engine_.fabric().describe(engine_.countsWindow().data(), engine_.countsWindow().size());
+    a.memory[kExtra] = engine_.fabric().describe(engine_.countsWindow(slot_).data(), engine_.countsWindow(slot_).size());
     sums_.announce(a);
     announcedSums_ = true;
   }

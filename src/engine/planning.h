@@ -16,7 +16,7 @@ namespace fusco::engine {
 // The scan across nodes of one vector, as a state machine over posted links.
 class NodeScan {
  public:
-  explicit NodeScan(Engine& engine) : engine_(engine) {}
+  NodeScan(Engine& engine, int slot) : engine_(engine), slot_(slot) {}
   // `mine`: status (a code and the rank that has it, or 0), then this node's sums. `peerIndex`: local index of the partners.
   void begin(std::uint64_t operation, int peerIndex, std::vector<std::int32_t> mine);
   // Idle, moved, or complete.
@@ -34,6 +34,7 @@ class NodeScan {
   void merge(std::vector<std::int32_t>& into, const std::vector<std::int32_t>& from) const;
 
   Engine& engine_;
+  int slot_;
   std::uint64_t operation_ = 0;
   int peerIndex_ = 0;
   int distance_ = 1;
@@ -46,6 +47,7 @@ class Planning : public Operation {
   Planning(Engine& engine, std::shared_ptr<PlanState> plan);
   std::string describe() const override;
   int channel() const override { return slot_; }
+  void clearCounts() override { plan_->clearCounts(); }
 
  protected:
   void reset() override;
@@ -72,7 +74,7 @@ class Planning : public Operation {
   int slot_;
   bool exchanges_;             // false: slotted, no count round
   Meeting counts_;
-  Meeting sums_;               // second round in the node, after the scan across nodes
+  Meeting sums_;               // second round in the node, after the scan across nodes; the next sequence of the slot
   NodeScan scan_;
   int parts_ = 1;              // ranks of each node that scan
   // Nodes hold ranks in one piece, so that lower nodes are lower ranks. Else the scan carries every rank's counts.

@@ -7,7 +7,11 @@
 namespace fusco::engine {
 
 ShuffleOperation::ShuffleOperation(OperationKind kind, Engine& engine, std::shared_ptr<PlanState> plan)
-    : Operation(kind), engine_(engine), plan_(std::move(plan)), slot_(engine.takeSlot()), meeting_(engine, slot_) {
+    : Operation(kind),
+      engine_(engine),
+      plan_(std::move(plan)),
+      slot_(plan_->request.slot >= 0 ? plan_->request.slot : engine.takeSlot()),
+      meeting_(engine, slot_) {
   program_ = lower(kind, engine.streams());
 }
 

@@ -19,6 +19,7 @@ class ShuffleOperation : public Operation {
   ShuffleOperation(OperationKind kind, Engine& engine, std::shared_ptr<PlanState> plan);
   std::string describe() const override;
   int channel() const override { return slot_; }
+  void clearCounts() override { plan_->clearCounts(); }
 
  protected:
   void reset() override { meeting_.begin(); }
