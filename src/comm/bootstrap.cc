@@ -3,6 +3,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 
 #include <atomic>
 #include <cerrno>
@@ -158,6 +159,11 @@ std::uint64_t machineIdentity() {
   std::uint64_t hash = 0xcbf29ce484222325;
   for (unsigned char letter : text) hash = (hash ^ letter) * 0x100000001b3;
   return hash;
+}
+
+std::uint64_t pidNamespace() {
+  struct stat status {};
+  return ::stat("/proc/self/ns/pid", &status) == 0 ? static_cast<std::uint64_t>(status.st_ino) : 0;
 }
 
 UniqueId openMeetingPlace(Rendezvous::Patience patience) {

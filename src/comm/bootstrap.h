@@ -27,4 +27,7 @@ void processIdentity(std::uint64_t identity[2]);
 // The machine's boot id, hashed.
 std::uint64_t machineIdentity();
 
+// Names the namespace in which this process's pid counts; 0 if unknown.
+std::uint64_t pidNamespace();
+
 }  // namespace fusco::comm

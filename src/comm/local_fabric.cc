@@ -133,6 +133,7 @@ void LocalFabric::prepare(const UniqueId& id) {
   processIdentity(record.process);
   record.member = randomWord();
   record.machine = machineIdentity();
+  record.pidNamespace = pidNamespace();
   record.signature = config_.signature;
   record.controlBytes = config_.controlBytes;
   record.slotBytes = config_.slotBytes;
@@ -187,8 +188,8 @@ void LocalFabric::arrange(const std::vector<Record>& records) {
     onMachine += record.machine == record_.machine ? 1 : 0;
   }
   topology_.emplace(nodeOf, config_.lanesPerNode);
-  // With a core for each, waking a sleeper costs more than to spin for a while; without, spinning takes the core from the
-  // rank that we wait for.
+  // With a core for each, waking a sleeper (a halted core, on a virtual machine) costs far more than to look on for a while;
+  // without, one look after the others have run is enough.
   spinMicroseconds_ = onMachine <= usableCores() ? 50 : 0;
 }
 
@@ -197,7 +198,8 @@ void LocalFabric::connectMesh(const UniqueId& id, const std::vector<Record>& rec
   oneProcess_ = true;
   for (const Record& record : records) {
     transport::MeshMember member{record.describe(), record.socketName, nullptr,
-                                 topology_->nodeOf(record.rank) == topology_->nodeOf(config_.rank)};
+                                 topology_->nodeOf(record.rank) == topology_->nodeOf(config_.rank),
+                                 record.pidNamespace == record_.pidNamespace ? static_cast<pid_t>(record.pid) : 0};
     const bool sameProcess = std::memcmp(record.process, record_.process, sizeof(record.process)) == 0;
     LocalMember local = sameProcess ? group_->find(record.member) : LocalMember{};
     if (sameProcess && !local.memory) {
@@ -296,8 +298,7 @@ void LocalFabric::check() {
 void LocalFabric::look(std::unique_lock<std::mutex>& lock) {
   if (failure_.empty()) {
     mesh_->flush();
-    mesh_->drainAll();
-    const int dead = mesh_->findDead();
+    const int dead = mesh_->look();
     if (dead >= 0) {
       failure_ = names_[dead] + " died: its process has ended without destroying the communicator; look at its log";
       failed_.store(true, std::memory_order_release);

@@ -12,7 +12,6 @@ using transport::MeshMessage;
 void LocalFabric::onMessage(int rank, const MeshMessage& message, UniqueFd descriptor) {
   switch (message.kind) {
     case MeshMessage::window:
-      if (!descriptor) break;
       // Mapped now, so that the descriptor can go; its pages come with the first use.
       imports_[rank][static_cast<std::uint32_t>(message.id)].memory =
           transport::SharedMemory::attach(descriptor.get(), message.bytes);
@@ -21,7 +20,6 @@ void LocalFabric::onMessage(int rank, const MeshMessage& message, UniqueFd descr
       imports_[rank].erase(static_cast<std::uint32_t>(message.id));
       break;
     case MeshMessage::ring: {
-      if (!descriptor) break;
       auto ring = std::make_shared<transport::RingMemory>(
           transport::SharedMemory::attach(descriptor.get(), message.bytes), config_.slots, config_.slotBytes);
       std::lock_guard lock(inbox_->mutex);

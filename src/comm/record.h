@@ -31,6 +31,7 @@ struct Record {
   std::uint64_t process[2];    // random, one per process
   std::uint64_t member;        // random, one per attempt to connect
   std::uint64_t machine;       // boot id, hashed
+  std::uint64_t pidNamespace;  // in which pid counts, 0 if unknown
   std::uint64_t signature;
   std::uint64_t controlBytes;
   std::uint64_t slotBytes;
@@ -48,7 +49,7 @@ struct Record {
     return "rank " + std::to_string(rank) + " (" + hostName + ":" + std::to_string(pid) + ")";
   }
 };
-static_assert(sizeof(Record) == 504 && std::is_trivially_copyable_v<Record>);
+static_assert(sizeof(Record) == 512 && std::is_trivially_copyable_v<Record>);
 
 // A rank's first and only message to the meeting place.
 struct Hello {
@@ -57,7 +58,7 @@ struct Hello {
   std::uint8_t key[32];
   Record record;
 };
-static_assert(sizeof(Hello) == 544);
+static_assert(sizeof(Hello) == 552);
 
 // The answer: this head, then `bytes` bytes in messages of at most kAnswerPart: all records by rank, or an error's text.
 struct AnswerHead {

@@ -1,7 +1,5 @@
 #include "comm/rendezvous.h"
 
-#include <poll.h>
-
 #include <cstring>
 
 #include "base/log.h"
@@ -31,18 +29,18 @@ void Rendezvous::serve(const std::atomic<bool>& stop) {
   end_ = Deadline::afterMs(patience_.nobodyMs);
   while (!stop.load()) {
     acceptCallers();
-    std::vector<pollfd> polled{{listener_, POLLIN, 0}};
+    polled_.assign(1, pollfd{listener_, POLLIN, 0});
     Deadline next = end_.earlier(timeout_).earlier(progress_);
     for (const Caller& caller : callers_) {
       const bool sending = caller.sent < caller.answer.size();
-      polled.push_back({caller.socket.get(), static_cast<short>(POLLIN | (sending ? POLLOUT : 0)), 0});
+      polled_.push_back({caller.socket.get(), static_cast<short>(POLLIN | (sending ? POLLOUT : 0)), 0});
       next = next.earlier(caller.deadline);
     }
-    ::poll(polled.data(), polled.size(), transport::pollMs(next, 60000));
+    ::poll(polled_.data(), polled_.size(), transport::pollMs(next, 60000));
 
     for (std::size_t k = 0; k < callers_.size(); ++k) {
       Caller& caller = callers_[k];
-      const short events = polled[k + 1].revents;
+      const short events = polled_[k + 1].revents;
       if (events & (POLLIN | POLLHUP | POLLERR)) hear(caller);
       if (!caller.gone && (events & POLLOUT)) push(caller);
       if (caller.deadline.passed()) caller.gone = true;

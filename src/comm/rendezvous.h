@@ -1,6 +1,8 @@
 // The meeting place behind a unique id: hears every rank once, then tells all of them about all, or why it cannot be.
 #pragma once
 
+#include <poll.h>
+
 #include <atomic>
 #include <cstdint>
 #include <deque>
@@ -53,6 +55,7 @@ class Rendezvous {
   const int listener_;
   const Patience patience_;
   std::deque<Caller> callers_;
+  std::vector<pollfd> polled_;
   std::map<int, Record> records_;
   std::int64_t ranks_ = 0;      // as the first one says
   std::int64_t mostRanks_ = 0;  // as anyone says

@@ -2,6 +2,7 @@
 #include "comm/bootstrap.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -125,28 +126,87 @@ TEST(Bootstrap, ARankWithoutMemoryTellsTheOthers) {
   expectAll(texts, "code ", {"are available"});
 }
 
+Hello helloOf(const UniqueId& id, int rank, int ranks) {
+  const FabricConfig config = configOf(rank, ranks);
+  Hello hello{};
+  hello.magic = Hello::kMagic;
+  std::memcpy(hello.key, id.key, sizeof(hello.key));
+  hello.record.rank = rank;
+  hello.record.ranks = ranks;
+  hello.record.nodeId = config.nodeId;
+  hello.record.lanesPerNode = config.lanesPerNode;
+  hello.record.machine = machineIdentity();
+  hello.record.initTimeoutMs = config.initTimeoutMs;
+  hello.record.controlBytes = config.controlBytes;
+  hello.record.slotBytes = config.slotBytes;
+  hello.record.slots = config.slots;
+  std::strcpy(hello.record.hostName, "somewhere");
+  return hello;
+}
+
 TEST(Bootstrap, ARankThatDiesWhileOthersAreAwaitedIsNoticed) {
   const UniqueId id = openMeetingPlace();
   {
     // A rank that comes and goes.
     UniqueFd socket = transport::connectAbstract(id.socketName, Deadline::afterMs(1000));
-    Hello hello{};
-    hello.magic = Hello::kMagic;
-    std::memcpy(hello.key, id.key, sizeof(hello.key));
-    hello.record.rank = 1;
-    hello.record.ranks = 3;
-    hello.record.initTimeoutMs = 20000;
-    hello.record.controlBytes = 64;
-    hello.record.lanesPerNode = 1;
-    hello.record.slotBytes = 262144;
-    hello.record.slots = 4;
-    std::strcpy(hello.record.hostName, "somewhere");
+    const Hello hello = helloOf(id, 1, 3);
     ASSERT_EQ(transport::sendMessage(socket.get(), &hello, sizeof(hello)), transport::Io::done);
   }
   const std::int64_t begin = nowNs();
   expectAll(connectOnly(Kind::threads, {configOf(0, 3)}, reinterpret_cast<const char*>(&id)), "code 6",
             {"rank 1 (somewhere:0)", "died or gave up"});
   EXPECT_LT(nowNs() - begin, 2'000'000'000);
+}
+
+// It has met the others, then dies before it connects to them.
+TEST(Bootstrap, ARankThatDiesBetweenMeetingAndConnectingIsNoticed) {
+  for (int doomed : {0, 1}) {
+    const UniqueId id = openMeetingPlace();
+    Children children(1, [&](int) -> std::string {
+      Hello hello = helloOf(id, doomed, 2);
+      hello.record.pid = getpid();
+      hello.record.pidNamespace = pidNamespace();
+      processIdentity(hello.record.process);
+      // Its listener never answers.
+      const std::string name = transport::randomName("fusco-test-");
+      std::strcpy(hello.record.socketName, name.c_str());
+      UniqueFd listener = transport::listenAbstract(name, 16);
+      meet(id, hello.record, Deadline::afterMs(5000));
+      usleep(100000);
+      return {};
+    });
+    const std::int64_t begin = nowNs();
+    expectAll(connectOnly(Kind::threads, {configOf(1 - doomed, 2)}, reinterpret_cast<const char*>(&id)), "code 6",
+              {"rank " + std::to_string(doomed) + " (somewhere:" + std::to_string(children.pid(0)), "init"});
+    EXPECT_LT(nowNs() - begin, 2'000'000'000);
+    EXPECT_EQ(children.join()[0], "");
+  }
+}
+
+TEST(Bootstrap, ARankShortOfDescriptorsTellsTheOthers) {
+  char id[128];
+  makeUniqueId(id);
+  const std::int64_t begin = nowNs();
+  Children children(4, [&](int rank) -> std::string {
+    if (rank == 1) {
+      UniqueFd next(::dup(0));
+      rlimit limit{static_cast<rlim_t>(next.get() + 5), static_cast<rlim_t>(next.get() + 5)};
+      setrlimit(RLIMIT_NOFILE, &limit);
+    }
+    try {
+      Fabric::connect(configOf(rank, 4), id);
+    } catch (const Error& error) {
+      return "code " + std::to_string(static_cast<int>(error.code())) + ": " + error.what();
+    }
+    return {};
+  });
+  const auto texts = children.join();
+  EXPECT_LT(nowNs() - begin, 5'000'000'000);
+  for (int rank = 0; rank < 4; ++rank) {
+    const std::string& text = texts[static_cast<std::size_t>(rank)];
+    EXPECT_TRUE(text.starts_with(rank == 1 ? "code 2" : "code 6")) << text;
+    EXPECT_TRUE(rank != 1 || text.find("ulimit -n") != std::string::npos) << text;
+  }
 }
 
 // Strangers at the meeting place: silent, talking rubbish, truncated, oversized, with a wrong key.
@@ -158,7 +218,7 @@ TEST(Bootstrap, GarbageAndSilenceHoldNobodyUp) {
     ASSERT_TRUE(strangers.back());
   }
   std::string rubbish(100000, 'x');
-  for (std::size_t size : {1, 64, 543, 544, 545, 100000}) {
+  for (std::size_t size : {std::size_t{1}, std::size_t{64}, sizeof(Hello) - 1, sizeof(Hello), sizeof(Hello) + 1, rubbish.size()}) {
     UniqueFd stranger = transport::connectAbstract(id.socketName, Deadline::afterMs(1000));
     ASSERT_EQ(transport::sendMessage(stranger.get(), rubbish.data(), size), transport::Io::done);
     strangers.push_back(std::move(stranger));

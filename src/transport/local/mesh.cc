@@ -12,6 +12,15 @@
 
 namespace fusco::transport {
 
+namespace {
+
+[[noreturn]] void failDescriptors(const std::string& name) {
+  fail(Code::systemError, name + " has no file descriptors left; it needs about three for each rank of its machine and one for "
+                                 "each window: raise `ulimit -n`");
+}
+
+}  // namespace
+
 Mesh::Mesh(int rank, const std::uint8_t key[32], std::vector<MeshMember> members, UniqueFd listener,
            std::size_t controlBytes, Deadline deadline, Handler handler)
     : rank_(rank), controlBytes_(controlBytes), peers_(members.size()), handler_(std::move(handler)) {
@@ -23,6 +32,9 @@ Mesh::Mesh(int rank, const std::uint8_t key[32], std::vector<MeshMember> members
     }
   }
   try {
+    for (Peer& peer : peers_) {
+      if (!peer.member.local && peer.member.pid > 0) watch(peer, peer.member.pid);
+    }
     connectLower(key, deadline);
     meet(key, std::move(listener), deadline);
   } catch (const std::exception&) {
@@ -69,7 +81,7 @@ void Mesh::connectLower(const std::uint8_t key[32], Deadline deadline) {
       fail(Code::remoteError, peer.member.name + " hung up at init; it has died or given up, look at its log");
     }
     peer.socket = std::move(socket);
-    watch(peer);
+    watch(peer, credentialsOf(peer.socket.get()).pid);
   }
 }
 
@@ -106,9 +118,11 @@ void Mesh::meet(const std::uint8_t key[32], UniqueFd listener, Deadline deadline
       UniqueFd memory;
       const Io io = receiveMessage(peer.socket.get(), &welcome, sizeof(welcome), &bytes, &memory);
       if (io == Io::again) continue;
-      if (io == Io::closed || bytes != sizeof(welcome) || welcome.kind != MeshMessage::welcome || !memory) {
+      if (io == Io::closed || bytes != sizeof(welcome) || welcome.kind != MeshMessage::welcome) {
         fail(Code::remoteError, peer.member.name + " hung up at init; it has died or given up, look at its log");
       }
+      // The kernel drops a passed descriptor when the process can hold no more.
+      if (!memory) failDescriptors(peers_[rank_].member.name);
       adopt(peer, std::move(peer.socket), std::move(memory));
     }
     std::size_t k = 1 + lower.size();
@@ -136,9 +150,7 @@ void Mesh::meet(const std::uint8_t key[32], UniqueFd listener, Deadline deadline
         break;
       }
       // The longest silent make room.
-      if (callers.empty()) {
-        fail(Code::systemError, peers_[rank_].member.name + " has no file descriptors left at init; raise `ulimit -n`");
-      }
+      if (callers.empty()) failDescriptors(peers_[rank_].member.name);
       callers.pop_front();
     }
     const int dead = findDead();
@@ -155,13 +167,14 @@ void Mesh::welcomeCaller(UniqueFd* socket, const MeshMessage& hello, UniqueFd me
   if (hello.kind == MeshMessage::failed) {
     fail(Code::remoteError, peer.member.name + " failed at init; look at its log");
   }
-  if (hello.kind != MeshMessage::hello || !memory) return;
+  if (hello.kind != MeshMessage::hello) return;
+  if (!memory) failDescriptors(peers_[rank_].member.name);
   MeshMessage welcome{.kind = MeshMessage::welcome, .rank = rank_};
   if (sendMessage(socket->get(), &welcome, sizeof(welcome), peers_[rank_].memory->descriptor()) != Io::done) {
     fail(Code::remoteError, peer.member.name + " hung up at init; it has died or given up, look at its log");
   }
   adopt(peer, std::move(*socket), std::move(memory));
-  watch(peer);
+  watch(peer, credentialsOf(peer.socket.get()).pid);
 }
 
 void Mesh::adopt(Peer& peer, UniqueFd socket, UniqueFd memory) {
@@ -169,10 +182,15 @@ void Mesh::adopt(Peer& peer, UniqueFd socket, UniqueFd memory) {
   peer.socket = std::move(socket);
 }
 
-void Mesh::watch(Peer& peer) {
-  peer.pid = credentialsOf(peer.socket.get()).pid;
+void Mesh::watch(Peer& peer, pid_t pid) {
+  if (pid <= 0 || (peer.process && peer.pid == pid)) return;
+  peer.pid = pid;
 #ifdef SYS_pidfd_open
-  if (peer.pid > 0) peer.process = UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, peer.pid, 0)));
+  peer.process = UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
+  if (peer.process) return;
+  if (errno == ESRCH) fail(Code::remoteError, peer.member.name + " died at init; look at its log");
+  if (errno == EMFILE || errno == ENFILE) failDescriptors(peers_[rank_].member.name);
+  // An old kernel: its socket tells of its end as well.
 #endif
 }
 
@@ -229,14 +247,12 @@ bool Mesh::drain(int rank) {
     if (io == Io::closed) {
       peer.closed = true;
     } else if (bytes == sizeof(message) && message.magic == MeshMessage::kMagic) {
+      const bool carries = message.kind == MeshMessage::window || message.kind == MeshMessage::ring;
+      if (carries && !descriptor) failDescriptors(peers_[rank_].member.name);
       handler_(rank, message, std::move(descriptor));
     }
   }
   return false;
-}
-
-void Mesh::drainAll() {
-  for (int i = 0; i < ranks(); ++i) drain(i);
 }
 
 void Mesh::wait(int milliseconds) {
@@ -247,6 +263,22 @@ void Mesh::wait(int milliseconds) {
     polled.push_back({peer.socket.get(), static_cast<short>(POLLIN | (queued ? POLLOUT : 0)), 0});
   }
   ::poll(polled.data(), polled.size(), milliseconds);
+}
+
+int Mesh::look() {
+  std::vector<pollfd> polled;
+  std::vector<int> owners;
+  for (int i = 0; i < ranks(); ++i) {
+    if (!peers_[i].socket || peers_[i].closed) continue;
+    polled.push_back({peers_[i].socket.get(), POLLIN, 0});
+    owners.push_back(i);
+  }
+  if (!polled.empty() && ::poll(polled.data(), polled.size(), 0) > 0) {
+    for (std::size_t k = 0; k < polled.size(); ++k) {
+      if (polled[k].revents != 0) drain(owners[k]);
+    }
+  }
+  return findDead();
 }
 
 int Mesh::findDead() {

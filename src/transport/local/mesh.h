@@ -36,6 +36,7 @@ struct MeshMember {
   std::string socketName;             // where it listens
   std::shared_ptr<RankMemory> local;  // set for ranks of this process (this rank included)
   bool sameNode = false;
+  pid_t pid = 0;  // as this process sees it, 0 if it cannot
 };
 
 class Mesh {
@@ -64,11 +65,11 @@ class Mesh {
   bool flush(int rank = -1);
   // Hands over what has arrived from `rank`. False: its end is closed.
   bool drain(int rank);
-  void drainAll();
   // Waits until a socket has something to read (or room, where something is queued), at most `milliseconds`.
   void wait(int milliseconds);
-  // The first rank whose process has ended or whose socket is closed without a farewell; -1 if none.
-  int findDead();
+  // Takes in all that has arrived and looks at the processes: the first rank whose process has ended or whose socket is
+  // closed without a farewell; -1 if none.
+  int look();
 
  private:
   struct Queued {
@@ -89,7 +90,8 @@ class Mesh {
   void meet(const std::uint8_t key[32], UniqueFd listener, Deadline deadline);
   void welcomeCaller(UniqueFd* socket, const MeshMessage& hello, UniqueFd memory);
   void adopt(Peer& peer, UniqueFd socket, UniqueFd memory);
-  void watch(Peer& peer);
+  void watch(Peer& peer, pid_t pid);
+  int findDead();
   std::string missing() const;
   bool saidFarewell(int rank) const;
 

@@ -12,6 +12,9 @@ namespace fusco::transport {
 
 namespace {
 
+// Of a spin, the part that keeps the core; after that every look lets others run first.
+constexpr std::int64_t kPauseNs = 2000;
+
 inline void pauseCpu() {
 #if defined(__x86_64__) || defined(__i386__)
   __builtin_ia32_pause();
@@ -32,18 +35,19 @@ void RankHeader::ring() {
 
 void RankHeader::sleep(std::uint32_t seen, std::int64_t microseconds, std::int64_t spinMicroseconds) {
   if (bell.load(std::memory_order_acquire) != seen || microseconds <= 0) return;
-  if (spinMicroseconds > 0) {
-    const Deadline end = Deadline::afterNs(std::min(spinMicroseconds, microseconds) * 1000);
-    do {
+  const std::int64_t begin = nowNs();
+  const std::int64_t spin = std::min(spinMicroseconds, microseconds) * 1000;
+  for (std::int64_t spent = 0; spent <= spin; spent = nowNs() - begin) {
+    if (spent < spin && spent < kPauseNs) {
       for (int i = 0; i < 16; ++i) {
         pauseCpu();
         if (bell.load(std::memory_order_acquire) != seen) return;
       }
-    } while (!end.passed());
-  } else {
-    // Ranks share the cores: the one that we wait for may be waiting for this core.
-    ::sched_yield();
-    if (bell.load(std::memory_order_acquire) != seen) return;
+    } else {
+      // The one that we wait for may be waiting for this core.
+      ::sched_yield();
+      if (bell.load(std::memory_order_acquire) != seen) return;
+    }
   }
   microseconds -= std::max<std::int64_t>(0, spinMicroseconds);
   if (microseconds <= 0) return;
