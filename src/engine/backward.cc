@@ -56,9 +56,11 @@ Outcome CombineBackward::announceReady() {
   if (staged_) {
     const std::size_t held = plan_->rowsToHold() * rowBytes_;
     landing_ = engine_.staging(slot_, 0, held);
+    // Rows that nobody sends a gradient to stay as they are.
+    std::memcpy(landing_, request_.inputGradient, bytes);
     std::byte* copy = engine_.staging(slot_, 1, held);
     std::memcpy(copy, request_.expertRows, bytes);
-    engine_.statistics().stagedBytes += bytes;
+    engine_.statistics().stagedBytes += 2 * bytes;
     expertRows_ = copy;
   }
   Meeting::Announcement a;
