@@ -14,7 +14,8 @@
  *    fuscoCommGetStatistics and fuscoGetLastError may come from any thread at any time. Different communicators may be used
  *    from different threads side by side.
  *  - All ranks of a communicator make the same collective calls in the same order. Ranks that disagree on the parameters of
- *    a call all get fuscoInvalidUsage, with both values in the error's text.
+ *    a call get fuscoInvalidUsage, with both values in the text of those that see the difference. On one node nothing has
+ *    moved then and the communicator stays usable; on several nodes a dispatch or combine may be under way, and it breaks.
  *  - On host communicators `stream` is ignored and a call has completed when it returns, inside a group when the outermost
  *    fuscoGroupEnd returns.
  *  - Public structs begin with their size and a magic number and grow only at their end: start from the INIT macro.
@@ -118,7 +119,8 @@ typedef struct {
   int slices;                /* slices in flight for each peer on another node and operation slot; default 4 */
   int balance;               /* fuscoBalance_t; default none */
   /* Memory of the library that grows with the work (plans, staging windows excluded: those must be shareable). NULL: the
-   * C library's. `allocate` returns memory aligned to `alignment` or NULL. Called from calls on this communicator only. */
+   * C library's. `allocate` returns memory aligned to `alignment` or NULL. Called from calls on this communicator and from
+   * its own thread, never by two at once. */
   void* (*allocate)(size_t bytes, size_t alignment, void* context);
   void (*release)(void* pointer, size_t bytes, void* context);
   void* allocatorContext;
@@ -150,11 +152,11 @@ FUSCO_API fuscoResult_t fuscoCommSplit(fuscoComm_t comm, int color, int key, fus
 
 /* Waits until everything started on it has finished. Collective; bounded by operationTimeoutMs. */
 FUSCO_API fuscoResult_t fuscoCommFinalize(fuscoComm_t comm);
-/* Frees a communicator. Local, bounded (5 s); plans made on it must be destroyed before. Twice, or use after it:
- * InvalidArgument. */
+/* Frees a communicator. Local, bounded (5 s; one whose init has not finished: initTimeoutMs). Plans made on it must be
+ * destroyed before. Twice, or use after it: InvalidArgument. */
 FUSCO_API fuscoResult_t fuscoCommDestroy(fuscoComm_t comm);
-/* Wakes every rank of the communicator with RemoteError and frees it here. From any thread, also while another thread is
- * inside a call on it: that call returns an error first. */
+/* Wakes every rank of the communicator with RemoteError and gives it up here. From any thread, also while another thread is
+ * inside a call on it: that call returns an error, and the memory goes with it. */
 FUSCO_API fuscoResult_t fuscoCommAbort(fuscoComm_t comm);
 
 FUSCO_API fuscoResult_t fuscoCommCount(fuscoComm_t comm, int* count);
@@ -206,7 +208,8 @@ FUSCO_API fuscoResult_t fuscoGroupEnd(void);
 /* ---- point to point and all-to-all -------------------------------------------------------------------------------- */
 
 /* `count` elements to / from `peer`. The k-th send of an ordered pair matches its k-th receive, whichever of these calls
- * made them; sizes that differ: InvalidUsage on both, with both sizes. A send to oneself needs its receive in the same
+ * made them. Sizes that differ: InvalidUsage with both sizes where it is seen (between nodes at the receiver, whose sender may
+ * have returned), and the communicator is broken for all. A send to oneself needs its receive in the same
  * group. count 0 is legal and keeps its place in the order. */
 FUSCO_API fuscoResult_t fuscoSend(const void* sendbuff, size_t count, fuscoDataType_t datatype, int peer,
                                   fuscoComm_t comm, cudaStream_t stream);
@@ -262,10 +265,13 @@ typedef struct {
   int zeroFill;              /* 1: alignment gaps are zeroed by each dispatch */
   int64_t maxTokens;         /* slotted: the most tokens that any rank brings, the same on all ranks */
   int64_t capacityRows;      /* 0: exact. Else the rows that every rank's output can hold, the same on all ranks */
-  int capacityPolicy;        /* fuscoCapacityPolicy_t: what happens to rows beyond capacityRows */
+  int capacityPolicy;        /* fuscoCapacityPolicy_t: what happens to rows beyond capacityRows, or in the slotted layout
+                              * beyond maxTokens for an expert (when tokens name it more than once) */
   int dedup;                 /* fuscoDedup_t */
-  int expertCounters;        /* 1: keep per-expert counters of complete rows, see fuscoPlanExpertCounters */
-  int tickets;               /* 1: keep a ticket beside each received row, see fuscoPlanTickets */
+  int expertCounters;        /* 1: keep per-expert counters of complete rows, see fuscoPlanExpertCounters (the slotted layout
+                              * always does, rank order never) */
+  int tickets;               /* 1: keep a ticket beside each received row, see fuscoPlanTickets (the slotted and the rank-order
+                              * layout always do) */
 } fuscoPlanConfig_t;
 #define FUSCO_PLAN_CONFIG_INIT                                                                              \
   {                                                                                                         \
@@ -389,7 +395,8 @@ FUSCO_API fuscoResult_t fuscoDispatchEx(fuscoPlan_t plan, const fuscoDispatchArg
 FUSCO_API fuscoResult_t fuscoCombine(fuscoPlan_t plan, const void* input, void* output, size_t elements,
                                      fuscoDataType_t datatype, cudaStream_t stream);
 FUSCO_API fuscoResult_t fuscoCombineEx(fuscoPlan_t plan, const fuscoCombineArgs_t* args, cudaStream_t stream);
-/* The exact backward of a weighted combine. The backward of dispatch is fuscoCombineEx with weighted = 0. Collective. */
+/* The exact backward of a weighted combine. The backward of dispatch is fuscoCombineEx with weighted = 0. In the rank-order
+ * layout, whose sums are plain, the backward of combine is a dispatch: InvalidUsage here. Collective. */
 FUSCO_API fuscoResult_t fuscoCombineBackward(fuscoPlan_t plan, const fuscoCombineBackwardArgs_t* args, cudaStream_t stream);
 
 /* The same in two halves: Start returns at once and the communicator's own thread carries the operation on; Finish waits

@@ -111,6 +111,11 @@ exec::RowType rowType(fuscoDataType_t type) {
 
 engine::CombineRequest combineRequest(const PlanHandleState& p, const fuscoCombineArgs_t& a) {
   const plan::ArenaHeader& h = *p.plan->view.header;
+  if (p.comm->engine->topology().nodes() > 1 && !p.plan->dispatched) {
+    fail(Code::invalidUsage, fmt::format("rank {}: combine before the first dispatch of its plan has finished: on several nodes the way back "
+                                         "follows what dispatch brought; dispatch first",
+                                         p.comm->rank));
+  }
   require(a.elements >= 1, "elements is 0");
   require(a.elements <= (std::size_t{1} << 38), fmt::format("elements is {}, more than 2^38", a.elements));
   require(a.input != nullptr || h.receiveRows == 0, fmt::format("input is NULL and the plan has {} expert rows here", h.receiveRows));
@@ -292,7 +297,9 @@ fuscoResult_t fuscoCombineBackward(fuscoPlan_t plan, const fuscoCombineBackwardA
     const auto p = usablePlan(plan);
     const auto a = copyStruct("fuscoCombineBackwardArgs_t", args, fuscoCombineBackwardArgs_t FUSCO_COMBINE_BACKWARD_INIT, FUSCO_COMBINE_BACKWARD_MAGIC);
     const plan::ArenaHeader& h = *p->plan->view.header;
-    require(p->plan->request.options.layout != plan::Layout::rankOrder, "the rank-order layout has plain sums: its backward is a dispatch");
+    if (p->plan->request.options.layout == plan::Layout::rankOrder) {
+      fail(Code::invalidUsage, "the rank-order layout has plain sums: the backward of its combine is a dispatch");
+    }
     require(a.elements >= 1 && a.elements <= (std::size_t{1} << 38), fmt::format("elements is {}", a.elements));
     require((a.outputGradient != nullptr && a.weightGradient != nullptr) || h.tokensUsed == 0, "outputGradient or weightGradient is NULL");
     require((a.expertRows != nullptr && a.inputGradient != nullptr) || h.receiveRows == 0, "expertRows or inputGradient is NULL");

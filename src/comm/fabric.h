@@ -67,7 +67,7 @@ class Fabric {
   virtual void vmRead(int rank, std::span<const transport::Segment> local, std::span<const transport::Segment> remote) = 0;
 
   // Posted link to a rank of another node; made on first use by either side. Channels 0 and 1 belong to the operation slots,
-  // 2 to point-to-point, 3 to planning.
+  // 2 to point-to-point; 3 is free.
   static constexpr int kChannels = 4;
   virtual transport::PostedLink& link(int rank, int channel) = 0;
 

@@ -148,7 +148,7 @@ Outcome Combine::announceReady() {
   for (std::size_t i = 0; i < back_.size(); ++i) {
     const Stream& stream = engine_.streams().out[i];
     transport::PostedLink& link = linkTo(stream.peer);
-    back_[i].begin(link, plan.view, stream.flows);
+    back_[i].begin(link, plan.view, stream.flows, signature());
     slot = link.slotBytes();
   }
   for (const Stream& stream : engine_.streams().in) slot = linkTo(stream.peer).slotBytes();

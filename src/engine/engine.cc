@@ -48,6 +48,7 @@ std::shared_ptr<Submission> Engine::submit(std::unique_ptr<Operation> operation,
   submission->operation = std::move(operation);
   {
     std::lock_guard lock(mutex_);
+    submission->operation->enter();
     queue_.push_back(submission);
     if (async) started_.push_back(submission);
   }
@@ -74,6 +75,10 @@ void Engine::failOperation(Submission& submission, std::exception_ptr error) {
   }
 }
 
+namespace {
+const std::string kUsagePrefix = "invalid usage: ";
+}
+
 Code Engine::breakDown(std::exception_ptr error) {
   Code code = Code::internalError;
   std::string text = "unknown failure";
@@ -92,7 +97,8 @@ Code Engine::breakDown(std::exception_ptr error) {
       errorText_ = text;
     }
   }
-  fabric_->abort(text);
+  // Ranks that disagree are all told so: the code travels in front of the text.
+  fabric_->abort(code == Code::invalidUsage && text.rfind(kUsagePrefix, 0) != 0 ? kUsagePrefix + text : text);
   return code;
 }
 
@@ -149,12 +155,14 @@ bool Engine::advance(Submission& submission) {
       }
     }
     return moved;
+  } catch (const CommonError&) {
+    failOperation(submission, std::current_exception());
   } catch (const Error& e) {
-    if (e.code() == Code::remoteError && std::string(e.what()).find(" in ") == std::string::npos) {
-      failOperation(submission, std::make_exception_ptr(Error(e.code(), fmt::format("{} (during {})", e.what(), operation.describe()))));
-    } else {
-      failOperation(submission, std::current_exception());
-    }
+    const std::string text = e.what();
+    const bool usage = e.code() == Code::remoteError && text.find(kUsagePrefix) != std::string::npos;
+    const Code code = usage ? Code::invalidUsage : e.code();
+    const std::string during = text.find(operationName(operation.kind())) == std::string::npos ? " (during " + operation.describe() + ")" : "";
+    failOperation(submission, std::make_exception_ptr(Error(code, text + during)));
   } catch (...) {
     failOperation(submission, std::current_exception());
   }

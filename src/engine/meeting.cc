@@ -25,6 +25,15 @@ constexpr Field kFields[] = {
 
 }  // namespace
 
+std::uint64_t hashOf(const Parameters& parameters) {
+  std::uint64_t hash = 0x9e3779b97f4a7c15ull;
+  for (const Field& field : kFields) {
+    hash = (hash ^ parameters.*field.value) * 0xff51afd7ed558ccdull;
+    hash ^= hash >> 32;
+  }
+  return hash;
+}
+
 std::string differingParameter(const Parameters& mine, const Parameters& theirs, int myRank, int theirRank) {
   for (const Field& field : kFields) {
     const std::uint64_t a = mine.*field.value;

@@ -15,6 +15,7 @@ class Meeting {
  public:
   Meeting(Engine& engine, int channel) : engine_(engine), channel_(channel) {}
 
+  void setChannel(int channel) { channel_ = channel; }
   // Takes the channel's next sequence.
   void begin();
   std::uint64_t sequence() const { return sequence_; }
@@ -45,6 +46,8 @@ class Meeting {
   std::uint64_t sequence_ = 0;
   int missing_ = -1;
 };
+
+std::uint64_t hashOf(const Parameters& parameters);
 
 // The first field in which two ranks differ, with both values; empty if none.
 std::string differingParameter(const Parameters& mine, const Parameters& theirs, int myRank, int theirRank);

@@ -4,7 +4,14 @@
 
 namespace fusco::engine {
 
+void Operation::enter() {
+  if (entered_) return;
+  entered_ = true;
+  takePlace();
+}
+
 void Operation::begin() {
+  enter();
   reset();
   finished_.assign(program_.size(), 0);
   for (int& open : openOfStage_) open = 0;

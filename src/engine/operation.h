@@ -29,6 +29,9 @@ class Operation {
   Operation& operator=(const Operation&) = delete;
 
   OperationKind kind() const { return kind_; }
+  // Takes this operation's place in the order that all ranks share (its slot, its number). Once, when it is queued or encoded:
+  // an operation that was made and dropped has taken nothing.
+  void enter();
   // Takes its sequence and starts over; an operation may be run again and again (a replayed graph does).
   void begin();
   // Runs steps that can run; true if anything moved. Throws Error when the operation has failed.
@@ -44,10 +47,11 @@ class Operation {
   bool waitsForLinks() const;
   // "dispatch 41, waiting for rank 3 (host:pid) to be ready"
   virtual std::string describe() const = 0;
-  // Collective operations take turns on the operation slots; -1: another channel of its own.
+  // Collective operations take turns on the operation slots, transfers have a channel of their own. Known once entered.
   virtual int channel() const = 0;
 
  protected:
+  virtual void takePlace() {}
   virtual void reset() = 0;
   virtual Outcome run(const Step& step) = 0;
   Program program_;
@@ -57,6 +61,7 @@ class Operation {
   bool mayRun(const Step& step) const;
 
   OperationKind kind_;
+  bool entered_ = false;
   std::vector<char> finished_;
   int openOfStage_[kStages] = {};
   int openSteps_ = 0;

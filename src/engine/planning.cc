@@ -9,11 +9,18 @@
 
 namespace fusco::engine {
 
-void NodeScan::begin(std::uint64_t operation, int peerIndex, std::vector<std::int32_t> mine) {
+void NodeScan::begin(std::uint64_t operation, int peerIndex, const Parameters& parameters, int statusCode, int statusRank,
+                     const std::vector<std::int32_t>& sums) {
   operation_ = operation;
   peerIndex_ = peerIndex;
+  parameters_ = parameters;
+  disagreement_.clear();
   distance_ = 1;
-  mine_ = std::move(mine);
+  mine_.assign(kHead + sums.size(), 0);
+  mine_[0] = statusCode;
+  mine_[1] = statusRank;
+  std::memcpy(&mine_[kParameters], &parameters, sizeof parameters);
+  std::copy(sums.begin(), sums.end(), mine_.begin() + kHead);
   prefix_ = suffix_ = mine_;
   prefixSent_ = suffixSent_ = prefixReceived_ = suffixReceived_ = 0;
   prefixIn_.assign(mine_.size(), 0);
@@ -22,7 +29,7 @@ void NodeScan::begin(std::uint64_t operation, int peerIndex, std::vector<std::in
 
 bool NodeScan::send(int node, const std::vector<std::int32_t>& vector, std::size_t& sent) {
   const int peer = engine_.topology().ranksOf(node)[static_cast<std::size_t>(peerIndex_)];
-  transport::PostedLink& link = engine_.fabric().link(peer, slot_);
+  transport::PostedLink& link = engine_.fabric().link(peer, channel_);
   const std::size_t room = (link.slotBytes() - sliceHead(1, 0)) / 64 * 16;
   while (sent < vector.size()) {
     std::byte* slot = link.acquire();
@@ -45,7 +52,7 @@ bool NodeScan::send(int node, const std::vector<std::int32_t>& vector, std::size
 
 bool NodeScan::receive(int node, std::vector<std::int32_t>& into, std::size_t& received) {
   const int peer = engine_.topology().ranksOf(node)[static_cast<std::size_t>(peerIndex_)];
-  transport::PostedLink& link = engine_.fabric().link(peer, slot_);
+  transport::PostedLink& link = engine_.fabric().link(peer, channel_);
   while (received < into.size()) {
     const std::byte* slot = link.peek();
     if (slot == nullptr) return false;
@@ -65,12 +72,25 @@ bool NodeScan::receive(int node, std::vector<std::int32_t>& into, std::size_t& r
   return true;
 }
 
-void NodeScan::merge(std::vector<std::int32_t>& into, const std::vector<std::int32_t>& from) const {
-  if (from[0] != 0 && (into[0] == 0 || from[1] < into[1])) {
-    into[0] = from[0];
-    into[1] = from[1];
+// A failure goes both ways, so that every node hears of it.
+void NodeScan::mergeStatus(const std::vector<std::int32_t>& from) {
+  for (auto* into : {&prefix_, &suffix_}) {
+    if (from[0] != 0 && ((*into)[0] == 0 || from[1] < (*into)[1])) {
+      (*into)[0] = from[0];
+      (*into)[1] = from[1];
+    }
   }
-  for (std::size_t i = kHead; i < into.size(); ++i) into[i] += from[i];
+}
+
+// If any two nodes differ, two neighbours do, which meet in the first round.
+void NodeScan::compare(int node, const std::vector<std::int32_t>& from) {
+  Parameters theirs;
+  std::memcpy(static_cast<void*>(&theirs), &from[kParameters], sizeof theirs);
+  const int peer = engine_.topology().ranksOf(node)[static_cast<std::size_t>(peerIndex_)];
+  const std::string difference = differingParameter(parameters_, theirs, engine_.fabric().rank(), peer);
+  if (difference.empty()) return;
+  disagreement_ = fmt::format("plan: {}; all ranks must make the same plans in the same order", difference);
+  mergeStatus({static_cast<std::int32_t>(Code::invalidUsage), engine_.fabric().rank()});
 }
 
 Outcome NodeScan::advance() {
@@ -86,8 +106,16 @@ Outcome NodeScan::advance() {
     if (down >= 0) complete &= send(down, suffix_, suffixSent_) & receive(down, prefixIn_, prefixReceived_);
     moved |= prefixSent_ + suffixSent_ + prefixReceived_ + suffixReceived_ != before;
     if (!complete) return moved ? Outcome::moved : Outcome::idle;
-    if (down >= 0) merge(prefix_, prefixIn_);
-    if (up < nodes) merge(suffix_, suffixIn_);
+    if (down >= 0) {
+      if (distance_ == 1) compare(down, prefixIn_);
+      mergeStatus(prefixIn_);
+      for (std::size_t i = kHead; i < prefix_.size(); ++i) prefix_[i] += prefixIn_[i];
+    }
+    if (up < nodes) {
+      if (distance_ == 1) compare(up, suffixIn_);
+      mergeStatus(suffixIn_);
+      for (std::size_t i = kHead; i < suffix_.size(); ++i) suffix_[i] += suffixIn_[i];
+    }
     prefixSent_ = suffixSent_ = prefixReceived_ = suffixReceived_ = 0;
     distance_ *= 2;
   }
@@ -106,19 +134,17 @@ std::vector<std::int32_t> NodeScan::total() const {
   return result;
 }
 
-int NodeScan::statusCode() const { return prefix_[0] != 0 ? prefix_[0] : suffix_[0]; }
-int NodeScan::statusRank() const { return prefix_[0] != 0 ? prefix_[1] : suffix_[1]; }
+int NodeScan::statusCode() const { return prefix_[0]; }
+int NodeScan::statusRank() const { return prefix_[1]; }
 
 Planning::Planning(Engine& engine, std::shared_ptr<PlanState> plan)
     : Operation(OperationKind::plan),
       engine_(engine),
       plan_(std::move(plan)),
-      slot_(plan_->request.slot >= 0 ? plan_->request.slot : engine.takeSlot()),
       exchanges_(plan_->request.options.layout != plan::Layout::slotted),
       counts_(engine, slot_),
       sums_(engine, slot_),
-      scan_(engine, slot_) {
-  plan_->number = engine.nextPlanNumber();
+      scan_(engine) {
   const plan::Topology& topology = engine.topology();
   parts_ = engine.nodeRanks();
   for (int node = 0; node < topology.nodes(); ++node) parts_ = std::min(parts_, static_cast<int>(topology.ranksOf(node).size()));
@@ -134,6 +160,14 @@ Planning::Planning(Engine& engine, std::shared_ptr<PlanState> plan)
   }
   add(StepKind::finish, 3);
   if (exchanges_) add(StepKind::waitDone, 4);
+}
+
+void Planning::takePlace() {
+  slot_ = plan_->request.slot >= 0 ? plan_->request.slot : engine_.takeSlot();
+  counts_.setChannel(slot_);
+  sums_.setChannel(slot_);
+  scan_.setChannel(slot_);
+  plan_->number = engine_.nextPlanNumber();
 }
 
 std::string Planning::describe() const {
@@ -224,17 +258,19 @@ void Planning::beginScan() {
   const std::size_t begin = partBegin(self);
   const std::size_t count = partBegin(self + 1) - begin;
   const std::size_t tables = nodesInOrder_ ? 1 : static_cast<std::size_t>(engine_.topology().ranks());
-  std::vector<std::int32_t> mine(NodeScan::kHead + count * tables, 0);
+  std::vector<std::int32_t> sums(count * tables, 0);
+  int code = 0;
+  int failed = 0;
   for (int i = 0; i < engine_.nodeRanks(); ++i) {
     const std::int32_t* counts = published(counts_, i) + begin;
-    std::int32_t* into = mine.data() + NodeScan::kHead + (nodesInOrder_ ? 0 : count * static_cast<std::size_t>(engine_.nodeRank(i)));
+    std::int32_t* into = sums.data() + (nodesInOrder_ ? 0 : count * static_cast<std::size_t>(engine_.nodeRank(i)));
     for (std::size_t k = 0; k < count; ++k) into[k] += counts[k];
-    if (mine[0] == 0 && counts_.ready(i).status != 0) {
-      mine[0] = static_cast<std::int32_t>(counts_.ready(i).status);
-      mine[1] = engine_.nodeRank(i);
+    if (code == 0 && counts_.ready(i).status != 0) {
+      code = static_cast<int>(counts_.ready(i).status);
+      failed = engine_.nodeRank(i);
     }
   }
-  scan_.begin(counts_.sequence(), self, std::move(mine));
+  scan_.begin(counts_.sequence(), self, parameters(), code, failed, sums);
 }
 
 void Planning::publishSums() {
@@ -358,8 +394,12 @@ Outcome Planning::plan() {
     }
     if (code == 0) readExchanged();
     counts_.sayDone();
+    if (failure_.empty()) failure_ = scan_.disagreement();
     if (!failure_.empty()) {
       failLater(static_cast<Code>(code), failure_);
+    } else if (code == static_cast<int>(Code::invalidUsage)) {
+      failLater(Code::invalidUsage, fmt::format("plan {}: ranks of different nodes gave different parameters, {} tells which; nothing was moved",
+                                                p.number, engine_.fabric().describeRank(rank)));
     } else if (code != 0) {
       failLater(static_cast<Code>(code), fmt::format("plan {}: {} could not read its routing map; its own error says why. Nothing was moved",
                                                      p.number, engine_.fabric().describeRank(rank)));
@@ -370,6 +410,12 @@ Outcome Planning::plan() {
   }
   engine_.planner().makePlan(p.kept(), p.request.options, p.analysis, p.exchanged, p.arena.data());
   p.view = plan::view(p.arena.data());
+  if (!exchanges_ && p.view.header->dropped > 0 && !p.request.dropBeyondCapacity) {
+    throw CommonError(Code::invalidArgument,
+                      fmt::format("rank {}: {} rows have no slot, since tokens name an expert more than once and maxTokens is {}: raise it, or "
+                                  "choose fuscoCapacityDrop",
+                                  engine_.fabric().rank(), p.view.header->dropped, p.request.options.maxTokens));
+  }
   if (p.request.options.layout == plan::Layout::rankOrder) p.packRankOrder();
   p.prepareWindows();
   return Outcome::complete;

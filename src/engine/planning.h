@@ -16,26 +16,37 @@ namespace fusco::engine {
 // The scan across nodes of one vector, as a state machine over posted links.
 class NodeScan {
  public:
-  NodeScan(Engine& engine, int slot) : engine_(engine), slot_(slot) {}
-  // `mine`: status (a code and the rank that has it, or 0), then this node's sums. `peerIndex`: local index of the partners.
-  void begin(std::uint64_t operation, int peerIndex, std::vector<std::int32_t> mine);
+  explicit NodeScan(Engine& engine) : engine_(engine) {}
+  void setChannel(int channel) { channel_ = channel; }
+  // `status`: 0, or a code and the rank that has it. `sums`: this node's. `peerIndex`: local index of the partners.
+  void begin(std::uint64_t operation, int peerIndex, const Parameters& parameters, int statusCode, int statusRank,
+             const std::vector<std::int32_t>& sums);
   // Idle, moved, or complete.
   Outcome advance();
-  // Sums of all lower nodes, and of all nodes; the first `kHead` words are the status: the lowest rank's that failed.
+  // Sums of all lower nodes, and of all nodes.
   std::vector<std::int32_t> before() const;
   std::vector<std::int32_t> total() const;
-  static constexpr std::size_t kHead = 2;  // code, rank
+  // A code that some rank of any node has, and that rank; and, where this rank saw that a partner has other parameters, both
+  // values in words.
   int statusCode() const;
   int statusRank() const;
+  const std::string& disagreement() const { return disagreement_; }
 
  private:
   bool send(int node, const std::vector<std::int32_t>& vector, std::size_t& sent);
   bool receive(int node, std::vector<std::int32_t>& into, std::size_t& received);
-  void merge(std::vector<std::int32_t>& into, const std::vector<std::int32_t>& from) const;
+  void mergeStatus(const std::vector<std::int32_t>& from);
+  void compare(int node, const std::vector<std::int32_t>& from);
+
+  // What travels: code, rank, parameters, then sums.
+  static constexpr std::size_t kParameters = 2;
+  static constexpr std::size_t kHead = kParameters + sizeof(Parameters) / 4;
 
   Engine& engine_;
-  int slot_;
+  int channel_ = -1;
   std::uint64_t operation_ = 0;
+  Parameters parameters_;
+  std::string disagreement_;
   int peerIndex_ = 0;
   int distance_ = 1;
   std::vector<std::int32_t> mine_, prefix_, suffix_, prefixIn_, suffixIn_;
@@ -50,6 +61,7 @@ class Planning : public Operation {
   void clearCounts() override { plan_->clearCounts(); }
 
  protected:
+  void takePlace() override;
   void reset() override;
   Outcome run(const Step& step) override;
 
@@ -71,7 +83,7 @@ class Planning : public Operation {
 
   Engine& engine_;
   std::shared_ptr<PlanState> plan_;
-  int slot_;
+  int slot_ = -1;              // taken when the operation is queued
   bool exchanges_;             // false: slotted, no count round
   Meeting counts_;
   Meeting sums_;               // second round in the node, after the scan across nodes; the next sequence of the slot

@@ -1,5 +1,6 @@
 #include "engine/shuffle_operation.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include <fmt/format.h>
@@ -10,9 +11,13 @@ ShuffleOperation::ShuffleOperation(OperationKind kind, Engine& engine, std::shar
     : Operation(kind),
       engine_(engine),
       plan_(std::move(plan)),
-      slot_(plan_->request.slot >= 0 ? plan_->request.slot : engine.takeSlot()),
       meeting_(engine, slot_) {
   program_ = lower(kind, engine.streams());
+}
+
+void ShuffleOperation::takePlace() {
+  slot_ = plan_->request.slot >= 0 ? plan_->request.slot : engine_.takeSlot();
+  meeting_.setChannel(slot_);
 }
 
 std::string ShuffleOperation::describe() const {
@@ -27,14 +32,22 @@ Outcome ShuffleOperation::announceDone() {
   return Outcome::complete;
 }
 
-Parameters ShuffleOperation::parameters(std::size_t rowBytes, std::size_t rowBytes2, std::uint64_t type, std::uint64_t options) const {
+Parameters ShuffleOperation::parameters(std::size_t rowBytes, std::size_t rowBytes2, std::uint64_t type, std::uint64_t options) {
+  const PlanRequest& request = plan_->request;
   Parameters p;
+  p.experts = static_cast<std::uint64_t>(request.map.experts);
+  p.topk = static_cast<std::uint64_t>(request.map.topk);
+  p.layout = static_cast<std::uint64_t>(request.options.layout);
+  p.alignment = static_cast<std::uint64_t>(request.options.alignment);
+  p.capacity = static_cast<std::uint64_t>(request.options.capacityRows);
+  p.maxTokens = static_cast<std::uint64_t>(request.options.maxTokens);
   p.kind = static_cast<std::uint64_t>(kind());
   p.rowBytes = rowBytes;
   p.rowBytes2 = rowBytes2;
   p.type = type;
   p.planNumber = plan_->number;
   p.options = options;
+  signature_ = hashOf(p);
   return p;
 }
 
@@ -85,12 +98,13 @@ Outcome ShuffleOperation::extractSlice(StreamOut& out, int peer, const SourceRow
 void ShuffleOperation::checkRows(const Slice& slice, const std::vector<SourceRows>& tensors) const {
   const transport::SliceHeader& h = *slice.header;
   const auto sender = [&] { return engine_.fabric().describeRank(h.source); };
-  if (slice.kind() != SliceKind::rows || h.operation != number() || slice.tensor() >= tensors.size() ||
+  if (slice.kind() != SliceKind::rows || h.signature != signature_ || h.operation != number() || slice.tensor() >= tensors.size() ||
       h.rowOffset + h.rowBytes > tensors[slice.tensor()].rowBytes) {
     fail(Code::invalidUsage,
-         fmt::format("rank {}: {} sent a slice of kind {}, operation {}, tensor {}, bytes {} + {} of a row during {}; all ranks must make "
-                     "the same calls with the same row sizes in the same order",
-                     engine_.fabric().rank(), sender(), h.kind, h.operation, slice.tensor(), h.rowOffset, h.rowBytes, describe()));
+         fmt::format("rank {}: {} sent a slice of kind {}, operation {}, tensor {}, bytes {} + {} of a row during {}, whose rows have {} "
+                     "bytes here; all ranks must make the same calls with the same parameters in the same order",
+                     engine_.fabric().rank(), sender(), h.kind, h.operation, slice.tensor(), h.rowOffset, h.rowBytes, describe(),
+                     tensors[std::min<std::size_t>(slice.tensor(), tensors.size() - 1)].rowBytes));
   }
   for (std::uint32_t e = 0; e < h.entries; ++e) {
     const plan::Entry& entry = slice.entries[e];
@@ -104,6 +118,7 @@ void ShuffleOperation::checkRows(const Slice& slice, const std::vector<SourceRow
 
 void ShuffleOperation::post(transport::PostedLink& link, Slice& slice, std::size_t bytes, std::uint32_t flags, std::size_t rowOffset) {
   slice.header->operation = number();
+  slice.header->signature = signature_;
   slice.header->flags = flags;
   slice.header->rowOffset = rowOffset;
   slice.header->source = engine_.fabric().rank();

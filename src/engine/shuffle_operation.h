@@ -22,12 +22,15 @@ class ShuffleOperation : public Operation {
   void clearCounts() override { plan_->clearCounts(); }
 
  protected:
+  void takePlace() override;
   void reset() override { meeting_.begin(); }
   // Steps that are the same for all.
   Outcome announceDone();
   Outcome waitDone() { return meeting_.allDone() ? Outcome::complete : Outcome::idle; }
   // Parameters that all ranks of the node must share; the plan's number is filled in.
-  Parameters parameters(std::size_t rowBytes, std::size_t rowBytes2, std::uint64_t type, std::uint64_t options) const;
+  Parameters parameters(std::size_t rowBytes, std::size_t rowBytes2, std::uint64_t type, std::uint64_t options);
+  // Hash of the parameters, which every slice carries. Set by parameters().
+  std::uint64_t signature() const { return signature_; }
   // How peers reach a tensor of the caller: in place, by process_vm, or not at all.
   enum class Reach { mapped, processVm, staged };
   Reach reachOf(const void* address, std::size_t bytes) const;
@@ -47,8 +50,9 @@ class ShuffleOperation : public Operation {
 
   Engine& engine_;
   std::shared_ptr<PlanState> plan_;
-  int slot_;
+  int slot_ = -1;  // taken when the operation is queued
   Meeting meeting_;
+  std::uint64_t signature_ = 0;
 };
 
 }  // namespace fusco::engine

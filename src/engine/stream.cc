@@ -49,6 +49,7 @@ void FakeStream::runThread() {
 
 void StreamDriver::encode(const std::shared_ptr<Operation>& operation) {
   engine_.checkUsable();
+  operation->enter();
   bool begins = true;
   for (const int stage : operation->stages()) {
     launch({operation, stage, begins, {}});

@@ -67,8 +67,10 @@ StreamOut::Cut StreamOut::next() {
   return cut;
 }
 
-void StreamBack::begin(transport::PostedLink& link, const plan::View& plan, const std::vector<std::int32_t>& flows) {
+void StreamBack::begin(transport::PostedLink& link, const plan::View& plan, const std::vector<std::int32_t>& flows,
+                       std::uint64_t signature) {
   link_ = &link;
+  signature_ = signature;
   plan_ = plan;
   ranges_ = rangesOf(plan, flows);
   open_ = spent_ = false;
@@ -94,6 +96,11 @@ const std::byte* StreamBack::row(SliceKind kind, std::uint64_t operation, std::s
     Slice slice = readSlice(slot, link_->slotBytes());
     // A slice of another kind on the same link belongs to another step, which takes it first.
     if (slice.kind() != kind) return nullptr;
+    if (slice.header->signature != signature_) {
+      fail(Code::invalidUsage, fmt::format("rank {} sent back rows of an operation with other parameters (row parts of {} bytes, {} here); all "
+                                           "ranks must make the same calls with the same parameters in the same order",
+                                           slice.header->source, slice.header->rowBytes, part));
+    }
     if (slice.header->operation != operation || slice.header->rowOffset != rowOffset || slice.header->rowBytes != part || slice.header->rows == 0) {
       fail(Code::internalError, fmt::format("rank {} sent back rows of operation {} (part {} + {}), expected operation {} (part {} + {})",
                                             slice.header->source, slice.header->operation, slice.header->rowOffset, slice.header->rowBytes,

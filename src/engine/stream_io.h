@@ -44,7 +44,7 @@ class StreamOut {
 // Rows of partials that come home in the order of a stream's copies: a cursor over slices, one row at a time.
 class StreamBack {
  public:
-  void begin(transport::PostedLink& link, const plan::View& plan, const std::vector<std::int32_t>& flows);
+  void begin(transport::PostedLink& link, const plan::View& plan, const std::vector<std::int32_t>& flows, std::uint64_t signature = 0);
   // Token of the next row to come, or none when all rows of the pass were taken.
   std::optional<std::uint32_t> nextToken() const;
   // Starts over with the copies for the next part of the rows.
@@ -58,6 +58,7 @@ class StreamBack {
 
  private:
   transport::PostedLink* link_ = nullptr;
+  std::uint64_t signature_ = 0;
   plan::View plan_{};
   std::vector<std::pair<std::size_t, std::size_t>> ranges_;
   std::size_t range_ = 0, at_ = 0;

@@ -22,7 +22,7 @@ static_assert(sizeof(MemoryRef) == 32);
 // itself: behind the header lie `rows` + 1 plan::Copy, `entries` plan::Entry, `entries` float weights, then the payload at
 // payloadOffset (a multiple of 64), rows of rowBytes each, in the order of the copies.
 struct SliceHeader {
-  std::uint64_t sequence;       // counts the slices of this link and channel, from 0
+  std::uint64_t signature;      // of the operation's parameters: ranks that disagree find out here
   std::uint64_t operation;      // counts the operations of the communicator's channel
   std::uint32_t kind;           // engine/slice.h
   std::uint32_t flags;          // engine/slice.h: last slice of the operation, ...
@@ -31,7 +31,7 @@ struct SliceHeader {
   std::uint64_t payloadOffset;
   std::uint64_t rowBytes;       // bytes of each row part in this slice
   std::uint64_t rowOffset;      // where in its row a part lies (rows longer than a slice travel in parts)
-  std::uint32_t status;         // 0, or a Code: the sender gave up
+  std::uint32_t reserved;
   std::int32_t source;          // rank that posted it
 };
 static_assert(sizeof(SliceHeader) == 64);
