@@ -13,6 +13,7 @@
 #include <limits>
 #include <string>
 
+#include "base/environment.h"
 #include "base/status.h"
 
 namespace fusco::transport {
@@ -131,7 +132,7 @@ void SharedMemory::map(int descriptor, bool hugeWanted) {
   }
   if (at == MAP_FAILED) failErrno("cannot map " + mebibytes(bytes_) + " of shared memory");
   data_ = static_cast<std::byte*>(at);
-  if (hugeWanted && bytes_ >= kHugePage) ::madvise(data_, bytes_, MADV_HUGEPAGE);
+  if (hugeWanted && bytes_ >= kHugePage && environment().flag(Setting::hugePages)) ::madvise(data_, bytes_, MADV_HUGEPAGE);
 }
 
 SharedMemory SharedMemory::create(const char* name, std::size_t bytes) {
