@@ -9,13 +9,10 @@ namespace fusco::bench {
 using nlohmann::ordered_json;
 
 std::string jsonOf(const Options& o, const Header& h, const std::vector<Row>& rows) {
-  ordered_json machine = {{"cpu", h.machine.cpu},
-                          {"cores", h.machine.cores},
-                          {"memory_gb", h.machine.memoryGb},
-                          {"kernel", h.machine.kernel},
-                          {"os", h.machine.os},
-                          {"host", h.machine.host},
-                          {"limit_stores", h.machine.stores}};
+  ordered_json machine = {
+      {"cpu", h.machine.cpu},   {"cores", h.machine.cores},        {"memory_gb", h.machine.memoryGb},
+      {"load", h.machine.load}, {"kernel", h.machine.kernel},      {"os", h.machine.os},
+      {"host", h.machine.host}, {"limit_stores", h.machine.stores}};
   ordered_json versions = {{"library", h.versions.library}, {"compiler", h.versions.compiler}, {"mpi", h.versions.mpi}};
   ordered_json array = ordered_json::array();
   for (const Row& row : rows) {

@@ -10,6 +10,7 @@ struct Machine {
   std::string cpu, kernel, os, host;
   int cores = 0;  // that this program may use
   double memoryGb = 0;
+  double load = 0;     // runnable tasks of the last minute, before the benchmark began
   std::string stores;  // of the limit: avx512, avx2, plain
 };
 Machine thisMachine();

@@ -178,12 +178,13 @@ void Session::meet(int which) {
     futexWake(g.generation);
     return;
   }
-  // Waking a sleeper takes so long that it would blur the start, and a rank that starts late makes the next one sleep.
-  // So stay awake as long as an iteration may be apart: spinning with a core for every rank, else letting the others
-  // run.
+  // With a core for every rank, stay awake as long as an iteration may be apart: waking a sleeper on an idle core takes so
+  // long that a rank which starts late makes the next one sleep. With fewer cores leave them soon to those who still work.
   static const unsigned cores = std::max(1u, std::thread::hardware_concurrency());
-  for (std::int64_t until = nowNs() + 20000000; g.generation.load() == generation && nowNs() < until;) {
-    if (header_->ranks > cores) sched_yield();
+  bool enough = header_->ranks <= cores;
+  for (std::int64_t until = nowNs() + (enough ? 20000000 : 200000);
+       g.generation.load() == generation && nowNs() < until;) {
+    if (!enough) sched_yield();
     for (int i = 0; i < 64 && g.generation.load() == generation; ++i) relax();
   }
   while (g.generation.load() == generation) {

@@ -33,6 +33,9 @@ void printHeader(const Options& o, const Header& h) {
   fmt::print("# {}\n",
              o.check ? "every result compared with a naive shuffle before and after it was timed (#wrong: elements)"
                      : "results NOT checked (-c 0)");
+  if (h.machine.load > 0.5 * h.machine.cores)
+    fmt::print("# this machine is busy (load {:.1f} on {} cores): trust ratios of one run, not times\n", h.machine.load,
+               h.machine.cores);
   if (o.ranks > h.machine.cores)
     fmt::print("# {} ranks share {} cores: times include their taking turns\n", o.ranks, h.machine.cores);
   if (!h.peerCommand.empty()) fmt::print("# peers: {}: {}\n", h.versions.mpi, h.peerCommand);
