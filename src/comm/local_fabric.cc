@@ -27,7 +27,7 @@ namespace {
 
 constexpr std::int64_t kLookEveryNs = 50'000'000;
 // A rank that has destroyed its communicator may have done its part of the operation that we still wait in: its leaving is
-// an error only when the wait goes on.
+// an error only when the wait goes on and nobody rings.
 constexpr std::int64_t kFarewellGraceNs = 1'000'000'000;
 
 // The fabrics of this process, for windows that are freed and for exit. Never destroyed.
@@ -324,13 +324,18 @@ void LocalFabric::alarmed() {
     if (presence == Presence::left && peer != config_.rank) left = peer;
   }
   if (left < 0) return;
-  std::int64_t since = 0;
+  int first = -1;
+  if (!firstLeft_.compare_exchange_strong(first, left)) left = first;
+  // As long as somebody rings (for another reason than an alarm), the operation still goes on.
+  const std::uint32_t rung = own.bell.load(std::memory_order_acquire) - own.alarm.load(std::memory_order_acquire);
   const std::int64_t now = nowNs();
-  if (!farewellSeenNs_.compare_exchange_strong(since, now)) {
-    if (now - since > kFarewellGraceNs) {
-      fail(Code::remoteError, names_[left] + " left: it destroyed its communicator while " + names_[config_.rank] +
-                                  " was still waiting in an operation; destroy only when all ranks have completed");
-    }
+  const std::int64_t since = farewellSeenNs_.load(std::memory_order_acquire);
+  if (since == 0 || farewellBell_.exchange(rung, std::memory_order_acq_rel) != rung) {
+    farewellBell_.store(rung, std::memory_order_release);
+    farewellSeenNs_.store(now, std::memory_order_release);
+  } else if (now - since > kFarewellGraceNs) {
+    fail(Code::remoteError, names_[left] + " left: it destroyed its communicator while " + names_[config_.rank] +
+                                " was still waiting in an operation; destroy only when all ranks have completed");
   }
 }
 

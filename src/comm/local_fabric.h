@@ -114,7 +114,9 @@ class LocalFabric final : public Fabric {
   std::uint64_t gatherRound_ = 0;
 
   std::atomic<std::int64_t> lastLookNs_ = 0;
-  std::atomic<std::int64_t> farewellSeenNs_ = 0;
+  std::atomic<std::int64_t> farewellSeenNs_ = 0;  // or when the bell last rang after that
+  std::atomic<std::uint32_t> farewellBell_ = 0;
+  std::atomic<int> firstLeft_ = -1;
   std::atomic<bool> failed_ = false;  // a peer is dead
   std::string failure_;               // under mutex_, set once
 };

@@ -2,6 +2,7 @@
 #include "comm/fabric.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cstring>
@@ -103,6 +104,9 @@ TEST_P(FabricTest, WindowsOfManySizesAreReached) {
 TEST_P(FabricTest, FreedWindowsAreNeverReachedAgain) {
   expectRanks(GetParam(), 2, smallConfig(), [](Fabric& fabric) {
     const int peer = 1 - fabric.rank();
+    gather(fabric, 0);
+    const int mappings = footprint().mappings;
+    gather(fabric, 0);
     for (int round = 0; round < 30; ++round) {
       auto* window = static_cast<int*>(windowAllocate(8192));
       const auto refs = gather(fabric, fabric.describe(window, 8192));
@@ -111,6 +115,15 @@ TEST_P(FabricTest, FreedWindowsAreNeverReachedAgain) {
       require(*window == 1000 * fabric.rank() + round, "wrote to another window");
       windowFree(window);
     }
+    // The peer's view of them goes as well.
+    gather(fabric, 0);
+    const Deadline deadline = Deadline::afterMs(2000);
+    while (footprint().mappings > mappings && !deadline.passed()) {
+      fabric.check();
+      usleep(5000);
+    }
+    require(footprint().mappings == mappings, "freed windows are still mapped");
+    gather(fabric, 0);
   });
 }
 
