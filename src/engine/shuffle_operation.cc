@@ -99,7 +99,7 @@ void ShuffleOperation::checkRows(const Slice& slice, const std::vector<SourceRow
   const transport::SliceHeader& h = *slice.header;
   const auto sender = [&] { return engine_.fabric().describeRank(h.source); };
   if (slice.kind() != SliceKind::rows || h.signature != signature_ || h.operation != number() || slice.tensor() >= tensors.size() ||
-      h.rowOffset + h.rowBytes > tensors[slice.tensor()].rowBytes) {
+      h.rowBytes > tensors[slice.tensor()].rowBytes || h.rowOffset > tensors[slice.tensor()].rowBytes - h.rowBytes) {
     fail(Code::invalidUsage,
          fmt::format("rank {}: {} sent a slice of kind {}, operation {}, tensor {}, bytes {} + {} of a row during {}, whose rows have {} "
                      "bytes here; all ranks must make the same calls with the same parameters in the same order",

@@ -51,7 +51,7 @@ Slice readSlice(const std::byte* slot, std::size_t slotBytes) {
   std::memcpy(&h, slot, sizeof h);
   const std::size_t head = sliceHead(h.rows, h.entries);
   const bool fits = h.payloadOffset == head && head <= slotBytes &&
-                    (h.rows == 0 || h.rowBytes <= (slotBytes - head) / h.rows) &&
+                    (h.rows == 0 ? h.rowBytes == 0 : h.rowBytes <= (slotBytes - head) / h.rows) &&
                     sliceBytes(h.rows, h.entries, h.rowBytes) <= slotBytes;
   if (!fits) {
     fail(Code::internalError,
@@ -61,7 +61,7 @@ Slice readSlice(const std::byte* slot, std::size_t slotBytes) {
   }
   Slice s = parts(const_cast<std::byte*>(slot), h.rows, h.entries, head);
   std::uint32_t at = 0;
-  for (std::uint32_t i = 0; i <= h.rows && h.entries > 0; ++i) {
+  for (std::uint32_t i = 0; i <= h.rows; ++i) {
     if (s.copies[i].firstEntry < at || s.copies[i].firstEntry > h.entries) {
       fail(Code::internalError, fmt::format("a slice from rank {} has its entries out of order at row {}", h.source, i));
     }
