@@ -20,7 +20,10 @@ int pick(std::mt19937_64& random, int low, int high) { return std::uniform_int_d
 // A rank that runs operations stage by stage, as the stream driver does, one small step at a time.
 class StageRunner {
  public:
-  void add(std::shared_ptr<Operation> operation) { open_.push_back(std::move(operation)); }
+  void add(std::shared_ptr<Operation> operation) {
+    operation->enter();
+    open_.push_back(std::move(operation));
+  }
   bool finished() const { return open_.empty(); }
   bool step(Engine& engine) {
     if (open_.empty()) return false;
