@@ -232,6 +232,8 @@ Outcome CombineBackward::place(std::size_t stream) {
     if (h.rowOffset == 0) {
       dots.entries = dots.dots.size();
       dots.dots.resize(dots.entries + h.entries, 0.0f);
+    } else if (dots.dots.size() != dots.entries + h.entries) {
+      fail(Code::internalError, fmt::format("{} sent a later part of a row without its first", engine_.fabric().describeRank(h.source)));
     }
     std::vector<float> part(h.entries, 0.0f);
     back(rows, slice.weights, h.rowOffset, part.data());
