@@ -63,7 +63,8 @@ class StreamDriver {
 
   // Launches the stages of an operation. Throws the communicator's sticky error; else returns at once.
   void encode(const std::shared_ptr<Operation>& operation);
-  // Launches work of the caller's. It runs after a failure as well, as kernels behind a failed one would; it reads status().
+  // Launches work of the caller's, which must not throw. It runs after a failure as well, as kernels behind a failed one would;
+  // it reads status().
   void call(std::function<void()> work);
 
   // Between the two, launches are recorded and not run.
