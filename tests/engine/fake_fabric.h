@@ -34,8 +34,21 @@ inline AlignedBytes alignedBytes(std::size_t bytes, int fill = 0) {
 struct Adversary {
   explicit Adversary(std::uint64_t seed) : random(seed) {}
   bool refuses() { return on && random() % 100 < percent; }
+  // Changes a few bytes in front of a slice's payload, once in `damagedOf` slices.
+  void damage(std::byte* slot) {
+    if (damagedOf == 0 || random() % damagedOf != 0) return;
+    transport::SliceHeader header;
+    std::memcpy(&header, slot, sizeof header);
+    for (std::uint64_t n = random() % 3 + 1; n > 0; --n) {
+      const std::uint64_t at = random() % 3 == 0 ? random() % header.payloadOffset : random() % sizeof header;
+      slot[at] = static_cast<std::byte>(random() % 2 == 0 ? random() % 256 : 0xff);
+    }
+    ++damaged;
+  }
   std::mt19937_64 random;
   unsigned percent = 30;
+  unsigned damagedOf = 0;
+  std::uint64_t damaged = 0;
   bool on = true;
 };
 
@@ -53,6 +66,7 @@ class FakePipe {
   void post(std::size_t bytes) {
     if (!acquired_ || bytes > slotBytes_) throw std::logic_error("a slot was posted that was not acquired, or too large");
     acquired_ = false;
+    adversary_.damage(slots_[posted_ % slots_.size()].get());
     ++posted_;
   }
   const std::byte* peek() {
