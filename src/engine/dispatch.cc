@@ -20,8 +20,14 @@ constexpr std::size_t kChunkBytes = 512 * 1024;
 Dispatch::Dispatch(Engine& engine, std::shared_ptr<PlanState> plan, const DispatchRequest& request)
     : ShuffleOperation(OperationKind::dispatch, engine, std::move(plan)), request_(request), placer_(engine) {}
 
+void Dispatch::noLongerUnderWay() {
+  if (underWay_) --plan_->dispatchesUnderWay;
+  underWay_ = false;
+}
+
 void Dispatch::reset() {
   ShuffleOperation::reset();
+  noLongerUnderWay();
   tensors_.clear();
   landing_.clear();
   sources_.clear();
@@ -101,6 +107,13 @@ Outcome Dispatch::announceReady() {
   if (expand) flags_ |= kWantsPrimariesOnly;
   if (reach == Reach::staged) flags_ |= kStaged;
   const std::uint32_t kept = flags_;
+  // What a dispatch leaves beside the plan for those that follow is written by one at a time.
+  if (plan.dispatchesUnderWay > 0 && (!plan.dispatched || (kept != 0 && plan.landingFlags != kept))) {
+    tensors_.clear();
+    return Outcome::idle;
+  }
+  ++plan.dispatchesUnderWay;
+  underWay_ = true;
   if (flags_ != 0 && (!plan.dispatched || plan.landingFlags != kept)) {
     flags_ |= kWantsLandingList;
     plan.landing.need(plan.rowsToHold() * 4 + 4);
@@ -391,6 +404,7 @@ Outcome Dispatch::finish() {
   if (plan_->tickets.data() != nullptr && plan_->request.options.dedup == plan::Dedup::none && !plan_->dispatched) finishTickets();
   if (plan_->counters.data() != nullptr) finishCounters();
   plan_->dispatched = true;
+  noLongerUnderWay();
   return Outcome::complete;
 }
 

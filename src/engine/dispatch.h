@@ -12,6 +12,7 @@ namespace fusco::engine {
 class Dispatch : public ShuffleOperation {
  public:
   Dispatch(Engine& engine, std::shared_ptr<PlanState> plan, const DispatchRequest& request);
+  ~Dispatch() override { noLongerUnderWay(); }
 
  protected:
   void reset() override;
@@ -31,6 +32,7 @@ class Dispatch : public ShuffleOperation {
   Outcome extract(std::size_t stream);
   Outcome place(std::size_t stream);
   Outcome finish();
+  void noLongerUnderWay();
   void castInput();
   void putRows(std::size_t begin, std::size_t end);
   void record(std::size_t stream, const Slice& slice);
@@ -46,6 +48,7 @@ class Dispatch : public ShuffleOperation {
   std::vector<std::byte*> landing_;   // where this rank's rows arrive: output or a library window
   std::uint32_t flags_ = 0;           // what this rank has announced
   bool recording_ = false;
+  bool underWay_ = false;
   bool castOnTheWay_ = false;
   Placer placer_;
   std::size_t at_ = 0;                // next copy of the own flow

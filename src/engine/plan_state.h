@@ -56,6 +56,7 @@ struct PlanState {
   std::vector<std::int32_t> localExpertRows;  // filled from counters in the slotted layout
 
   bool dispatched = false;             // tickets, records and landing lists are there
+  int dispatchesUnderWay = 0;          // that have announced themselves
   std::vector<InflowRecord> inflows;   // by stream in
 
   WindowBuffer tickets;                // Ticket [receiveRows]
