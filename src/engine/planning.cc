@@ -33,6 +33,7 @@ bool NodeScan::send(int node, const std::vector<std::int32_t>& vector, std::size
   const std::size_t room = (link.slotBytes() - sliceHead(1, 0)) / 64 * 16;
   while (sent < vector.size()) {
     std::byte* slot = link.acquire();
+    waitingFor_ = slot == nullptr ? peer : -1;
     if (slot == nullptr) return false;
     const std::size_t count = std::min(room, vector.size() - sent);
     Slice slice = layOutSlice(slot, SliceKind::counts, 1, 0, count * 4);
@@ -55,11 +56,17 @@ bool NodeScan::receive(int node, std::vector<std::int32_t>& into, std::size_t& r
   transport::PostedLink& link = engine_.fabric().link(peer, channel_);
   while (received < into.size()) {
     const std::byte* slot = link.peek();
+    waitingFor_ = slot == nullptr ? peer : -1;
     if (slot == nullptr) return false;
     const Slice slice = readSlice(slot, link.slotBytes());
     const std::size_t count = slice.header->rowBytes / 4;
     if (slice.kind() != SliceKind::counts || slice.header->operation != operation_ || slice.header->rowOffset != received * 4 ||
         received + count > into.size()) {
+      if (slice.kind() == SliceKind::counts && slice.header->rowOffset == 0 && count >= kHead) {
+        const std::vector<std::int32_t> head(reinterpret_cast<const std::int32_t*>(slice.payload), reinterpret_cast<const std::int32_t*>(slice.payload) + kHead);
+        compare(node, head);
+        if (!disagreement_.empty()) fail(Code::invalidUsage, disagreement_);
+      }
       fail(Code::invalidUsage,
            fmt::format("rank {}: {} sent counts of plan operation {} that do not fit this rank's operation {}; all ranks must make the same "
                        "plans (experts, topk, layout) in the same order",
@@ -172,7 +179,7 @@ void Planning::takePlace() {
 
 std::string Planning::describe() const {
   std::string text = fmt::format("plan {}", plan_->number);
-  const int missing = counts_.missing() >= 0 ? counts_.missing() : sums_.missing();
+  const int missing = counts_.missing() >= 0 ? counts_.missing() : sums_.missing() >= 0 ? sums_.missing() : scan_.waitingFor();
   if (missing >= 0) text += fmt::format(", waiting for {}", engine_.fabric().describeRank(missing));
   return text;
 }
@@ -408,7 +415,12 @@ Outcome Planning::plan() {
     }
     if (failed_) return Outcome::complete;
   }
-  engine_.planner().makePlan(p.kept(), p.request.options, p.analysis, p.exchanged, p.arena.data());
+  try {
+    engine_.planner().makePlan(p.kept(), p.request.options, p.analysis, p.exchanged, p.arena.data());
+  } catch (const Error& e) {
+    // It follows from what all ranks have exchanged: all of them see it.
+    throw CommonError(e.code(), e.what());
+  }
   p.view = plan::view(p.arena.data());
   if (!exchanges_ && p.view.header->dropped > 0 && !p.request.dropBeyondCapacity) {
     throw CommonError(Code::invalidArgument,

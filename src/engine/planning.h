@@ -31,6 +31,7 @@ class NodeScan {
   int statusCode() const;
   int statusRank() const;
   const std::string& disagreement() const { return disagreement_; }
+  int waitingFor() const { return waitingFor_; }  // a rank of another node, or -1
 
  private:
   bool send(int node, const std::vector<std::int32_t>& vector, std::size_t& sent);
@@ -49,6 +50,7 @@ class NodeScan {
   std::string disagreement_;
   int peerIndex_ = 0;
   int distance_ = 1;
+  int waitingFor_ = -1;
   std::vector<std::int32_t> mine_, prefix_, suffix_, prefixIn_, suffixIn_;
   std::size_t prefixSent_ = 0, suffixSent_ = 0, prefixReceived_ = 0, suffixReceived_ = 0;
 };
