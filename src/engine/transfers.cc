@@ -216,7 +216,8 @@ bool Transfers::sendAcross(Item& item, int peer, bool& finished) {
   const std::size_t room = (link.slotBytes() - sliceHead(1, 0)) & ~std::size_t{63};
   const std::size_t bytes = std::min(room, r.bytes() - item.moved);
   Slice slice = layOutSlice(slot, SliceKind::bytes, 1, 0, bytes);
-  slice.copies[0] = slice.copies[1] = {0, 0};
+  // Nothing is placed by these: they carry the size of the whole transfer, so that a mismatch can name it.
+  slice.copies[0] = slice.copies[1] = {static_cast<std::uint32_t>(r.bytes()), static_cast<std::uint32_t>(r.bytes() >> 32)};
   slice.header->operation = item.sequence;
   slice.header->rowOffset = item.moved;
   slice.header->source = engine_.fabric().rank();
@@ -300,10 +301,10 @@ bool Transfers::receiveAcross(Item& item, int peer, bool& finished) {
   const Slice slice = readSlice(slot, link.slotBytes());
   const transport::SliceHeader& h = *slice.header;
   const TransferRequest& r = item.request;
-  const bool tooMany = h.rowOffset + h.rowBytes > r.bytes();
-  const bool tooFew = slice.last() && h.rowOffset + h.rowBytes < r.bytes();
-  if (h.operation != item.sequence || h.rowOffset != item.moved || tooMany || tooFew) {
-    mismatch(peer, h.rowOffset + h.rowBytes, engine_.fabric().rank(), r.bytes(), item.sequence);
+  const std::size_t sent = slice.copies[0].token | static_cast<std::size_t>(slice.copies[0].firstEntry) << 32;
+  if (slice.kind() != SliceKind::bytes || h.rows != 1 || h.operation != item.sequence || h.rowOffset != item.moved || sent != r.bytes() ||
+      h.rowBytes > r.bytes() - item.moved) {
+    mismatch(peer, sent, engine_.fabric().rank(), r.bytes(), item.sequence);
   }
   StageTimer timer(engine_.statistics().placeNs);
   const PieceWalk mine(r.listed ? r.list.data() : nullptr, r.rowBytes);
