@@ -37,6 +37,8 @@ engine::PlanRequest planRequest(const fuscoPlanConfig_t& c) {
   require(c.idType == fuscoInt32 || c.idType == fuscoInt64, "expertIds are fuscoInt32 or fuscoInt64");
   require(c.tokens >= 0, fmt::format("tokens is {}, must not be negative", c.tokens));
   require(c.topk >= 1 && c.topk <= 32767, fmt::format("topk is {}, must be 1 to 32767", c.topk));
+  require(c.tokens <= INT32_MAX / c.topk, fmt::format("{} tokens x top-{} are more than 2^31 - 1 rows", c.tokens, c.topk));
+  require(c.capacityRows <= INT32_MAX, fmt::format("capacityRows is {}, more than 2^31 - 1", c.capacityRows));
   require(c.experts >= 1, fmt::format("experts is {}, must be at least 1", c.experts));
   require(c.tokens == 0 || c.expertIds != nullptr, fmt::format("expertIds is NULL and tokens is {}", c.tokens));
   require(c.layout >= 0 && c.layout <= 2, fmt::format("layout {} does not exist", c.layout));
@@ -70,6 +72,31 @@ engine::PlanRequest planRequest(const fuscoPlanConfig_t& c) {
   return r;
 }
 
+// Memory of a call that is read or written.
+struct Range {
+  const char* name;
+  const void* begin;
+  std::size_t rows;
+  std::size_t rowBytes;
+  std::uintptr_t at() const { return reinterpret_cast<std::uintptr_t>(begin); }
+  std::uintptr_t end() const { return at() + rows * rowBytes; }
+};
+
+// What is written may overlap nothing else; `written` come first.
+void requireApart(std::initializer_list<Range> ranges, std::size_t written) {
+  for (const Range& r : ranges) {
+    require(r.rows == 0 || r.rowBytes <= (std::size_t{1} << 62) / r.rows, fmt::format("{}: {} x {} bytes overflow", r.name, r.rows, r.rowBytes));
+  }
+  for (std::size_t i = 0; i < written; ++i) {
+    for (std::size_t j = i + 1; j < ranges.size(); ++j) {
+      const Range& a = ranges.begin()[i];
+      const Range& b = ranges.begin()[j];
+      if (a.at() == a.end() || b.at() == b.end()) continue;
+      require(a.end() <= b.at() || b.end() <= a.at(), fmt::format("{} and {} overlap", b.name, a.name));
+    }
+  }
+}
+
 engine::DispatchRequest dispatchRequest(const PlanHandleState& p, const fuscoDispatchArgs_t& a) {
   const plan::ArenaHeader& h = *p.plan->view.header;
   require(a.rowBytes >= 1, "rowBytes is 0");
@@ -88,15 +115,21 @@ engine::DispatchRequest dispatchRequest(const PlanHandleState& p, const fuscoDis
     r.castToFp8 = true;
     r.outputScales = reinterpret_cast<std::byte*>(a.outputScales);
   } else if (a.rowBytes2 > 0) {
+    require(a.rowBytes2 <= (std::size_t{1} << 40), fmt::format("rowBytes2 is {}, more than 2^40", a.rowBytes2));
     require(a.input2 != nullptr || h.tokensUsed == 0, "input2 is NULL");
     require(a.output2 != nullptr || h.receiveRows == 0, "output2 is NULL");
     r.input2 = static_cast<const std::byte*>(a.input2);
     r.output2 = static_cast<std::byte*>(a.output2);
     r.rowBytes2 = a.rowBytes2;
   }
-  const std::size_t outBytes = static_cast<std::size_t>(h.receiveRows) * (r.castToFp8 ? r.rowBytes / 2 : r.rowBytes);
-  const std::size_t inBytes = static_cast<std::size_t>(h.tokensUsed) * r.rowBytes;
-  require(inBytes == 0 || outBytes == 0 || r.input + inBytes <= r.output || r.output + outBytes <= r.input, "input and output overlap");
+  const auto in = static_cast<std::size_t>(h.tokensUsed);
+  const auto out = static_cast<std::size_t>(h.receiveRows);
+  requireApart({{"output", r.output, out, r.castToFp8 ? r.rowBytes / 2 : r.rowBytes},
+                {"output2", r.output2, out, r.rowBytes2},
+                {"outputScales", r.outputScales, out, r.castToFp8 ? r.rowBytes / 256 * 4 : 0},
+                {"input", r.input, in, r.rowBytes},
+                {"input2", r.input2, in, r.rowBytes2}},
+               3);
   return r;
 }
 
@@ -128,9 +161,10 @@ engine::CombineRequest combineRequest(const PlanHandleState& p, const fuscoCombi
   r.bias = static_cast<const std::byte*>(a.bias);
   r.weighted = a.weighted != 0;
   r.partialsFp32 = a.partialsFp32 != 0;
-  const std::size_t inBytes = static_cast<std::size_t>(h.receiveRows) * a.elements * exec::elementBytes(r.type);
-  const std::size_t outBytes = static_cast<std::size_t>(h.tokensUsed) * a.elements * exec::elementBytes(r.type);
-  require(inBytes == 0 || outBytes == 0 || r.input + inBytes <= r.output || r.output + outBytes <= r.input, "input and output overlap");
+  const std::size_t rowBytes = a.elements * exec::elementBytes(r.type);
+  const auto tokens = static_cast<std::size_t>(h.tokensUsed);
+  // The bias may be the output: each of its elements is read before its sum is written.
+  requireApart({{"output", r.output, tokens, rowBytes}, {"input", r.input, static_cast<std::size_t>(h.receiveRows), rowBytes}}, 1);
   return r;
 }
 
@@ -168,8 +202,9 @@ fuscoResult_t fuscoPlanCreate(fuscoPlan_t* plan, const fuscoPlanConfig_t* config
     auto made = std::make_shared<PlanHandleState>();
     made->comm = state;
     made->plan = std::make_shared<engine::PlanState>(*state->engine, planRequest(c));
+    auto planning = engine::makePlanning(*state->engine, made->plan);
     groupStart();
-    enqueue(state, engine::makePlanning(*state->engine, made->plan), [plan, made] {
+    enqueue(state, std::move(planning), [plan, made] {
       ++made->comm->plans;
       *plan = addPlan(made);
     });
@@ -310,6 +345,14 @@ fuscoResult_t fuscoCombineBackward(fuscoPlan_t plan, const fuscoCombineBackwardA
     r.weightGradient = a.weightGradient;
     r.elements = a.elements;
     r.type = rowType(a.datatype);
+    const std::size_t rowBytes = a.elements * exec::elementBytes(r.type);
+    const auto tokens = static_cast<std::size_t>(h.tokensUsed);
+    const auto rows = static_cast<std::size_t>(h.receiveRows);
+    requireApart({{"inputGradient", r.inputGradient, rows, rowBytes},
+                  {"weightGradient", r.weightGradient, tokens, static_cast<std::size_t>(h.topk) * 4},
+                  {"outputGradient", r.outputGradient, tokens, rowBytes},
+                  {"expertRows", r.expertRows, rows, rowBytes}},
+                 2);
     runOne(p->comm, engine::makeCombineBackward(*p->comm->engine, p->plan, r));
   });
 }

@@ -132,7 +132,8 @@ fuscoResult_t guarded(const char* function, const std::function<void()>& body) {
 }
 
 void checkStruct(const char* name, std::size_t size, unsigned magic, std::size_t expectedSize, unsigned expectedMagic) {
-  if (magic != expectedMagic || size == 0 || size > expectedSize) {
+  // Size, magic and version are there in every version.
+  if (magic != expectedMagic || size < sizeof(std::size_t) + 2 * sizeof(unsigned) || size > expectedSize) {
     fail(Code::invalidArgument, fmt::format("{} of size {} and magic {:#x}: start from its INIT macro (size {}, magic {:#x}), and use a header "
                                             "that is not newer than the library",
                                             name, size, magic, expectedSize, expectedMagic));
