@@ -55,7 +55,10 @@ fuscoUniqueId Rank::id(int k) {
     FUSCO_OK(fuscoGetUniqueId(&board_->ids[k]));
     board_->idMade[k] = 1;
   }
-  while (board_->idMade[k] == 0) nap();
+  while (board_->idMade[k] == 0) {
+    require(board_->ended[0] == 0, "rank 0 is there to make id " + std::to_string(k));
+    nap();
+  }
   return board_->ids[k];
 }
 

@@ -80,6 +80,7 @@ class CaseRun {
   void report(const Parts&... parts) {
     if (bad_) return;
     bad_ = true;
+    out_.precision(9);
     out_ << c_.describe() << "; rank " << rank_ << ": ";
     (out_ << ... << parts);
   }

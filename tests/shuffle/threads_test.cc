@@ -33,12 +33,18 @@ void runShape(const Shape& shape, int cases) {
     config.operationTimeoutMs = 20000;
     fuscoComm_t comm = nullptr;
     FUSCO_OK(fuscoCommInitRankConfig(&comm, shape.ranks, id, rank, &config));
-    for (std::int64_t i = 0; i < count && wrong[static_cast<std::size_t>(rank)].empty(); ++i) {
-      const auto seed = static_cast<std::uint64_t>(only >= 0 ? only : i * 1000 + shape.ranks);
-      wrong[static_cast<std::size_t>(rank)] = runRank(randomCase(seed, shape.ranks), comm, rank);
-      if (only >= 0) break;
+    // What a rank finds wrong comes first, then what that does to the others.
+    std::string& text = wrong[static_cast<std::size_t>(rank)];
+    try {
+      for (std::int64_t i = 0; i < count && text.empty(); ++i) {
+        const auto seed = static_cast<std::uint64_t>(only >= 0 ? only : i * 1000 + shape.ranks);
+        text = runRank(randomCase(seed, shape.ranks), comm, rank);
+        if (only >= 0) break;
+      }
+    } catch (const std::exception& e) {
+      text = e.what();
     }
-    if (!wrong[static_cast<std::size_t>(rank)].empty()) {
+    if (!text.empty()) {
       fuscoCommAbort(comm);
       return;
     }
