@@ -387,6 +387,17 @@ fuscoResult_t fuscoWorkspaceSize(const fuscoConfig_t* config, const fuscoPlanCon
     fuscoPlanConfig_t p = copyStruct("fuscoPlanConfig_t", plan, fuscoPlanConfig_t FUSCO_PLAN_CONFIG_INIT, FUSCO_PLAN_MAGIC);
     require(nranks >= 1 && nodes >= 1 && nodes <= nranks, fmt::format("{} ranks on {} nodes", nranks, nodes));
     require(privateRows >= 0, "privateRows is negative");
-    *bytes = engine::workspaceBytes(c.sliceBytes, c.slices, p.tokens, p.topk, p.experts, p.idType == fuscoInt32 ? 4 : 8, nranks, nodes, rowBytes, privateRows);
+    require(p.tokens >= 0 && p.topk >= 1 && p.tokens <= INT32_MAX / p.topk, fmt::format("{} tokens x top-{}", p.tokens, p.topk));
+    static const char unread = 0;
+    if (p.expertIds == nullptr) p.expertIds = &unread;
+    engine::WorkspaceShape shape;
+    shape.request = planRequest(p);
+    shape.sliceBytes = c.sliceBytes;
+    shape.slices = c.slices;
+    shape.ranks = nranks;
+    shape.nodes = nodes;
+    shape.rowBytes = rowBytes;
+    shape.privateRows = privateRows;
+    *bytes = engine::workspaceBytes(shape);
   });
 }

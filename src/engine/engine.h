@@ -15,6 +15,7 @@
 #include "comm/fabric.h"
 #include "engine/control.h"
 #include "engine/operation.h"
+#include "engine/plan_state.h"
 #include "engine/statistics.h"
 #include "engine/workspace.h"
 #include "exec/executor.h"
@@ -144,7 +145,15 @@ class Engine {
 };
 
 // The formula of docs/concepts.md, "memory": what a communicator and one plan hold beyond the caller's tensors.
-std::size_t workspaceBytes(std::int64_t sliceBytes, int slices, std::int64_t tokens, int topk, int experts, int idBytes, int ranks, int nodes,
-                           std::size_t rowBytes, std::int64_t privateRows);
+struct WorkspaceShape {
+  PlanRequest request;       // ids are not read; of weights only whether there are any
+  std::int64_t sliceBytes = 0;
+  int slices = 0;
+  int ranks = 1;
+  int nodes = 1;             // with as many ranks each
+  std::size_t rowBytes = 0;
+  std::int64_t privateRows = 0;
+};
+std::size_t workspaceBytes(const WorkspaceShape& shape);
 
 }  // namespace fusco::engine

@@ -1,25 +1,52 @@
 // docs/concepts.md, "memory": the formula. A test compares it with what a communicator says that it holds.
+#include <algorithm>
+
 #include "engine/control.h"
 #include "engine/engine.h"
+#include "engine/plan_state.h"
+#include "transport/local/rank_memory.h"
 
 namespace fusco::engine {
 
-std::size_t workspaceBytes(std::int64_t sliceBytes, int slices, std::int64_t tokens, int topk, int experts, int idBytes, int ranks, int nodes,
-                           std::size_t rowBytes, std::int64_t privateRows) {
+std::size_t workspaceBytes(const WorkspaceShape& s) {
   const auto page = [](std::size_t n) { return (n + 4095) & ~std::size_t{4095}; };
-  const std::size_t keys = static_cast<std::size_t>(std::max(experts, ranks));
-  const int localExperts = (experts + ranks - 1) / ranks;
-  const std::size_t arena = plan::arenaOffsets(tokens, topk, experts, ranks, nodes, localExperts, nodes, plan::Dedup::node).end;
-  const std::size_t routing = static_cast<std::size_t>(tokens) * static_cast<std::size_t>(topk) * (static_cast<std::size_t>(idBytes) + 4);
+  const auto line = [](std::size_t n) { return (n + 63) & ~std::size_t{63}; };
+  const plan::Options& options = s.request.options;
+  const plan::RoutingMap& map = s.request.map;
+  const bool slotted = options.layout == plan::Layout::slotted;
+  const bool rankOrder = options.layout == plan::Layout::rankOrder;
+  const auto ranks = static_cast<std::size_t>(s.ranks);
+  const auto keys = static_cast<std::size_t>(std::max(map.experts, s.ranks));
+  const auto topk = static_cast<std::size_t>(map.topk);
+  const std::size_t slots = static_cast<std::size_t>(map.tokens) * topk;
+  const int localExperts = (map.experts + s.ranks - 1) / s.ranks;
+
+  // The plan.
+  const std::size_t arena =
+      plan::arenaOffsets(map.tokens, map.topk, map.experts, s.ranks, s.nodes, localExperts, s.nodes, options.dedup).end;
+  const std::size_t routing = line(slots * static_cast<std::size_t>(map.idBytes) + 1) + (map.weights == nullptr ? 0 : line(slots * 4 + 1));
+  // Beside each row, where the number of rows is known beforehand.
+  auto rows = static_cast<std::size_t>(options.capacityRows);
+  if (slotted) {
+    const std::size_t places = static_cast<std::size_t>(localExperts) * ranks * static_cast<std::size_t>(options.maxTokens);
+    rows = rows == 0 ? places : std::min(rows, places);
+  }
+  std::size_t beside = 0;
+  if (rows > 0 && (s.request.tickets || slotted || rankOrder)) beside += page(rows * sizeof(Ticket) + 64);
+  if ((s.request.counters || slotted) && !rankOrder) beside += page(CounterBoard::bytes(localExperts));
+  if (rankOrder) beside += line(slots * 8 + 1);
+  if (rankOrder && rows > 0) beside += page(rows * topk * 8 + 64) + 2 * line(rows * topk * 4 + 4);
+
+  // The communicator.
   const std::size_t counts = kOperationSlots * page(std::max<std::size_t>(4096, keys * 12));
-  const std::size_t control = page(controlBytes(ranks)) + page(4096);
-  // Streams out and in: one forwarder in every other node, as many sources on average; planning talks over the same links.
-  const std::size_t ring = page(static_cast<std::size_t>(sliceBytes) * static_cast<std::size_t>(slices) + 4096);
-  const std::size_t links = static_cast<std::size_t>(nodes - 1) * 2 * kOperationSlots * ring;
+  const std::size_t control = transport::kRankHeaderBytes + page(controlBytes(s.ranks));
+  // One ring out for each other node and operation slot: to the forwarder there, and back to who sent to this rank.
+  const std::size_t ring = page(static_cast<std::size_t>(s.sliceBytes) * static_cast<std::size_t>(s.slices) + 4096);
+  const std::size_t links = static_cast<std::size_t>(s.nodes - 1) * kOperationSlots * ring;
   // Private rows pass through a window in each direction, for each operation slot.
-  const std::size_t staging = privateRows == 0 ? 0 : 2 * kOperationSlots * page(static_cast<std::size_t>(privateRows) * rowBytes) +
-                                                         page(static_cast<std::size_t>(privateRows) * 4);
-  return arena + routing + counts + control + links + staging;
+  const auto held = static_cast<std::size_t>(s.privateRows);
+  const std::size_t staging = held == 0 ? 0 : 2 * kOperationSlots * page(held * s.rowBytes + 64) + page(held * 4 + 4);
+  return arena + routing + beside + counts + control + links + staging;
 }
 
 }  // namespace fusco::engine
