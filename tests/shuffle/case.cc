@@ -1,6 +1,8 @@
 #include "shuffle/case.h"
 
 #include <algorithm>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <mutex>
@@ -148,6 +150,25 @@ Expected expectedAt(const Case& c, int rank) {
   x.rows = std::min(x.rows, capacity);
   return x;
 }
+
+namespace {
+std::int64_t fromEnvironment(const char* name, std::int64_t otherwise) {
+  const char* text = std::getenv(name);
+  return text == nullptr ? otherwise : std::atoll(text);
+}
+}  // namespace
+
+Cases::Cases(std::int64_t cases, int offset)
+    : count(fromEnvironment("FUSCO_TEST_CASES", std::max<std::int64_t>(1, cases / SHUFFLE_CASES_DIVISOR))),
+      first_(fromEnvironment("FUSCO_TEST_FIRST", 0)),
+      only_(fromEnvironment("FUSCO_TEST_SEED", -1)),
+      offset_(offset) {
+  if (only_ >= 0) count = 1;
+  std::printf("%lld shuffles, seeds %llu to %llu in steps of 1000\n", static_cast<long long>(count), static_cast<unsigned long long>(seed(0)),
+              static_cast<unsigned long long>(seed(count - 1)));
+}
+
+std::uint64_t Cases::seed(std::int64_t i) const { return static_cast<std::uint64_t>(only_ >= 0 ? only_ + i : (first_ + i) * 1000 + offset_); }
 
 void runThreads(int ranks, const std::function<void(int)>& body) {
   std::vector<std::thread> threads;

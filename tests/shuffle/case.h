@@ -70,6 +70,19 @@ void ok(fuscoResult_t result, const char* what);
 // One rank's part of a case on a communicator: plan, dispatch, combine, backward, all checked. Returns an empty string or
 // what is wrong.
 std::string runRank(const Case& c, fuscoComm_t comm, int rank);
+// How many cases of a shape or world a test runs, and from which number on. FUSCO_TEST_SEED repeats one of them; else
+// FUSCO_TEST_CASES and FUSCO_TEST_FIRST say it, else `cases` from 0. Prints the seeds.
+struct Cases {
+  Cases(std::int64_t cases, int offset);
+  std::uint64_t seed(std::int64_t i) const;
+  std::int64_t count;
+
+ private:
+  std::int64_t first_;
+  std::int64_t only_;
+  int offset_;
+};
+
 // Two cases at once, as two micro-batches: each one's dispatch and combine are started while the other's are under way.
 std::string runTwo(const Case& first, const Case& second, fuscoComm_t comm, int rank);
 

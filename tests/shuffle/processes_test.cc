@@ -2,8 +2,6 @@
 // node and on emulated nodes, one operation at a time and two at once.
 #include <gtest/gtest.h>
 
-#include <cstdlib>
-
 #include "shuffle/case.h"
 #include "shuffle/ranks.h"
 
@@ -12,17 +10,10 @@ namespace {
 
 enum class Memory { window, isPrivate, either };
 
-std::int64_t fromEnvironment(const char* name, std::int64_t otherwise) {
-  const char* text = std::getenv(name);
-  return text == nullptr ? otherwise : std::atoll(text);
-}
-
-// FUSCO_TEST_SEED repeats one shuffle, FUSCO_TEST_CASES says how many of them each world runs.
 void runWorld(const World& world, Memory memory, std::int64_t cases, bool two = false) {
-  const std::int64_t only = fromEnvironment("FUSCO_TEST_SEED", -1);
-  const std::int64_t count = only >= 0 ? 1 : fromEnvironment("FUSCO_TEST_CASES", cases);
+  const Cases some(two ? 2 * cases : cases, 500 + world.ranks);
   const auto caseOf = [&](std::int64_t i) {
-    Case c = randomCase(static_cast<std::uint64_t>(only >= 0 ? only + i : i * 1000 + 500 + world.ranks), world.ranks);
+    Case c = randomCase(some.seed(i), world.ranks);
     if (memory != Memory::either) c.privateMemory = memory == Memory::isPrivate;
     return c;
   };
@@ -30,8 +21,8 @@ void runWorld(const World& world, Memory memory, std::int64_t cases, bool two = 
       world,
       [&](Rank& self) {
         fuscoComm_t comm = self.connect();
-        for (std::int64_t i = 0; i < count; ++i) {
-          const std::string text = two ? runTwo(caseOf(2 * i), caseOf(2 * i + 1), comm, self.rank()) : runRank(caseOf(i), comm, self.rank());
+        for (std::int64_t i = 0; i < some.count; i += two ? 2 : 1) {
+          const std::string text = two ? runTwo(caseOf(i), caseOf(i + 1), comm, self.rank()) : runRank(caseOf(i), comm, self.rank());
           if (!text.empty()) {
             fuscoCommAbort(comm);
             throw std::runtime_error(text);
@@ -40,7 +31,7 @@ void runWorld(const World& world, Memory memory, std::int64_t cases, bool two = 
         FUSCO_OK(fuscoCommFinalize(comm));
         FUSCO_OK(fuscoCommDestroy(comm));
       },
-      100);
+      static_cast<int>(100 + some.count / 4));
   for (const std::string& text : wrong) EXPECT_EQ(text, "") << "repeat with FUSCO_TEST_SEED=<seed>";
 }
 

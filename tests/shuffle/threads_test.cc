@@ -1,8 +1,6 @@
 // Whole shuffles with ranks as threads, against the naive oracle: one node, and nodes emulated on this machine.
 #include <gtest/gtest.h>
 
-#include <cstdlib>
-
 #include "shuffle/case.h"
 
 namespace fusco::test {
@@ -14,15 +12,8 @@ struct Shape {
   std::int64_t sliceBytes;
 };
 
-std::int64_t fromEnvironment(const char* name, std::int64_t otherwise) {
-  const char* text = std::getenv(name);
-  return text == nullptr ? otherwise : std::atoll(text);
-}
-
-// FUSCO_TEST_SEED repeats one shuffle, FUSCO_TEST_CASES says how many of them each shape runs.
 void runShape(const Shape& shape, int cases) {
-  const std::int64_t only = fromEnvironment("FUSCO_TEST_SEED", -1);
-  const auto count = fromEnvironment("FUSCO_TEST_CASES", cases);
+  const Cases some(cases, shape.ranks);
   fuscoUniqueId id;
   ASSERT_EQ(fuscoGetUniqueId(&id), fuscoSuccess) << fuscoGetLastError(nullptr);
   std::vector<std::string> wrong(static_cast<std::size_t>(shape.ranks));
@@ -36,10 +27,8 @@ void runShape(const Shape& shape, int cases) {
     // What a rank finds wrong comes first, then what that does to the others.
     std::string& text = wrong[static_cast<std::size_t>(rank)];
     try {
-      for (std::int64_t i = 0; i < count && text.empty(); ++i) {
-        const auto seed = static_cast<std::uint64_t>(only >= 0 ? only : i * 1000 + shape.ranks);
-        text = runRank(randomCase(seed, shape.ranks), comm, rank);
-        if (only >= 0) break;
+      for (std::int64_t i = 0; i < some.count && text.empty(); ++i) {
+        text = runRank(randomCase(some.seed(i), shape.ranks), comm, rank);
       }
     } catch (const std::exception& e) {
       text = e.what();
@@ -54,14 +43,14 @@ void runShape(const Shape& shape, int cases) {
   for (const std::string& text : wrong) EXPECT_EQ(text, "") << "repeat with FUSCO_TEST_SEED=<seed>";
 }
 
-TEST(ShuffleThreads, oneRank) { runShape({1, {0}, 16384}, 200); }
-TEST(ShuffleThreads, twoRanks) { runShape({2, {0, 0}, 16384}, 400); }
-TEST(ShuffleThreads, threeRanks) { runShape({3, {0, 0, 0}, 16384}, 300); }
-TEST(ShuffleThreads, sevenRanks) { runShape({7, {0, 0, 0, 0, 0, 0, 0}, 16384}, 100); }
-TEST(ShuffleThreads, twoNodesOfOne) { runShape({2, {0, 1}, 16384}, 300); }
-TEST(ShuffleThreads, twoNodesOfTwo) { runShape({4, {0, 0, 1, 1}, 16384}, 200); }
-TEST(ShuffleThreads, unequalNodes) { runShape({5, {0, 1, 1, 1, 2}, 16384}, 150); }
-TEST(ShuffleThreads, rowsLargerThanSlices) { runShape({3, {0, 1, 1}, 4096}, 200); }
+TEST(ShuffleThreads, oneRank) { runShape({1, {0}, 16384}, 1000); }
+TEST(ShuffleThreads, twoRanks) { runShape({2, {0, 0}, 16384}, 2000); }
+TEST(ShuffleThreads, threeRanks) { runShape({3, {0, 0, 0}, 16384}, 1500); }
+TEST(ShuffleThreads, sevenRanks) { runShape({7, {0, 0, 0, 0, 0, 0, 0}, 16384}, 400); }
+TEST(ShuffleThreads, twoNodesOfOne) { runShape({2, {0, 1}, 16384}, 1500); }
+TEST(ShuffleThreads, twoNodesOfTwo) { runShape({4, {0, 0, 1, 1}, 16384}, 800); }
+TEST(ShuffleThreads, unequalNodes) { runShape({5, {0, 1, 1, 1, 2}, 16384}, 600); }
+TEST(ShuffleThreads, rowsLargerThanSlices) { runShape({3, {0, 1, 1}, 4096}, 900); }
 
 }  // namespace
 }  // namespace fusco::test
