@@ -60,13 +60,15 @@ void StreamDriver::encode(const std::shared_ptr<Operation>& operation) {
 void StreamDriver::call(std::function<void()> work) { launch({nullptr, 0, false, std::move(work)}); }
 
 void StreamDriver::beginCapture() {
-  if (capturing_) fail(Code::invalidUsage, fmt::format("rank {}: this stream is being captured already", engine_.fabric().rank()));
+  if (capturing_)
+    fail(Code::invalidUsage, fmt::format("rank {}: this stream is being captured already", engine_.fabric().rank()));
   capturing_ = true;
   captured_.clear();
 }
 
 StreamDriver::Graph StreamDriver::endCapture() {
-  if (!capturing_) fail(Code::invalidUsage, fmt::format("rank {}: this stream is not being captured", engine_.fabric().rank()));
+  if (!capturing_)
+    fail(Code::invalidUsage, fmt::format("rank {}: this stream is not being captured", engine_.fabric().rank()));
   capturing_ = false;
   return std::move(captured_);
 }
@@ -128,9 +130,11 @@ void StreamDriver::runStage(const Launch& launch) {
 
 void StreamDriver::checkDeadline(const Operation& operation) const {
   if (deadlineNs_ == 0 || nowNs() <= deadlineNs_) return;
-  fail(Code::remoteError, fmt::format("rank {}: {} did not finish within {} ms on its stream; look at the rank that is waited for, or raise "
-                                      "FUSCO_OPERATION_TIMEOUT_MS",
-                                      engine_.fabric().rank(), operation.describe(), engine_.config().operationTimeoutMs));
+  fail(Code::remoteError,
+       fmt::format(
+           "rank {}: {} did not finish within {} ms on its stream; look at the rank that is waited for, or raise "
+           "FUSCO_OPERATION_TIMEOUT_MS",
+           engine_.fabric().rank(), operation.describe(), engine_.config().operationTimeoutMs));
 }
 
 }  // namespace fusco::engine

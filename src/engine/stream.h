@@ -1,9 +1,10 @@
-// The stream driver: operations encoded on a stream as kernels, one launch for each stage of a program. Whoever encodes never
-// waits and never sees a count: plans are made on the stream as well, and all memory follows capacities. What was encoded can
-// be recorded and replayed; sequences are taken when an operation begins on the stream, so that replay advances them.
+// The stream driver: operations encoded on a stream as kernels, one launch for each stage of a program. Whoever encodes
+// never waits and never sees a count: plans are made on the stream as well, and all memory follows capacities. What was
+// encoded can be recorded and replayed; sequences are taken when an operation begins on the stream, so that replay
+// advances them.
 //
-// The stream here is a thread that does what a GPU's stream would do, with mapped memory and the host executor. A device
-// encodes the same launches.
+// The stream here is a thread that does what a GPU's stream would do, with mapped memory and the host executor. A
+// device encodes the same launches.
 #pragma once
 
 #include <atomic>
@@ -45,8 +46,8 @@ class FakeStream {
 };
 
 // Encodes the operations of one communicator on one stream. All operations of a stream use one operation slot
-// (PlanRequest::slot), so that two streams of a communicator, one for each micro-batch, need not be ordered against each
-// other. Engine and stream must outlive the driver, and the driver what it has launched.
+// (PlanRequest::slot), so that two streams of a communicator, one for each micro-batch, need not be ordered against
+// each other. Engine and stream must outlive the driver, and the driver what it has launched.
 class StreamDriver {
  public:
   // A kernel launch: a stage of an operation, or work of the caller's (a router, the experts).
@@ -63,8 +64,8 @@ class StreamDriver {
 
   // Launches the stages of an operation. Throws the communicator's sticky error; else returns at once.
   void encode(const std::shared_ptr<Operation>& operation);
-  // Launches work of the caller's, which must not throw. It runs after a failure as well, as kernels behind a failed one would;
-  // it reads status().
+  // Launches work of the caller's, which must not throw. It runs after a failure as well, as kernels behind a failed
+  // one would; it reads status().
   void call(std::function<void()> work);
 
   // Between the two, launches are recorded and not run.
@@ -72,7 +73,8 @@ class StreamDriver {
   Graph endCapture();
   void replay(const Graph& graph);
 
-  // What work on the stream can read: 0, or the Code with which an operation has failed. Everything behind it was drained.
+  // What work on the stream can read: 0, or the Code with which an operation has failed. Everything behind it was
+  // drained.
   const std::atomic<std::uint32_t>& status() const { return status_; }
 
  private:

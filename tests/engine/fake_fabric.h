@@ -1,5 +1,5 @@
-// All ranks of a communicator in one thread: a fabric without sockets, processes or sleep, whose links deliver late and lend
-// slots unwillingly, as a seed says. Whole operations can be stepped through it in any order of ranks.
+// All ranks of a communicator in one thread: a fabric without sockets, processes or sleep, whose links deliver late and
+// lend slots unwillingly, as a seed says. Whole operations can be stepped through it in any order of ranks.
 #pragma once
 
 #include <cstdlib>
@@ -64,7 +64,8 @@ class FakePipe {
     return slots_[posted_ % slots_.size()].get();
   }
   void post(std::size_t bytes) {
-    if (!acquired_ || bytes > slotBytes_) throw std::logic_error("a slot was posted that was not acquired, or too large");
+    if (!acquired_ || bytes > slotBytes_)
+      throw std::logic_error("a slot was posted that was not acquired, or too large");
     acquired_ = false;
     adversary_.damage(slots_[posted_ % slots_.size()].get());
     ++posted_;
@@ -110,8 +111,8 @@ class FakeLink final : public transport::PostedLink {
 struct FakeConfig {
   std::size_t slotBytes = 4096;
   int slots = 2;
-  bool oneProcess = true;   // every address is mapped
-  bool processVm = true;    // else only windows are reached
+  bool oneProcess = true;  // every address is mapped
+  bool processVm = true;   // else only windows are reached
 };
 
 class FakeCluster {
@@ -167,7 +168,8 @@ class FakeFabric final : public comm::Fabric {
   void sleep(std::uint32_t, std::int64_t) override {}
   transport::MemoryRef describe(const void* address, std::size_t bytes) override {
     transport::MemoryRef memory;
-    memory.kind = comm::windowContains(address, bytes) ? transport::MemoryRef::window : transport::MemoryRef::privateMemory;
+    memory.kind =
+        comm::windowContains(address, bytes) ? transport::MemoryRef::window : transport::MemoryRef::privateMemory;
     memory.address = reinterpret_cast<std::uint64_t>(address);
     memory.bytes = bytes;
     return memory;
@@ -179,19 +181,24 @@ class FakeFabric final : public comm::Fabric {
   }
   bool processVm() const override { return c_.config_.processVm; }
   bool oneProcess() const override { return c_.config_.oneProcess; }
-  void vmWrite(int rank, std::span<const transport::Segment> local, std::span<const transport::Segment> remote) override {
+  void vmWrite(int rank, std::span<const transport::Segment> local,
+               std::span<const transport::Segment> remote) override {
     move(rank, remote, local);
   }
-  void vmRead(int rank, std::span<const transport::Segment> local, std::span<const transport::Segment> remote) override {
+  void vmRead(int rank, std::span<const transport::Segment> local,
+              std::span<const transport::Segment> remote) override {
     move(rank, local, remote);
   }
   transport::PostedLink& link(int rank, int channel) override {
     if (c_.topology_.nodeOf(rank) == c_.topology_.nodeOf(rank_)) throw std::logic_error("a link within a node");
     auto& found = c_.links_[{rank_, rank, channel}];
-    if (found == nullptr) found = std::make_unique<FakeLink>(c_.pipe(rank_, rank, channel), c_.pipe(rank, rank_, channel));
+    if (found == nullptr)
+      found = std::make_unique<FakeLink>(c_.pipe(rank_, rank, channel), c_.pipe(rank, rank_, channel));
     return *found;
   }
-  void allGather(const void*, std::size_t, void*, std::int64_t) override { throw std::logic_error("all ranks are one thread"); }
+  void allGather(const void*, std::size_t, void*, std::int64_t) override {
+    throw std::logic_error("all ranks are one thread");
+  }
   void check() override {
     if (!c_.aborted_.empty()) fail(Code::remoteError, "aborted: " + c_.aborted_);
   }
@@ -202,11 +209,13 @@ class FakeFabric final : public comm::Fabric {
 
  private:
   void requireOwnNode(int rank) const {
-    if (c_.topology_.nodeOf(rank) != c_.topology_.nodeOf(rank_)) throw std::logic_error("memory of another node is out of reach");
+    if (c_.topology_.nodeOf(rank) != c_.topology_.nodeOf(rank_))
+      throw std::logic_error("memory of another node is out of reach");
   }
   void move(int rank, std::span<const transport::Segment> to, std::span<const transport::Segment> from) {
     requireOwnNode(rank);
-    if (!c_.config_.processVm || to.size() != from.size()) throw std::logic_error("process_vm with lists that do not pair up, or not allowed");
+    if (!c_.config_.processVm || to.size() != from.size())
+      throw std::logic_error("process_vm with lists that do not pair up, or not allowed");
     for (std::size_t i = 0; i < to.size(); ++i) {
       if (to[i].bytes != from[i].bytes) throw std::logic_error("process_vm with segments that do not pair up");
       std::memcpy(to[i].address, from[i].address, to[i].bytes);

@@ -1,6 +1,6 @@
-// Whole shuffles of random shape, all ranks stepped by one thread in random order over links that deliver late: every result
-// against the naive oracle. A state in which no rank can move and not all have finished is a deadlock. FUSCO_TEST_SEED repeats
-// one failing case, FUSCO_TEST_CASES sets how many are tried.
+// Whole shuffles of random shape, all ranks stepped by one thread in random order over links that deliver late: every
+// result against the naive oracle. A state in which no rank can move and not all have finished is a deadlock.
+// FUSCO_TEST_SEED repeats one failing case, FUSCO_TEST_CASES sets how many are tried.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -25,6 +25,10 @@ class StageRunner {
     open_.push_back(std::move(operation));
   }
   bool finished() const { return open_.empty(); }
+  std::string describe() const {
+    return open_.empty() ? ""
+                         : open_.front()->describe() + ", stage " + std::to_string(begun_ ? stages_[at_] : -1) + "; ";
+  }
   bool step(Engine& engine) {
     if (open_.empty()) return false;
     Operation& operation = *open_.front();
@@ -76,7 +80,8 @@ using Phase = std::function<void(int rank, Rank& state)>;
 
 class Play {
  public:
-  Play(const plan::Topology& topology, const FakeConfig& config, std::uint64_t seed) : cluster_(topology, config, seed), random_(seed ^ 0x9e3779b97f4a7c15ull) {
+  Play(const plan::Topology& topology, const FakeConfig& config, std::uint64_t seed)
+      : cluster_(topology, config, seed), random_(seed ^ 0x9e3779b97f4a7c15ull) {
     EngineConfig engineConfig;
     engineConfig.operationTimeoutMs = 0;
     ranks_.resize(static_cast<std::size_t>(topology.ranks()));
@@ -99,17 +104,35 @@ class Play {
         for (int turns = pick(random_, 0, 3); turns > 0; --turns) moved |= step(static_cast<int>(rank), phases);
       }
       if (moved) continue;
+      // Once more without delays, and thrice: a step may do something and then say that it waits.
       cluster_.adversary().on = false;
-      for (const std::size_t rank : order) moved |= step(static_cast<int>(rank), phases);
+      for (int sweep = 0; sweep < 3 && !moved; ++sweep) {
+        for (const std::size_t rank : order) moved |= step(static_cast<int>(rank), phases);
+      }
       cluster_.adversary().on = true;
-      if (!moved && !finished(phases)) throw std::runtime_error("deadlock: no rank can move");
+      if (!moved && !finished(phases)) throw std::runtime_error("deadlock: no rank can move\n" + whoWaits());
     }
     if (!cluster_.quiet()) throw std::runtime_error("slices were left over");
   }
 
  private:
   bool finished(const std::vector<Phase>& phases) const {
-    return std::all_of(ranks_.begin(), ranks_.end(), [&](const Rank& r) { return r.phase == phases.size() && r.idle(); });
+    return std::all_of(ranks_.begin(), ranks_.end(),
+                       [&](const Rank& r) { return r.phase == phases.size() && r.idle(); });
+  }
+  std::string whoWaits() const {
+    std::string text;
+    for (std::size_t rank = 0; rank < ranks_.size(); ++rank) {
+      const Rank& state = ranks_[rank];
+      text +=
+          "rank " + std::to_string(rank) + " in phase " + std::to_string(state.phase) + ": " + state.runner.describe();
+      for (const auto& submission : state.open) {
+        if (!submission->finished)
+          text += submission->operation->describe() + (submission->operation->waitsForLinks() ? ", on links; " : "; ");
+      }
+      text += "\n";
+    }
+    return text;
   }
   bool step(int rank, const std::vector<Phase>& phases) {
     Rank& state = ranks_[static_cast<std::size_t>(rank)];
@@ -196,7 +219,8 @@ void runCase(const Shape& shape, const plan::Topology& topology, std::uint64_t s
     for (const ShuffleWorld& w : shape.worlds) {
       std::vector<bool> windows(4);
       for (std::size_t i = 0; i < windows.size(); ++i) windows[i] = pick(random, 0, 1) != 0;
-      state.tensors.push_back(std::make_unique<RankTensors>(w.world.tokens[rank], w.world.topk, w.expected.receiveRows[rank], w.elements, w.elements2, windows));
+      state.tensors.push_back(std::make_unique<RankTensors>(
+          w.world.tokens[rank], w.world.topk, w.expected.receiveRows[rank], w.elements, w.elements2, windows));
       w.fillInput(rank, *state.tensors.back());
     }
   }
@@ -230,7 +254,8 @@ void runCase(const Shape& shape, const plan::Topology& topology, std::uint64_t s
     phases.push_back([&](int rank, Rank& state) {
       each(state, [&](const ShuffleWorld& w, RankTensors& t, std::size_t i) {
         require(w.checkDispatch(rank, t));
-        require(w.checkCounts(rank, *state.plans[i], shape.tickets || w.world.options.layout != plan::Layout::expertOrder));
+        require(
+            w.checkCounts(rank, *state.plans[i], shape.tickets || w.world.options.layout != plan::Layout::expertOrder));
         w.runExperts(rank, w.expected.receiveRows[rank], t);
         state.submit(makeCombine(*state.engine, state.plans[i], w.combineRequest(t)));
       });
@@ -282,7 +307,8 @@ void forSeeds(std::uint64_t cases, const std::function<void(std::uint64_t)>& bod
     try {
       body(seed);
     } catch (const std::exception& e) {
-      FAIL() << e.what() << "\n" << plan::testing::describe(randomShape(seed).worlds[0].world) << "\nrepeat with FUSCO_TEST_SEED=" << seed;
+      FAIL() << e.what() << "\n"
+             << plan::testing::describe(randomShape(seed).worlds[0].world) << "\nrepeat with FUSCO_TEST_SEED=" << seed;
     }
   }
 }
@@ -315,8 +341,8 @@ TEST(Interleavings, BalancedFlowsChangeNothingThatIsSeen) {
     runCase(shape, balanced, seed, second);
     ASSERT_EQ(before.size(), after.size());
     for (std::size_t i = 0; i < before.size(); ++i) {
-      // Dispatched rows to the bit; sums too where a node's rows are summed at one forwarder. Without dedup a token's copies
-      // may part ways, then sums are held to the oracle alone.
+      // Dispatched rows to the bit; sums too where a node's rows are summed at one forwarder. Without dedup a token's
+      // copies may part ways, then sums are held to the oracle alone.
       if (i % 2 == 1 && shape.worlds[0].world.options.dedup == plan::Dedup::none) continue;
       ASSERT_EQ(before[i], after[i]) << "FUSCO_TEST_SEED=" << seed;
     }
@@ -325,8 +351,9 @@ TEST(Interleavings, BalancedFlowsChangeNothingThatIsSeen) {
   EXPECT_GT(split, 0u) << "no flow was split: the test saw nothing";
 }
 
-// Whatever arrives, nobody writes where he must not (a sanitizer would see it) and nobody runs for ever. An error, a rank that
-// waits for what never comes (a deadline's matter), or rows that are wrong since the damage said so: all may be.
+// Whatever arrives, nobody writes where he must not (a sanitizer would see it) and nobody runs for ever. An error, a
+// rank that waits for what never comes (a deadline's matter), or rows that are wrong since the damage said so: all may
+// be.
 TEST(Interleavings, DamagedSlicesDoNoHarm) {
   Extras extras{.damagedOf = 4};
   std::uint64_t refused = 0;

@@ -1,4 +1,6 @@
 // Programs follow from the topology alone, and the streams of all ranks fit together.
+#include "engine/program.h"
+
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -6,7 +8,6 @@
 #include <random>
 #include <set>
 
-#include "engine/program.h"
 #include "plan/balance.h"
 #include "plan/world.h"
 
@@ -17,8 +18,10 @@ plan::Topology randomTopology(unsigned seed) {
   std::mt19937 random(seed);
   plan::Topology topology = plan::testing::randomWorld(random).topology;
   if (seed % 3 == 0) {
-    std::vector<std::int32_t> loads(static_cast<std::size_t>(topology.ranks()) * static_cast<std::size_t>(topology.nodes()));
-    for (std::int32_t& load : loads) load = static_cast<std::int32_t>(random() % 5 == 0 ? random() % 3000 : random() % 40);
+    std::vector<std::int32_t> loads(static_cast<std::size_t>(topology.ranks()) *
+                                    static_cast<std::size_t>(topology.nodes()));
+    for (std::int32_t& load : loads)
+      load = static_cast<std::int32_t>(random() % 5 == 0 ? random() % 3000 : random() % 40);
     plan::balanceFlows(topology, loads, seed % 2 == 0 ? plan::Balance::full : plan::Balance::paper);
   }
   return topology;
@@ -66,7 +69,8 @@ TEST(Program, EveryStreamHasItsSteps) {
     const plan::Topology topology = randomTopology(seed);
     for (int rank = 0; rank < topology.ranks(); ++rank) {
       const Streams streams = streamsOf(topology, rank);
-      for (const OperationKind kind : {OperationKind::dispatch, OperationKind::combine, OperationKind::combineBackward}) {
+      for (const OperationKind kind :
+           {OperationKind::dispatch, OperationKind::combine, OperationKind::combineBackward}) {
         const Program program = lower(kind, streams);
         std::map<StepKind, std::set<int>> steps;
         for (const Step& step : program) {
@@ -74,7 +78,8 @@ TEST(Program, EveryStreamHasItsSteps) {
           ASSERT_LE(step.needs, step.stage) << "a step that waits for its own stage or a later one never runs";
           ASSERT_TRUE(steps[step.kind].insert(step.index).second) << "the same step twice";
         }
-        for (const StepKind once : {StepKind::ready, StepKind::waitReady, StepKind::put, StepKind::done, StepKind::waitDone, StepKind::finish}) {
+        for (const StepKind once : {StepKind::ready, StepKind::waitReady, StepKind::put, StepKind::done,
+                                    StepKind::waitDone, StepKind::finish}) {
           ASSERT_EQ(steps[once].size(), 1u);
         }
         const bool backward = kind == OperationKind::combineBackward;

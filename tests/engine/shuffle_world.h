@@ -1,5 +1,5 @@
-// One rank's tensors in a made-up shuffle, and what must be in them: worked out from all routing maps (plan/world.h), value by
-// value, without plan or engine.
+// One rank's tensors in a made-up shuffle, and what must be in them: worked out from all routing maps (plan/world.h),
+// value by value, without plan or engine.
 #pragma once
 
 #include <cmath>
@@ -59,15 +59,21 @@ class Tensor {
 
 // The numbers that are shuffled; `step` makes every replay different.
 inline float inputValue(int step, int rank, std::int64_t token, std::size_t element) {
-  const std::uint32_t mixed = static_cast<std::uint32_t>(step * 7919 + rank * 104729 + token * 1299709) + static_cast<std::uint32_t>(element) * 15485863u;
+  const std::uint32_t mixed = static_cast<std::uint32_t>(step * 7919 + rank * 104729 + token * 1299709) +
+                              static_cast<std::uint32_t>(element) * 15485863u;
   return static_cast<float>(static_cast<int>(mixed % 2001) - 1000) / 64.0f;
 }
-inline float secondValue(int step, int rank, std::int64_t token, std::size_t element) { return inputValue(step + 1000, rank, token, element); }
+inline float secondValue(int step, int rank, std::int64_t token, std::size_t element) {
+  return inputValue(step + 1000, rank, token, element);
+}
 // What the experts do to a row: depends on where it lies.
-inline float expertScale(int rank, std::int64_t row) { return 0.5f + static_cast<float>((rank * 31 + row * 7) % 9) / 8.0f; }
+inline float expertScale(int rank, std::int64_t row) {
+  return 0.5f + static_cast<float>((rank * 31 + row * 7) % 9) / 8.0f;
+}
 
 struct RankTensors {
-  RankTensors(std::int64_t tokens, int topk, std::int64_t rows, std::size_t elements, std::size_t elements2, const std::vector<bool>& windows)
+  RankTensors(std::int64_t tokens, int topk, std::int64_t rows, std::size_t elements, std::size_t elements2,
+              const std::vector<bool>& windows)
       : input(static_cast<std::size_t>(tokens) * elements, false),
         input2(static_cast<std::size_t>(tokens) * elements2, false),
         output(static_cast<std::size_t>(rows) * elements, windows[0]),
@@ -95,7 +101,8 @@ struct ShuffleWorld {
         t.input.data()[static_cast<std::size_t>(token) * elements + e] = inputValue(step, rank, token, e);
         t.gradient.data()[static_cast<std::size_t>(token) * elements + e] = inputValue(step + 77, rank, token, e);
       }
-      for (std::size_t e = 0; e < elements2; ++e) t.input2.data()[static_cast<std::size_t>(token) * elements2 + e] = secondValue(step, rank, token, e);
+      for (std::size_t e = 0; e < elements2; ++e)
+        t.input2.data()[static_cast<std::size_t>(token) * elements2 + e] = secondValue(step, rank, token, e);
     }
   }
 
@@ -118,15 +125,19 @@ struct ShuffleWorld {
       for (std::size_t e = 0; e < elements; ++e) {
         const float got = const_cast<RankTensors&>(t).output.data()[static_cast<std::size_t>(row.row) * elements + e];
         const float want = inputValue(step, row.source, row.token, e);
-        if (got != want) return text("row ", row.row, " element ", e, " of rank ", rank, " (token ", row.token, " of rank ", row.source, "): ", got, ", not ", want);
+        if (got != want)
+          return text("row ", row.row, " element ", e, " of rank ", rank, " (token ", row.token, " of rank ",
+                      row.source, "): ", got, ", not ", want);
       }
       for (std::size_t e = 0; e < elements2; ++e) {
         const float got = const_cast<RankTensors&>(t).output2.data()[static_cast<std::size_t>(row.row) * elements2 + e];
         const float want = secondValue(step, row.source, row.token, e);
-        if (got != want) return text("row ", row.row, " element ", e, " of rank ", rank, "'s second output: ", got, ", not ", want);
+        if (got != want)
+          return text("row ", row.row, " element ", e, " of rank ", rank, "'s second output: ", got, ", not ", want);
       }
     }
-    return untouched(t.output, delivered, elements, "output") + untouched(t.output2, delivered, elements2, "second output");
+    return untouched(t.output, delivered, elements, "output") +
+           untouched(t.output2, delivered, elements2, "second output");
   }
 
   // In rank order one row stands for all slots and is added as it is.
@@ -146,7 +157,8 @@ struct ShuffleWorld {
     for (std::size_t i = 0; i < count; ++i) {
       const double got = static_cast<double>(const_cast<RankTensors&>(t).combined.data()[i]);
       if (!(std::fabs(got - sum[i]) <= 1e-6 * size[i])) {
-        return text("combined token ", i / elements, " element ", i % elements, " of rank ", rank, ": ", got, ", not ", sum[i]);
+        return text("combined token ", i / elements, " element ", i % elements, " of rank ", rank, ": ", got, ", not ",
+                    sum[i]);
       }
     }
     return {};
@@ -163,36 +175,42 @@ struct ShuffleWorld {
         delivered.insert(row.row);
         for (std::size_t e = 0; e < elements; ++e) {
           const double want = weight * static_cast<double>(inputValue(step + 77, row.source, row.token, e));
-          const double got = static_cast<double>(mine.rowGradient.data()[static_cast<std::size_t>(row.row) * elements + e]);
-          if (!(std::fabs(got - want) <= 1e-6 * std::fabs(want))) return text("gradient of row ", row.row, " of rank ", rank, ": ", got, ", not ", want);
+          const double got =
+              static_cast<double>(mine.rowGradient.data()[static_cast<std::size_t>(row.row) * elements + e]);
+          if (!(std::fabs(got - want) <= 1e-6 * std::fabs(want)))
+            return text("gradient of row ", row.row, " of rank ", rank, ": ", got, ", not ", want);
         }
       }
       if (row.source != rank) continue;
       for (std::size_t e = 0; e < elements; ++e) {
-        const double term = static_cast<double>(inputValue(step + 77, rank, row.token, e)) *
-                            static_cast<double>(expertScale(row.destination, row.row) * inputValue(step, rank, row.token, e));
+        const double term =
+            static_cast<double>(inputValue(step + 77, rank, row.token, e)) *
+            static_cast<double>(expertScale(row.destination, row.row) * inputValue(step, rank, row.token, e));
         dots[static_cast<std::size_t>(row.token) * topk + static_cast<std::size_t>(row.slot)] += term;
         size[static_cast<std::size_t>(row.token) * topk + static_cast<std::size_t>(row.slot)] += std::fabs(term);
       }
     }
     for (std::size_t i = 0; i < dots.size(); ++i) {
       const double got = static_cast<double>(mine.weightGradient.data()[i]);
-      if (!(std::fabs(got - dots[i]) <= 2e-6 * size[i])) return text("weight gradient ", i, " of rank ", rank, ": ", got, ", not ", dots[i]);
+      if (!(std::fabs(got - dots[i]) <= 2e-6 * size[i]))
+        return text("weight gradient ", i, " of rank ", rank, ": ", got, ", not ", dots[i]);
     }
     return untouched(t.rowGradient, delivered, elements, "row gradient");
   }
 
   std::string checkCounts(int rank, const PlanState& plan, bool tickets) const {
     const plan::ArenaHeader& h = *plan.view.header;
-    if (h.receiveRows != expected.receiveRows[rank]) return text("rank ", rank, " receives ", h.receiveRows, " rows, not ", expected.receiveRows[rank]);
-    if (h.dropped != expected.dropped[rank]) return text("rank ", rank, " dropped ", h.dropped, ", not ", expected.dropped[rank]);
+    if (h.receiveRows != expected.receiveRows[rank])
+      return text("rank ", rank, " receives ", h.receiveRows, " rows, not ", expected.receiveRows[rank]);
+    if (h.dropped != expected.dropped[rank])
+      return text("rank ", rank, " dropped ", h.dropped, ", not ", expected.dropped[rank]);
     if (!tickets) return {};
     for (const Row& row : expected.rows) {
       if (row.destination != rank) continue;
       const Ticket& ticket = plan.tickets.as<Ticket>()[row.row];
       if (ticket.source != row.source || ticket.token != row.token || ticket.slot != row.slot) {
-        return text("ticket of row ", row.row, " of rank ", rank, ": rank ", ticket.source, " token ", ticket.token, " slot ", ticket.slot, ", not ", row.source,
-                    " ", row.token, " ", row.slot);
+        return text("ticket of row ", row.row, " of rank ", rank, ": rank ", ticket.source, " token ", ticket.token,
+                    " slot ", ticket.slot, ", not ", row.source, " ", row.token, " ", row.slot);
       }
     }
     return {};
@@ -248,10 +266,12 @@ struct ShuffleWorld {
     (out << ... << parts);
     return out.str();
   }
-  static std::string untouched(const Tensor& tensor, const std::set<std::int64_t>& delivered, std::size_t width, const char* name) {
+  static std::string untouched(const Tensor& tensor, const std::set<std::int64_t>& delivered, std::size_t width,
+                               const char* name) {
     for (std::size_t i = 0; width > 0 && i < tensor.count(); ++i) {
       const auto row = static_cast<std::int64_t>(i / width);
-      if (!delivered.contains(row) && !tensor.poisoned(i)) return text(name, ": row ", row, " was written, nobody had sent it");
+      if (!delivered.contains(row) && !tensor.poisoned(i))
+        return text(name, ": row ", row, " was written, nobody had sent it");
     }
     return {};
   }

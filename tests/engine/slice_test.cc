@@ -1,5 +1,7 @@
-// Slices as memory: what is laid out is read back, and what does not fit its slot or contradicts itself is refused. Slots here
-// are exactly as large as they say, so that a sanitizer sees a step too far.
+// Slices as memory: what is laid out is read back, and what does not fit its slot or contradicts itself is refused.
+// Slots here are exactly as large as they say, so that a sanitizer sees a step too far.
+#include "engine/slice.h"
+
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -7,7 +9,6 @@
 
 #include "base/status.h"
 #include "engine/fake_fabric.h"
-#include "engine/slice.h"
 
 namespace fusco::engine::testing {
 namespace {
@@ -19,7 +20,9 @@ struct Filled {
 };
 
 Filled randomSlice(std::mt19937& random) {
-  const auto pick = [&](std::size_t low, std::size_t high) { return std::uniform_int_distribution<std::size_t>(low, high)(random); };
+  const auto pick = [&](std::size_t low, std::size_t high) {
+    return std::uniform_int_distribution<std::size_t>(low, high)(random);
+  };
   Filled f;
   f.rows = pick(0, 6);
   f.rowBytes = f.rows == 0 ? 0 : pick(1, 200);
@@ -31,10 +34,12 @@ Filled randomSlice(std::mt19937& random) {
   Slice slice = layOutSlice(f.slot.get(), SliceKind::rows, f.rows, f.entries, f.rowBytes);
   for (std::size_t i = 0; i <= f.rows; ++i) slice.copies[i] = {static_cast<std::uint32_t>(i * 10), first[i]};
   for (std::size_t e = 0; e < f.entries; ++e) {
-    slice.entries[e] = {static_cast<std::uint16_t>(e % 3), static_cast<std::uint16_t>(e), static_cast<std::uint32_t>(e * 7)};
+    slice.entries[e] = {static_cast<std::uint16_t>(e % 3), static_cast<std::uint16_t>(e),
+                        static_cast<std::uint32_t>(e * 7)};
     slice.weights[e] = static_cast<float>(e);
   }
-  for (std::size_t i = 0; i < f.rows; ++i) std::memset(slice.payload + i * sliceRowStride(f.rowBytes), static_cast<int>(i), f.rowBytes);
+  for (std::size_t i = 0; i < f.rows; ++i)
+    std::memset(slice.payload + i * sliceRowStride(f.rowBytes), static_cast<int>(i), f.rowBytes);
   return f;
 }
 
@@ -78,7 +83,9 @@ TEST(Slice, WhatIsLaidOutIsReadBack) {
 
 TEST(Slice, DamageIsRefusedOrHarmless) {
   std::mt19937 random(2);
-  const auto pick = [&](std::size_t low, std::size_t high) { return std::uniform_int_distribution<std::size_t>(low, high)(random); };
+  const auto pick = [&](std::size_t low, std::size_t high) {
+    return std::uniform_int_distribution<std::size_t>(low, high)(random);
+  };
   int refused = 0, accepted = 0;
   std::uint64_t sum = 0;
   for (int i = 0; i < 30000; ++i) {

@@ -1,5 +1,5 @@
-// The stream driver: ranks as threads, each with a stream of its own. Plan, dispatch, experts and combine are captured once
-// and replayed with new routing in the same buffers; no thread but the stream's sees a count.
+// The stream driver: ranks as threads, each with a stream of its own. Plan, dispatch, experts and combine are captured
+// once and replayed with new routing in the same buffers; no thread but the stream's sees a count.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -33,8 +33,9 @@ struct Setting {
 
 std::string nameOf(const ::testing::TestParamInfo<Setting>& info) {
   const Setting& s = info.param;
-  return std::to_string(s.ranks) + "ranks" + (s.nodes.empty() ? "1node" : "2nodes") + "layout" + std::to_string(static_cast<int>(s.layout)) +
-         "capacity" + std::to_string(s.capacity) + "batches" + std::to_string(s.microBatches);
+  return std::to_string(s.ranks) + "ranks" + (s.nodes.empty() ? "1node" : "2nodes") + "layout" +
+         std::to_string(static_cast<int>(s.layout)) + "capacity" + std::to_string(s.capacity) + "batches" +
+         std::to_string(s.microBatches);
 }
 
 constexpr std::int64_t kTokens = 24;
@@ -46,7 +47,8 @@ World worldOf(const Setting& setting, int step, int batch) {
   std::mt19937 random(static_cast<unsigned>(step * 2 + batch + 1));
   const auto pick = [&](int low, int high) { return std::uniform_int_distribution<int>(low, high)(random); };
   World w;
-  w.topology = plan::Topology(setting.nodes.empty() ? std::vector<int>(static_cast<std::size_t>(setting.ranks), 0) : setting.nodes);
+  w.topology = plan::Topology(setting.nodes.empty() ? std::vector<int>(static_cast<std::size_t>(setting.ranks), 0)
+                                                    : setting.nodes);
   w.topk = kTopk;
   w.experts = 3 * setting.ranks - 1;
   w.options.layout = setting.layout;
@@ -72,8 +74,13 @@ World worldOf(const Setting& setting, int step, int batch) {
 // One stream with its captured graph and its buffers.
 struct Batch {
   Batch(Engine& engine, const Setting& setting, int which)
-      : driver(engine, stream), rank(engine.fabric().rank()), rows(rowsOf(setting)), first(worldOf(setting, 0, which)), shuffle(first),
-        tensors(kTokens, kTopk, rows, kElements, 0, {false, true, false, false}), ids(first.wide[static_cast<std::size_t>(rank)]),
+      : driver(engine, stream),
+        rank(engine.fabric().rank()),
+        rows(rowsOf(setting)),
+        first(worldOf(setting, 0, which)),
+        shuffle(first),
+        tensors(kTokens, kTopk, rows, kElements, 0, {false, true, false, false}),
+        ids(first.wide[static_cast<std::size_t>(rank)]),
         weights(first.weights[static_cast<std::size_t>(rank)]) {
     shuffle.elements = kElements;
     PlanRequest request = shuffle.planRequest(rank);
@@ -99,7 +106,8 @@ struct Batch {
     return s.layout == Layout::slotted ? 3 * s.ranks * kTokens : s.ranks * kTokens * kTopk + 3 * 4;
   }
 
-  // The router: new ids and weights in the buffers that the captured plan reads. Then the graph, then a look at what came.
+  // The router: new ids and weights in the buffers that the captured plan reads. Then the graph, then a look at what
+  // came.
   void step(const Setting& setting, int number, int which) {
     driver.call([this, setting, number, which] {
       ShuffleWorld next(worldOf(setting, number, which));
@@ -115,7 +123,8 @@ struct Batch {
     driver.replay(graph);
     driver.call([this, number] {
       if (driver.status() != 0 || !wrong.empty()) return;
-      for (const std::string& text : {shuffle.checkCounts(rank, *plan, true), shuffle.checkDispatch(rank, tensors), shuffle.checkCombine(rank, tensors)}) {
+      for (const std::string& text : {shuffle.checkCounts(rank, *plan, true), shuffle.checkDispatch(rank, tensors),
+                                      shuffle.checkCombine(rank, tensors)}) {
         if (!text.empty() && wrong.empty()) wrong = "replay " + std::to_string(number) + ": " + text;
       }
       dropped += plan->view.header->dropped;
@@ -141,7 +150,9 @@ struct Batch {
 
 comm::FabricConfig fabricConfig(const Setting& setting) {
   comm::FabricConfig config;
-  const int most = setting.nodes.empty() ? setting.ranks : static_cast<int>(std::count(setting.nodes.begin(), setting.nodes.end(), setting.nodes[0]));
+  const int most = setting.nodes.empty()
+                       ? setting.ranks
+                       : static_cast<int>(std::count(setting.nodes.begin(), setting.nodes.end(), setting.nodes[0]));
   config.controlBytes = controlBytes(most);
   config.slotBytes = 1024;
   config.slots = 2;
@@ -165,10 +176,16 @@ class Borrowed final : public comm::Fabric {
   std::byte* reach(int rank, const transport::MemoryRef& memory) override { return f_.reach(rank, memory); }
   bool processVm() const override { return f_.processVm(); }
   bool oneProcess() const override { return f_.oneProcess(); }
-  void vmWrite(int rank, std::span<const transport::Segment> a, std::span<const transport::Segment> b) override { f_.vmWrite(rank, a, b); }
-  void vmRead(int rank, std::span<const transport::Segment> a, std::span<const transport::Segment> b) override { f_.vmRead(rank, a, b); }
+  void vmWrite(int rank, std::span<const transport::Segment> a, std::span<const transport::Segment> b) override {
+    f_.vmWrite(rank, a, b);
+  }
+  void vmRead(int rank, std::span<const transport::Segment> a, std::span<const transport::Segment> b) override {
+    f_.vmRead(rank, a, b);
+  }
   transport::PostedLink& link(int rank, int channel) override { return f_.link(rank, channel); }
-  void allGather(const void* mine, std::size_t bytes, void* all, std::int64_t ms) override { f_.allGather(mine, bytes, all, ms); }
+  void allGather(const void* mine, std::size_t bytes, void* all, std::int64_t ms) override {
+    f_.allGather(mine, bytes, all, ms);
+  }
   void check() override { f_.check(); }
   void abort(const std::string& reason) override { f_.abort(reason); }
   std::size_t memoryBytes() const override { return f_.memoryBytes(); }
@@ -189,11 +206,12 @@ void meet(comm::Fabric& fabric) {
   fabric.allGather(&mine, 1, all.data(), 30000);
 }
 
-// Ranks that are threads write into each other's tensors: after a failure nobody takes them away before everyone's stream has
-// come to rest.
+// Ranks that are threads write into each other's tensors: after a failure nobody takes them away before everyone's
+// stream has come to rest.
 class LeaveTogether {
  public:
-  LeaveTogether(std::atomic<int>& here, int ranks, std::vector<FakeStream*> streams) : here_(here), ranks_(ranks), streams_(std::move(streams)) {}
+  LeaveTogether(std::atomic<int>& here, int ranks, std::vector<FakeStream*> streams)
+      : here_(here), ranks_(ranks), streams_(std::move(streams)) {}
   ~LeaveTogether() {
     for (FakeStream* stream : streams_) stream->synchronize();
     ++here_;
@@ -208,7 +226,8 @@ class LeaveTogether {
   std::vector<FakeStream*> streams_;
 };
 
-// For ranks that are meant to fail: what a body threw, without the farewell that runRanks holds on a healthy communicator.
+// For ranks that are meant to fail: what a body threw, without the farewell that runRanks holds on a healthy
+// communicator.
 std::vector<std::string> runFailing(const Setting& setting, const comm::testing::Body& body) {
   std::vector<std::string> wrong(static_cast<std::size_t>(setting.ranks));
   runRanks(
@@ -236,13 +255,14 @@ TEST_P(StreamReplay, NewRoutingInTheSameBuffers) {
         const auto engine = engineOn(fabric);
         {
           std::vector<std::unique_ptr<Batch>> batches;
-          for (int i = 0; i < setting.microBatches; ++i) batches.push_back(std::make_unique<Batch>(*engine, setting, i));
+          for (int i = 0; i < setting.microBatches; ++i)
+            batches.push_back(std::make_unique<Batch>(*engine, setting, i));
           std::vector<FakeStream*> streams;
           for (auto& batch : batches) streams.push_back(&batch->stream);
           const LeaveTogether leave(here, setting.ranks, streams);
           const std::uint64_t held = engine->ledger().bytes;
-          // Everything is launched before anything is waited for. Micro-batches are launched in a different order by every
-          // rank: streams of different slots need no order among them.
+          // Everything is launched before anything is waited for. Micro-batches are launched in a different order by
+          // every rank: streams of different slots need no order among them.
           for (int step = 1; step <= kReplays; ++step) {
             for (int i = 0; i < setting.microBatches; ++i) {
               const int which = (i + fabric.rank() + step) % setting.microBatches;
@@ -270,13 +290,15 @@ TEST_P(StreamReplay, NewRoutingInTheSameBuffers) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Settings, StreamReplay,
-                         ::testing::Values(Setting{2, {}, Layout::expertOrder, 60, 1}, Setting{2, {0, 1}, Layout::expertOrder, 60, 1},
-                                           Setting{4, {}, Layout::expertOrder, 90, 1}, Setting{4, {0, 0, 1, 1}, Layout::expertOrder, 90, 1},
-                                           Setting{4, {0, 1, 0, 1}, Layout::expertOrder, 0, 1}, Setting{4, {0, 0, 1, 1}, Layout::rankOrder, 50, 1},
-                                           Setting{4, {0, 0, 1, 1}, Layout::slotted, 0, 1}, Setting{2, {}, Layout::expertOrder, 60, 2},
-                                           Setting{4, {0, 0, 1, 1}, Layout::expertOrder, 90, 2}),
-                         nameOf);
+INSTANTIATE_TEST_SUITE_P(
+    Settings, StreamReplay,
+    ::testing::Values(Setting{2, {}, Layout::expertOrder, 60, 1}, Setting{2, {0, 1}, Layout::expertOrder, 60, 1},
+                      Setting{4, {}, Layout::expertOrder, 90, 1}, Setting{4, {0, 0, 1, 1}, Layout::expertOrder, 90, 1},
+                      Setting{4, {0, 1, 0, 1}, Layout::expertOrder, 0, 1},
+                      Setting{4, {0, 0, 1, 1}, Layout::rankOrder, 50, 1},
+                      Setting{4, {0, 0, 1, 1}, Layout::slotted, 0, 1}, Setting{2, {}, Layout::expertOrder, 60, 2},
+                      Setting{4, {0, 0, 1, 1}, Layout::expertOrder, 90, 2}),
+    nameOf);
 
 // What is launched follows from the shape: as many launches whatever is routed, known before anything has run.
 TEST(StreamDriver, LaunchesFollowFromTheShape) {
@@ -297,41 +319,42 @@ TEST(StreamDriver, AnAbortedPeerFailsTheStreamInBoundedTime) {
   const Setting setting{4, {0, 0, 1, 1}, Layout::expertOrder, 90, 1};
   std::atomic<int> here{0};
   const auto texts = runFailing(setting, [&](comm::Fabric& fabric) {
-        const auto engine = engineOn(fabric);
-        Batch batch(*engine, setting, 0);
-        const LeaveTogether leave(here, 4, {&batch.stream});
-        batch.step(setting, 1, 0);
-        batch.stream.synchronize();
-        require(batch.wrong.empty() && batch.checked == 1, "the first step: " + batch.wrong);
-        meet(fabric);
-        const std::int64_t start = nowNs();
-        if (fabric.rank() == 3) {
-          // Time for the others to come out of their meeting and into the second step.
-          std::this_thread::sleep_for(std::chrono::milliseconds(300));
-          engine->abort("rank 3 gives up");
-        } else {
-          for (int step = 2; step < 6; ++step) {
-            try {
-              batch.step(setting, step, 0);
-            } catch (const Error&) {
-              break;  // the sticky error, once it is known
-            }
-          }
-        }
-        batch.stream.synchronize();
-        require(nowNs() - start < 10'000'000'000, "the stream hung");
-        if (fabric.rank() != 3) {
-          require(batch.driver.status() == static_cast<std::uint32_t>(Code::remoteError), "status " + std::to_string(batch.driver.status()));
-          require(batch.plan->receiveRows() == 0, "counts were not cleared");
-          require(batch.checked == 1, "a step went through without rank 3");
-        }
-        bool refused = false;
+    const auto engine = engineOn(fabric);
+    Batch batch(*engine, setting, 0);
+    const LeaveTogether leave(here, 4, {&batch.stream});
+    batch.step(setting, 1, 0);
+    batch.stream.synchronize();
+    require(batch.wrong.empty() && batch.checked == 1, "the first step: " + batch.wrong);
+    meet(fabric);
+    const std::int64_t start = nowNs();
+    if (fabric.rank() == 3) {
+      // Time for the others to come out of their meeting and into the second step.
+      std::this_thread::sleep_for(std::chrono::milliseconds(300));
+      engine->abort("rank 3 gives up");
+    } else {
+      for (int step = 2; step < 6; ++step) {
         try {
-          batch.driver.replay(batch.graph);
-        } catch (const Error& e) {
-          refused = e.code() == Code::remoteError && std::string(e.what()).find("rank 3 gives up") != std::string::npos;
+          batch.step(setting, step, 0);
+        } catch (const Error&) {
+          break;  // the sticky error, once it is known
         }
-        require(refused, "the broken communicator took another replay: " + engine->asyncErrorText());
+      }
+    }
+    batch.stream.synchronize();
+    require(nowNs() - start < 10'000'000'000, "the stream hung");
+    if (fabric.rank() != 3) {
+      require(batch.driver.status() == static_cast<std::uint32_t>(Code::remoteError),
+              "status " + std::to_string(batch.driver.status()));
+      require(batch.plan->receiveRows() == 0, "counts were not cleared");
+      require(batch.checked == 1, "a step went through without rank 3");
+    }
+    bool refused = false;
+    try {
+      batch.driver.replay(batch.graph);
+    } catch (const Error& e) {
+      refused = e.code() == Code::remoteError && std::string(e.what()).find("rank 3 gives up") != std::string::npos;
+    }
+    require(refused, "the broken communicator took another replay: " + engine->asyncErrorText());
   });
   for (const std::string& text : texts) EXPECT_EQ(text, "");
 }
@@ -347,7 +370,8 @@ TEST(StreamDriver, ASilentPeerIsGivenUpAtTheDeadline) {
       batch.step(setting, 1, 0);
       batch.stream.synchronize();
       require(batch.driver.status() == static_cast<std::uint32_t>(Code::remoteError), "the stream did not give up");
-      require(engine->asyncErrorText().find("did not finish within 300 ms") != std::string::npos, engine->asyncErrorText());
+      require(engine->asyncErrorText().find("did not finish within 300 ms") != std::string::npos,
+              engine->asyncErrorText());
     } else {
       // Comes when the other has given up, and is told.
       std::this_thread::sleep_for(std::chrono::seconds(1));
@@ -364,16 +388,16 @@ TEST(StreamDriver, BadRoutingFailsEveryStream) {
   const Setting setting{2, {0, 1}, Layout::expertOrder, 60, 1};
   std::atomic<int> here{0};
   const auto texts = runFailing(setting, [&](comm::Fabric& fabric) {
-        const auto engine = engineOn(fabric);
-        Batch batch(*engine, setting, 0);
-        const LeaveTogether leave(here, 2, {&batch.stream});
-        batch.driver.call([&] {
-          if (fabric.rank() == 1) batch.ids[5] = 1000;
-        });
-        batch.driver.replay(batch.graph);
-        batch.stream.synchronize();
-        require(batch.driver.status() != 0, "a bad id went through");
-        require(engine->asyncError() != Code::success, "no sticky error");
+    const auto engine = engineOn(fabric);
+    Batch batch(*engine, setting, 0);
+    const LeaveTogether leave(here, 2, {&batch.stream});
+    batch.driver.call([&] {
+      if (fabric.rank() == 1) batch.ids[5] = 1000;
+    });
+    batch.driver.replay(batch.graph);
+    batch.stream.synchronize();
+    require(batch.driver.status() != 0, "a bad id went through");
+    require(engine->asyncError() != Code::success, "no sticky error");
   });
   for (const std::string& text : texts) EXPECT_EQ(text, "");
 }

@@ -1,5 +1,7 @@
-// The two ends of a stream of slices over a link with few credits: every copy exactly once and in order, whatever the size of
-// slots and rows.
+// The two ends of a stream of slices over a link with few credits: every copy exactly once and in order, whatever the
+// size of slots and rows.
+#include "engine/stream_io.h"
+
 #include <gtest/gtest.h>
 
 #include <functional>
@@ -7,7 +9,6 @@
 
 #include "base/status.h"
 #include "engine/fake_fabric.h"
-#include "engine/stream_io.h"
 
 namespace fusco::engine::testing {
 namespace {
@@ -34,7 +35,8 @@ void fill(Lists& lists, std::mt19937& random, bool dedup) {
       if (!dedup && pick(random, 0, 1) != 0 && !lists.copies.empty()) --token;
       if (mine) lists.inOrder.push_back(lists.copies.size());
       lists.copies.push_back({token, static_cast<std::uint32_t>(lists.entries.size())});
-      for (int e = dedup ? pick(random, 1, 5) : 1; e > 0; --e) lists.entries.push_back({0, 0, static_cast<std::uint32_t>(lists.entries.size())});
+      for (int e = dedup ? pick(random, 1, 5) : 1; e > 0; --e)
+        lists.entries.push_back({0, 0, static_cast<std::uint32_t>(lists.entries.size())});
       token += static_cast<std::uint32_t>(pick(random, 1, 3));
       if (!dedup) token = lists.copies.back().token + 1;
     }
@@ -55,7 +57,8 @@ TEST(StreamOut, EveryCopyOnceAndInOrder) {
     Lists lists;
     fill(lists, random, pick(random, 0, 1) != 0);
     std::vector<std::size_t> rowBytes(static_cast<std::size_t>(pick(random, 1, 3)));
-    for (std::size_t& bytes : rowBytes) bytes = static_cast<std::size_t>(pick(random, 0, 3) == 0 ? pick(random, 500, 5000) : pick(random, 1, 100));
+    for (std::size_t& bytes : rowBytes)
+      bytes = static_cast<std::size_t>(pick(random, 0, 3) == 0 ? pick(random, 500, 5000) : pick(random, 1, 100));
     const std::size_t slotBytes = 64 * static_cast<std::size_t>(pick(random, 4, 30));
     StreamOut out;
     out.begin(lists.view, lists.ofStream, rowBytes, slotBytes);
@@ -113,7 +116,8 @@ TEST(StreamOut, SlotsTooSmallForOneRowsPlacesAreNamed) {
 // The way back: the forwarder sends one row for each run of copies of a token, the home end takes them pass by pass.
 class BackSender {
  public:
-  BackSender(const Lists& lists, FakePipe& pipe, std::vector<std::pair<std::size_t, std::size_t>> parts) : pipe_(pipe), parts_(std::move(parts)) {
+  BackSender(const Lists& lists, FakePipe& pipe, std::vector<std::pair<std::size_t, std::size_t>> parts)
+      : pipe_(pipe), parts_(std::move(parts)) {
     for (const std::size_t copy : lists.inOrder) {
       const std::uint32_t token = lists.copies[copy].token;
       if (tokens_.empty() || tokens_.back() != token) tokens_.push_back(token);
@@ -127,13 +131,16 @@ class BackSender {
     if (slot == nullptr) return;
     const auto [offset, bytes] = parts_[part_];
     std::size_t rows = 1;
-    while (at_ + rows < tokens_.size() && sliceBytes(rows + 1, 0, bytes) <= pipe_.slotBytes() && pick(random, 0, 5) != 0) ++rows;
+    while (at_ + rows < tokens_.size() && sliceBytes(rows + 1, 0, bytes) <= pipe_.slotBytes() &&
+           pick(random, 0, 5) != 0)
+      ++rows;
     Slice slice = layOutSlice(slot, SliceKind::partials, rows, 0, bytes);
     slice.header->operation = 9;
     slice.header->rowOffset = offset;
     for (std::size_t i = 0; i < rows; ++i) {
       slice.copies[i] = {tokens_[at_ + i], 0};
-      std::memset(slice.payload + i * sliceRowStride(bytes), static_cast<int>((tokens_[at_ + i] + part_) & 0xff), bytes);
+      std::memset(slice.payload + i * sliceRowStride(bytes), static_cast<int>((tokens_[at_ + i] + part_) & 0xff),
+                  bytes);
     }
     slice.copies[rows] = {0, 0};
     pipe_.post(sliceBytes(rows, 0, bytes));
@@ -178,7 +185,8 @@ TEST(StreamBack, EveryRowOnceInEveryPass) {
           sender.step(random);
           row = back.row(SliceKind::partials, 9, parts[part].first, parts[part].second);
         }
-        for (std::size_t b = 0; b < parts[part].second; ++b) ASSERT_EQ(row[b], static_cast<std::byte>((token + part) & 0xff));
+        for (std::size_t b = 0; b < parts[part].second; ++b)
+          ASSERT_EQ(row[b], static_cast<std::byte>((token + part) & 0xff));
         const bool spent = back.take();
         ASSERT_EQ(spent, back.holdsSpent());
         if (spent) {
