@@ -1,7 +1,7 @@
-// An experiment that came before the CUDA shuffle: how may ranks that share one GPU wait for each other without hanging?
-// docs/design.md has the question and what was seen. Each rank, a thread with a stream of its own, says "ready" to all, waits
-// for all, copies, says "done" and waits again; the ways to wait are the modes below. Waits in kernels give up after a second
-// and are counted; what hangs in the driver's hands is ended after 20 s.
+// An experiment that came before the CUDA shuffle: how may ranks that share one GPU wait for each other without
+// hanging? docs/design.md has the question and what was seen. Each rank, a thread with a stream of its own, says
+// "ready" to all, waits for all, copies, says "done" and waits again; the ways to wait are the modes below. Waits in
+// kernels give up after a second and are counted; what hangs in the driver's hands is ended after 20 s.
 //
 //   nvcc -O2 -std=c++20 -arch=sm_90 -o order bench/gpu/order.cu -lcuda
 //   order MODE RANKS BLOCKS ITERATIONS BYTES [SHARED_MEMORY_PER_BLOCK [WARM_UP]]
@@ -76,7 +76,8 @@ __device__ void copy(float4* to, const float4* from, size_t count) {
 __global__ void sayKernel(Flags* flags, Phase phase, int rank, int ranks, Word epoch) {
   if (threadIdx.x < ranks) storeRelease(&flags->said[phase][threadIdx.x][rank], epoch);
 }
-__global__ void copyKernel(Flags* flags, int rank, int ranks, Word epoch, bool waits, float4* to, const float4* from, size_t count) {
+__global__ void copyKernel(Flags* flags, int rank, int ranks, Word epoch, bool waits, float4* to, const float4* from,
+                           size_t count) {
   if (waits) {
     __shared__ bool ready;
     if (threadIdx.x == 0) ready = waitForAll(flags, kReady, rank, ranks, epoch);
@@ -91,7 +92,8 @@ __global__ void doneKernel(Flags* flags, int rank, int ranks, Word epoch) {
   if (threadIdx.x == 0) waitForAll(flags, kDone, rank, ranks, epoch);
 }
 // All ranks in one launch: blockIdx.y is the rank.
-__global__ void allRanksKernel(Flags* flags, int ranks, Word epoch, float4** to, const float4** from, size_t count, unsigned* arrived) {
+__global__ void allRanksKernel(Flags* flags, int ranks, Word epoch, float4** to, const float4** from, size_t count,
+                               unsigned* arrived) {
   const int rank = blockIdx.y;
   if (blockIdx.x == 0 && threadIdx.x < ranks) storeRelease(&flags->said[kReady][threadIdx.x][rank], epoch);
   __shared__ bool go;
@@ -126,9 +128,12 @@ struct Experiment {
   size_t count() const { return bytes / sizeof(float4); }
 
   void copyOn(int rank, Word epoch, bool waits) {
-    copyKernel<<<blocks, 128, sharedBytes, streams[rank]>>>(flags, rank, ranks, epoch, waits, to[rank], from[rank], count());
+    copyKernel<<<blocks, 128, sharedBytes, streams[rank]>>>(flags, rank, ranks, epoch, waits, to[rank], from[rank],
+                                                            count());
   }
-  CUdeviceptr word(Phase phase, int reader, int writer) const { return reinterpret_cast<CUdeviceptr>(&flags->said[phase][reader][writer]); }
+  CUdeviceptr word(Phase phase, int reader, int writer) const {
+    return reinterpret_cast<CUdeviceptr>(&flags->said[phase][reader][writer]);
+  }
   void memoryOperations(Phase phase, int rank, Word epoch, bool batched) {
     for (const bool write : {true, false}) {
       std::vector<CUstreamBatchMemOpParams> all(ranks);
@@ -185,7 +190,9 @@ struct Experiment {
 };
 
 using Clock = std::chrono::steady_clock;
-double microsecondsSince(Clock::time_point start) { return std::chrono::duration<double, std::micro>(Clock::now() - start).count(); }
+double microsecondsSince(Clock::time_point start) {
+  return std::chrono::duration<double, std::micro>(Clock::now() - start).count();
+}
 
 void runThreads(Experiment& x, std::vector<double>& times) {
   std::barrier together(x.ranks);
@@ -249,7 +256,8 @@ void runOneThread(Experiment& x, std::vector<double>& times) {
     } else if (x.mode == "events") {
       x.issueAllByEvents(static_cast<Word>(i));
     } else {
-      allRanksKernel<<<dim3(x.blocks, x.ranks), 128, 0, x.streams[0]>>>(x.flags, x.ranks, static_cast<Word>(i), to, from, x.count(), arrived);
+      allRanksKernel<<<dim3(x.blocks, x.ranks), 128, 0, x.streams[0]>>>(x.flags, x.ranks, static_cast<Word>(i), to,
+                                                                        from, x.count(), arrived);
     }
     CHECK(cudaDeviceSynchronize());
     times.push_back(microsecondsSince(start));
@@ -258,10 +266,16 @@ void runOneThread(Experiment& x, std::vector<double>& times) {
 
 int main(int argc, char** argv) {
   if (argc < 6 || std::atoi(argv[2]) < 1 || std::atoi(argv[2]) > kMostRanks) {
-    std::printf("order MODE RANKS BLOCKS ITERATIONS BYTES [SHARED_MEMORY_PER_BLOCK [WARM_UP]]; at most %d ranks\n", kMostRanks);
+    std::printf("order MODE RANKS BLOCKS ITERATIONS BYTES [SHARED_MEMORY_PER_BLOCK [WARM_UP]]; at most %d ranks\n",
+                kMostRanks);
     return 2;
   }
-  Experiment x{argv[1], std::atoi(argv[2]), std::atoi(argv[3]), std::atoi(argv[4]), static_cast<size_t>(std::atol(argv[5])), argc > 6 ? std::atoi(argv[6]) : 0};
+  Experiment x{argv[1],
+               std::atoi(argv[2]),
+               std::atoi(argv[3]),
+               std::atoi(argv[4]),
+               static_cast<size_t>(std::atol(argv[5])),
+               argc > 6 ? std::atoi(argv[6]) : 0};
   const bool warmUp = argc > 7 && std::atoi(argv[7]) != 0;
   CHECK(cudaSetDevice(0));
   CHECK(cuInit(0));
@@ -291,9 +305,11 @@ int main(int argc, char** argv) {
   CHECK(cudaMemcpy(&timeouts, &x.flags->timeouts, sizeof timeouts, cudaMemcpyDeviceToHost));
   std::sort(times.begin(), times.end());
   const char* queues = std::getenv("CUDA_DEVICE_MAX_CONNECTIONS");
-  std::printf("%-6s ranks %2d blocks %3d shared %6d bytes %8zu warm %d queues %-2s: %llu timeouts in %d iterations, p50 %.1f us, p99 %.1f us, most %.1f us\n",
-              x.mode.c_str(), x.ranks, x.blocks, x.sharedBytes, x.bytes, warmUp, queues != nullptr ? queues : "-", timeouts, x.iterations,
-              times[times.size() / 2], times[times.size() * 99 / 100], times.back());
+  std::printf(
+      "%-6s ranks %2d blocks %3d shared %6d bytes %8zu warm %d queues %-2s: %llu timeouts in %d iterations, p50 %.1f "
+      "us, p99 %.1f us, most %.1f us\n",
+      x.mode.c_str(), x.ranks, x.blocks, x.sharedBytes, x.bytes, warmUp, queues != nullptr ? queues : "-", timeouts,
+      x.iterations, times[times.size() / 2], times[times.size() * 99 / 100], times.back());
   std::fflush(stdout);
   std::_Exit(0);  // streams that hang would keep an ordinary exit waiting
 }

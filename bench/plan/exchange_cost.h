@@ -1,9 +1,10 @@
-// What the exchange between analysis and plan costs each rank: each source needs, for each key (an expert, or in rank order
-// a rank), the rows of all lower ranks and of all ranks. By formula; the engine's counters can be held against it.
+// What the exchange between analysis and plan costs each rank: each source needs, for each key (an expert, or in rank
+// order a rank), the rows of all lower ranks and of all ranks. By formula; the engine's counters can be held against
+// it.
 //
-// In a node, through mapped memory: each rank publishes its counts; rank j scans slice j of the keys over its node's ranks.
-// Across nodes, ceil(log2 nodes) rounds of a scan (Hillis and Steele) over node sums, lower and higher nodes at once: in each
-// round a rank sends its slice both ways. Then each rank reads the slices of its node's ranks.
+// In a node, through mapped memory: each rank publishes its counts; rank j scans slice j of the keys over its node's
+// ranks. Across nodes, ceil(log2 nodes) rounds of a scan (Hillis and Steele) over node sums, lower and higher nodes at
+// once: in each round a rank sends its slice both ways. Then each rank reads the slices of its node's ranks.
 #pragma once
 
 #include <cstdint>

@@ -61,7 +61,8 @@ LaneAnswer measureLanes(const LaneQuestion& question, plan::Balance balance) {
     exchanged[rank].total = sum;
     plan::Planner planner(topology, rank);
     planner.analyse(map, options, analysis);
-    const std::unique_ptr<void, decltype(&std::free)> arena(std::aligned_alloc(64, planner.arenaBytes(map, options)), &std::free);
+    const std::unique_ptr<void, decltype(&std::free)> arena(std::aligned_alloc(64, planner.arenaBytes(map, options)),
+                                                            &std::free);
     if (!arena) throw std::bad_alloc();
     planner.makePlan(map, options, analysis, exchanged[rank], arena.get());
     lanes.add(topology, plan::view(arena.get()));

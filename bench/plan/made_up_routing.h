@@ -26,8 +26,8 @@ class RoutingSource {
 
  private:
   int topk_;
-  std::vector<double> cumulated_;        // by place; empty: uniform
-  std::vector<std::int32_t> expertAt_;   // by place
+  std::vector<double> cumulated_;       // by place; empty: uniform
+  std::vector<std::int32_t> expertAt_;  // by place
 };
 
 }  // namespace fusco::bench

@@ -1,4 +1,5 @@
-// plan_perf: the time that planning takes, what the exchange costs by formula, and how even the balancer makes the lanes.
+// plan_perf: the time that planning takes, what the exchange costs by formula, and how even the balancer makes the
+// lanes.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
@@ -69,14 +70,22 @@ std::int64_t showTimes(const Arguments& arguments, Json& rows) {
     fmt::print("  {:>8} {:>8} {:>6} {:>6} {:>8} {:>5} {:>10.1f} {:>9.1f} {:>9.1f} {:>9.1f} {:>7.2f} {:>6}\n", name,
                question.tokens, question.ranks, nodes, question.experts, question.topk, time.analyseP50, time.planP50,
                time.p50, time.p99, slots > 0 ? time.p50 * 1000 / slots : 0, time.wrong);
-    rows.push_back({{"kind", "planning"},         {"sweep", name},
-                    {"tokens", question.tokens},  {"topk", question.topk},
-                    {"ranks", question.ranks},    {"nodes", nodes},
-                    {"experts", question.experts}, {"id_bytes", question.idBytes},
-                    {"analyse_us", time.analyseP50}, {"plan_us", time.planP50},
-                    {"p50_us", time.p50},         {"p99_us", time.p99},
-                    {"copies", time.copies},      {"entries", time.entries},
-                    {"arena_bytes", time.arenaBytes}, {"wrong", time.wrong}});
+    rows.push_back({{"kind", "planning"},
+                    {"sweep", name},
+                    {"tokens", question.tokens},
+                    {"topk", question.topk},
+                    {"ranks", question.ranks},
+                    {"nodes", nodes},
+                    {"experts", question.experts},
+                    {"id_bytes", question.idBytes},
+                    {"analyse_us", time.analyseP50},
+                    {"plan_us", time.planP50},
+                    {"p50_us", time.p50},
+                    {"p99_us", time.p99},
+                    {"copies", time.copies},
+                    {"entries", time.entries},
+                    {"arena_bytes", time.arenaBytes},
+                    {"wrong", time.wrong}});
     wrong += time.wrong;
   }
   return wrong;
@@ -84,16 +93,16 @@ std::int64_t showTimes(const Arguments& arguments, Json& rows) {
 
 void showExchange(const Arguments& arguments, Json& rows) {
   fmt::print("# exchange between analysis and plan, each rank, by formula (bytes)\n");
-  fmt::print("# {:>6} {:>6} {:>6} {:>7} {:>12} {:>10} {:>10} {:>12}\n", "ranks", "nodes", "keys", "rounds", "sent_across",
-             "published", "read", "full_matrix");
+  fmt::print("# {:>6} {:>6} {:>6} {:>7} {:>12} {:>10} {:>10} {:>12}\n", "ranks", "nodes", "keys", "rounds",
+             "sent_across", "published", "read", "full_matrix");
   for (int ranks = 8; ranks <= 2048; ranks *= 2) {
     const int size = std::min(ranks, arguments.base.nodeSize);
     const int nodes = (ranks + size - 1) / size;
     const int smallest = ranks - (nodes - 1) * size;
     const int keys = std::max(arguments.base.experts, ranks);
     const bench::ExchangeCost cost = bench::exchangeCost(ranks, nodes, smallest, keys);
-    fmt::print("  {:>6} {:>6} {:>6} {:>7} {:>12} {:>10} {:>10} {:>12}\n", ranks, nodes, keys, cost.rounds, cost.sentAcross,
-               cost.publishedInNode, cost.readInNode, cost.matrix);
+    fmt::print("  {:>6} {:>6} {:>6} {:>7} {:>12} {:>10} {:>10} {:>12}\n", ranks, nodes, keys, cost.rounds,
+               cost.sentAcross, cost.publishedInNode, cost.readInNode, cost.matrix);
     rows.push_back({{"kind", "exchange"},
                     {"ranks", ranks},
                     {"nodes", nodes},
@@ -111,18 +120,20 @@ void showBalance(const Arguments& arguments, Json& rows) {
   question.tokens = arguments.base.tokens;
   question.topk = arguments.base.topk;
   question.experts = arguments.base.experts;
-  fmt::print("# busiest lane over the mean of its own node's lanes, and over the mean of all lanes: {} nodes x {} ranks, {} lanes "
-             "a node, {} tokens a rank, top-{} of {}; loads of one step, plans of the next\n",
-             question.nodes, question.nodeSize, question.lanes, question.tokens, question.topk, question.experts);
-  fmt::print("# {:>12} {:>8} {:>8} {:>8} {:>11} {:>11} {:>10} {:>7}\n", "routing", "balance", "out", "in", "cluster_out",
-             "cluster_in", "copies", "flows");
+  fmt::print(
+      "# busiest lane over the mean of its own node's lanes, and over the mean of all lanes: {} nodes x {} ranks, {} "
+      "lanes "
+      "a node, {} tokens a rank, top-{} of {}; loads of one step, plans of the next\n",
+      question.nodes, question.nodeSize, question.lanes, question.tokens, question.topk, question.experts);
+  fmt::print("# {:>12} {:>8} {:>8} {:>8} {:>11} {:>11} {:>10} {:>7}\n", "routing", "balance", "out", "in",
+             "cluster_out", "cluster_in", "copies", "flows");
   for (const std::string& routing : arguments.routing) {
     question.routing = routing;
     for (const plan::Balance balance : {plan::Balance::none, plan::Balance::paper, plan::Balance::full}) {
       const bench::LaneAnswer answer = bench::measureLanes(question, balance);
-      fmt::print("  {:>12} {:>8} {:>8.3f} {:>8.3f} {:>11.3f} {:>11.3f} {:>10} {:>7}\n", routing, plan::balanceName(balance),
-                 answer.spread.out, answer.spread.in, answer.spread.clusterOut, answer.spread.clusterIn, answer.copies,
-                 answer.flows);
+      fmt::print("  {:>12} {:>8} {:>8.3f} {:>8.3f} {:>11.3f} {:>11.3f} {:>10} {:>7}\n", routing,
+                 plan::balanceName(balance), answer.spread.out, answer.spread.in, answer.spread.clusterOut,
+                 answer.spread.clusterIn, answer.copies, answer.flows);
       rows.push_back({{"kind", "balance"},
                       {"routing", routing},
                       {"balance", plan::balanceName(balance)},
@@ -164,23 +175,30 @@ int run(const Arguments& arguments, const std::string& command) {
 
 int main(int argc, char** argv) {
   Arguments arguments;
-  CLI::App app("Time of planning, cost of its exchange, balance of lanes. Without --time, --exchange or --balance: all three.");
+  CLI::App app(
+      "Time of planning, cost of its exchange, balance of lanes. Without --time, --exchange or --balance: all three.");
   app.add_flag("--time", arguments.time, "planning time over tokens, ranks and experts");
   app.add_flag("--exchange", arguments.exchange, "rounds and bytes of the exchange, by formula");
   app.add_flag("--balance", arguments.balance, "busiest lane: none, paper and full side by side");
   app.add_option("--tokens", arguments.tokens, "sweep of tokens a rank")->delimiter(',')->check(CLI::NonNegativeNumber);
   app.add_option("--ranks", arguments.ranks, "sweep of ranks")->delimiter(',')->check(CLI::Range(1, 1 << 16));
   app.add_option("--experts", arguments.experts, "sweep of experts")->delimiter(',')->check(CLI::Range(1, 1 << 20));
-  app.add_option("--base-tokens", arguments.base.tokens, "tokens a rank where another thing is swept")->capture_default_str();
+  app.add_option("--base-tokens", arguments.base.tokens, "tokens a rank where another thing is swept")
+      ->capture_default_str();
   app.add_option("--base-ranks", arguments.base.ranks, "ranks where another thing is swept")->capture_default_str();
-  app.add_option("--base-experts", arguments.base.experts, "experts where another thing is swept")->capture_default_str();
+  app.add_option("--base-experts", arguments.base.experts, "experts where another thing is swept")
+      ->capture_default_str();
   app.add_option("--topk", arguments.base.topk, "experts of a token")->capture_default_str();
-  app.add_option("--node-size", arguments.base.nodeSize, "ranks of a node")->capture_default_str()->check(CLI::PositiveNumber);
+  app.add_option("--node-size", arguments.base.nodeSize, "ranks of a node")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
   app.add_option("--id-bytes", arguments.base.idBytes, "4 or 8")->capture_default_str()->check(CLI::IsMember({4, 8}));
   app.add_option("-n", arguments.base.rounds, "timed rounds")->capture_default_str()->check(CLI::PositiveNumber);
   app.add_option("-w", arguments.base.warmups, "warm-up rounds")->capture_default_str()->check(CLI::NonNegativeNumber);
   app.add_option("--nodes", arguments.lanes.nodes, "balance: nodes")->capture_default_str()->check(CLI::PositiveNumber);
-  app.add_option("--lanes", arguments.lanes.lanes, "balance: lanes of a node")->capture_default_str()->check(CLI::PositiveNumber);
+  app.add_option("--lanes", arguments.lanes.lanes, "balance: lanes of a node")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
   app.add_option("--routing", arguments.routing, "balance: uniform, imbalanced, zipf:S")->delimiter(',');
   app.add_option("-J,--json", arguments.json, "write the rows to this file, too");
   CLI11_PARSE(app, argc, argv);

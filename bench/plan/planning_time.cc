@@ -21,8 +21,8 @@ double at(std::vector<double> times, double quantile) {
 }
 
 // Counts the entries that are missing, doubled or in the wrong row, by counting rows in token order.
-std::int64_t countWrong(const PlanQuestion& question, const plan::Topology& topology, const std::vector<std::int64_t>& ids,
-                        const plan::View& plan) {
+std::int64_t countWrong(const PlanQuestion& question, const plan::Topology& topology,
+                        const std::vector<std::int64_t>& ids, const plan::View& plan) {
   std::vector<std::int64_t> rowOf(ids.size()), next(plan.rowBase, plan.rowBase + question.experts);
   for (std::size_t i = 0; i < ids.size(); ++i) rowOf[i] = next[ids[i]]++;
   std::vector<int> seen(ids.size(), 0);

@@ -178,8 +178,9 @@ void Session::meet(int which) {
     futexWake(g.generation);
     return;
   }
-  // With a core for every rank, stay awake as long as an iteration may be apart: waking a sleeper on an idle core takes so
-  // long that a rank which starts late makes the next one sleep. With fewer cores leave them soon to those who still work.
+  // With a core for every rank, stay awake as long as an iteration may be apart: waking a sleeper on an idle core takes
+  // so long that a rank which starts late makes the next one sleep. With fewer cores leave them soon to those who still
+  // work.
   static const unsigned cores = std::max(1u, std::thread::hardware_concurrency());
   bool enough = header_->ranks <= cores;
   for (std::int64_t until = nowNs() + (enough ? 20000000 : 200000);

@@ -3,21 +3,22 @@
  *
  * An independent implementation of the method of arXiv 2512.22036. Section numbers below are that paper's.
  *
- * Words: a rank is a member of a communicator; a node is a set of ranks that can reach each other's memory (by default a
- * host). A routing map gives for each of T tokens K expert ids. Dispatch brings each token's row to its experts; combine
- * brings the experts' rows back and adds them up. A plan is what a routing map becomes: which row goes where.
+ * Words: a rank is a member of a communicator; a node is a set of ranks that can reach each other's memory (by default
+ * a host). A routing map gives for each of T tokens K expert ids. Dispatch brings each token's row to its experts;
+ * combine brings the experts' rows back and adds them up. A plan is what a routing map becomes: which row goes where.
  *
  * Conventions
  *  - Every function returns a fuscoResult_t with NCCL's numeric values. fuscoGetLastError() tells who, where, what and
  *    what to do.
  *  - Calls on one communicator come from one thread at a time; fuscoCommAbort, fuscoCommGetAsyncError,
- *    fuscoCommGetStatistics and fuscoGetLastError may come from any thread at any time. Different communicators may be used
- *    from different threads side by side.
- *  - All ranks of a communicator make the same collective calls in the same order. Ranks that disagree on the parameters of
- *    a call get fuscoInvalidUsage, with both values in the text of those that see the difference. On one node nothing has
- *    moved then and the communicator stays usable; on several nodes a dispatch or combine may be under way, and it breaks.
- *  - On host communicators `stream` is ignored and a call has completed when it returns, inside a group when the outermost
- *    fuscoGroupEnd returns.
+ *    fuscoCommGetStatistics and fuscoGetLastError may come from any thread at any time. Different communicators may be
+ * used from different threads side by side.
+ *  - All ranks of a communicator make the same collective calls in the same order. Ranks that disagree on the
+ * parameters of a call get fuscoInvalidUsage, with both values in the text of those that see the difference. On one
+ * node nothing has moved then and the communicator stays usable; on several nodes a dispatch or combine may be under
+ * way, and it breaks.
+ *  - On host communicators `stream` is ignored and a call has completed when it returns, inside a group when the
+ * outermost fuscoGroupEnd returns.
  *  - Public structs begin with their size and a magic number and grow only at their end: start from the INIT macro.
  *  - Pointers to tensors are the caller's and stay so; they must stay valid until the call has completed.
  */
@@ -51,7 +52,7 @@ typedef struct fuscoPlan* fuscoPlan_t;
 typedef enum {
   fuscoSuccess = 0,
   fuscoUnhandledCudaError = 1,
-  fuscoSystemError = 2,     /* the machine refused something: the text says what is needed and what there is */
+  fuscoSystemError = 2, /* the machine refused something: the text says what is needed and what there is */
   fuscoInternalError = 3,
   fuscoInvalidArgument = 4, /* an argument is wrong; nothing was moved, the communicator stays usable */
   fuscoInvalidUsage = 5,    /* the calls do not fit together, here or between ranks */
@@ -75,7 +76,8 @@ typedef enum {
   fuscoFloat8e5m2 = 11
 } fuscoDataType_t;
 
-/* ---- library ------------------------------------------------------------------------------------------------------ */
+/* ---- library ------------------------------------------------------------------------------------------------------
+ */
 
 /* FUSCO_VERSION of the library that runs. */
 FUSCO_API fuscoResult_t fuscoGetVersion(int* version);
@@ -87,7 +89,8 @@ FUSCO_API const char* fuscoGetErrorString(fuscoResult_t result);
  * call of this function. */
 FUSCO_API const char* fuscoGetLastError(fuscoComm_t comm);
 
-/* ---- communicators ------------------------------------------------------------------------------------------------ */
+/* ---- communicators ------------------------------------------------------------------------------------------------
+ */
 
 #define FUSCO_UNIQUE_ID_BYTES 128
 typedef struct {
@@ -103,50 +106,49 @@ typedef enum { fuscoBalanceNone = 0, fuscoBalancePaper = 1, fuscoBalanceFull = 2
 #define FUSCO_CONFIG_MAGIC 0x46434647u
 #define FUSCO_UNSET (-1)
 
-/* How a communicator is made. A field left at its INIT value takes its setting from the environment (docs/environment.md),
- * else its default. */
+/* How a communicator is made. A field left at its INIT value takes its setting from the environment
+ * (docs/environment.md), else its default. */
 typedef struct {
   size_t size;
   unsigned int magic;
   unsigned int version;
-  int device;                /* fuscoDevice_t */
-  int blocking;              /* 1 (default): init returns when all ranks are ready. 0: fuscoCommGetAsyncError tells */
-  int nodeId;                /* which node this rank belongs to; FUSCO_UNSET: by the host that it runs on */
-  int lanesPerNode;          /* independent ways out of a node; default 1 */
-  int initTimeoutMs;         /* all ranks must have come by then; default 300000 */
-  int operationTimeoutMs;    /* an operation that has not finished by then fails; default 300000; 0: no limit */
-  int64_t sliceBytes;        /* size of a slice between nodes; default 262144 */
-  int slices;                /* slices in flight for each peer on another node and operation slot; default 4 */
-  int balance;               /* fuscoBalance_t; default none */
-  /* Memory of the library that grows with the work (plans, staging windows excluded: those must be shareable). NULL: the
-   * C library's. `allocate` returns memory aligned to `alignment` or NULL. Called from calls on this communicator and from
-   * its own thread, never by two at once. */
+  int device;             /* fuscoDevice_t */
+  int blocking;           /* 1 (default): init returns when all ranks are ready. 0: fuscoCommGetAsyncError tells */
+  int nodeId;             /* which node this rank belongs to; FUSCO_UNSET: by the host that it runs on */
+  int lanesPerNode;       /* independent ways out of a node; default 1 */
+  int initTimeoutMs;      /* all ranks must have come by then; default 300000 */
+  int operationTimeoutMs; /* an operation that has not finished by then fails; default 300000; 0: no limit */
+  int64_t sliceBytes;     /* size of a slice between nodes; default 262144 */
+  int slices;             /* slices in flight for each peer on another node and operation slot; default 4 */
+  int balance;            /* fuscoBalance_t; default none */
+  /* Memory of the library that grows with the work (plans, staging windows excluded: those must be shareable). NULL:
+   * the C library's. `allocate` returns memory aligned to `alignment` or NULL. Called from calls on this communicator
+   * and from its own thread, never by two at once. */
   void* (*allocate)(size_t bytes, size_t alignment, void* context);
   void (*release)(void* pointer, size_t bytes, void* context);
   void* allocatorContext;
-  /* A library-owned window for each direction (dispatch's output, combine's input) holds rows of tensors that peers cannot
-   * reach otherwise (docs/concepts.md, private memory). Its size is bounded by this; 0: no bound. */
+  /* A library-owned window for each direction (dispatch's output, combine's input) holds rows of tensors that peers
+   * cannot reach otherwise (docs/concepts.md, private memory). Its size is bounded by this; 0: no bound. */
   int64_t maxStagingBytes;
-  int allowProcessVm;        /* 1 (default): peers' private memory by process_vm_readv/writev where the kernel allows it */
+  int allowProcessVm; /* 1 (default): peers' private memory by process_vm_readv/writev where the kernel allows it */
 } fuscoConfig_t;
 
-#define FUSCO_CONFIG_INIT                                                                                       \
-  {                                                                                                             \
-    sizeof(fuscoConfig_t), FUSCO_CONFIG_MAGIC, FUSCO_VERSION, fuscoDeviceAuto, FUSCO_UNSET, FUSCO_UNSET,        \
-        FUSCO_UNSET, FUSCO_UNSET, FUSCO_UNSET, FUSCO_UNSET, FUSCO_UNSET, FUSCO_UNSET, NULL, NULL, NULL,         \
-        FUSCO_UNSET, FUSCO_UNSET                                                                                \
+#define FUSCO_CONFIG_INIT                                                                                             \
+  {                                                                                                                   \
+    sizeof(fuscoConfig_t), FUSCO_CONFIG_MAGIC, FUSCO_VERSION, fuscoDeviceAuto, FUSCO_UNSET, FUSCO_UNSET, FUSCO_UNSET, \
+        FUSCO_UNSET, FUSCO_UNSET, FUSCO_UNSET, FUSCO_UNSET, FUSCO_UNSET, NULL, NULL, NULL, FUSCO_UNSET, FUSCO_UNSET   \
   }
 
-/* Joins `nranks` ranks that hold the same id. Collective. Ranks may be threads of a process, processes, or both. In a group
- * the ranks of one process are joined side by side by fuscoGroupEnd, and *comm is stored there.
- * Errors: InvalidArgument (rank, nranks, config), InvalidUsage (ranks disagree: both values), RemoteError (who is missing
- * after initTimeoutMs), SystemError (what is short). */
+/* Joins `nranks` ranks that hold the same id. Collective. Ranks may be threads of a process, processes, or both. In a
+ * group the ranks of one process are joined side by side by fuscoGroupEnd, and *comm is stored there. Errors:
+ * InvalidArgument (rank, nranks, config), InvalidUsage (ranks disagree: both values), RemoteError (who is missing after
+ * initTimeoutMs), SystemError (what is short). */
 FUSCO_API fuscoResult_t fuscoCommInitRank(fuscoComm_t* comm, int nranks, fuscoUniqueId id, int rank);
 FUSCO_API fuscoResult_t fuscoCommInitRankConfig(fuscoComm_t* comm, int nranks, fuscoUniqueId id, int rank,
                                                 const fuscoConfig_t* config);
 
-/* Ranks with the same colour >= 0 form a communicator, ordered by key, then by rank. A negative colour: *newcomm = NULL.
- * config may be NULL (the parent's). Collective. */
+/* Ranks with the same colour >= 0 form a communicator, ordered by key, then by rank. A negative colour: *newcomm =
+ * NULL. config may be NULL (the parent's). Collective. */
 FUSCO_API fuscoResult_t fuscoCommSplit(fuscoComm_t comm, int color, int key, fuscoComm_t* newcomm,
                                        const fuscoConfig_t* config);
 
@@ -155,8 +157,8 @@ FUSCO_API fuscoResult_t fuscoCommFinalize(fuscoComm_t comm);
 /* Frees a communicator. Local, bounded (5 s; one whose init has not finished: initTimeoutMs). Plans made on it must be
  * destroyed before. Twice, or use after it: InvalidArgument. */
 FUSCO_API fuscoResult_t fuscoCommDestroy(fuscoComm_t comm);
-/* Wakes every rank of the communicator with RemoteError and gives it up here. From any thread, also while another thread is
- * inside a call on it: that call returns an error, and the memory goes with it. */
+/* Wakes every rank of the communicator with RemoteError and gives it up here. From any thread, also while another
+ * thread is inside a call on it: that call returns an error, and the memory goes with it. */
 FUSCO_API fuscoResult_t fuscoCommAbort(fuscoComm_t comm);
 
 FUSCO_API fuscoResult_t fuscoCommCount(fuscoComm_t comm, int* count);
@@ -171,26 +173,28 @@ typedef struct {
   size_t size;
   unsigned int magic;
   unsigned int version;
-  uint64_t operations;       /* finished */
-  uint64_t rowsPlaced;       /* rows written to their final place by this rank */
+  uint64_t operations; /* finished */
+  uint64_t rowsPlaced; /* rows written to their final place by this rank */
   uint64_t bytesPlaced;
-  uint64_t bytesRead;        /* rows read by combine */
-  uint64_t wireBytes;        /* given to links between nodes by this rank, headers included */
+  uint64_t bytesRead; /* rows read by combine */
+  uint64_t wireBytes; /* given to links between nodes by this rank, headers included */
   uint64_t wireSlices;
-  uint64_t stagedBytes;      /* copied through the library's windows */
-  uint64_t processVmBytes;   /* moved by process_vm_readv/writev */
-  /* nanoseconds of this rank's calls, by stage: planning (exchange included), extraction into slices, waiting for links,
-   * placement, sums, waiting for peers */
+  uint64_t stagedBytes;    /* copied through the library's windows */
+  uint64_t processVmBytes; /* moved by process_vm_readv/writev */
+  /* nanoseconds of this rank's calls, by stage: planning (exchange included), extraction into slices, waiting for
+   * links, placement, sums, waiting for peers */
   uint64_t planNs, extractNs, wireNs, placeNs, sumNs, waitNs;
-  uint64_t workspaceBytes;   /* memory held by the communicator and its plans at this moment */
+  uint64_t workspaceBytes; /* memory held by the communicator and its plans at this moment */
 } fuscoStatistics_t;
 #define FUSCO_STATISTICS_INIT \
   { sizeof(fuscoStatistics_t), FUSCO_STATISTICS_MAGIC, FUSCO_VERSION, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
 FUSCO_API fuscoResult_t fuscoCommGetStatistics(fuscoComm_t comm, fuscoStatistics_t* statistics);
 
-/* ---- memory ------------------------------------------------------------------------------------------------------- */
+/* ---- memory -------------------------------------------------------------------------------------------------------
+ */
 
-/* Zeroed memory that every rank of the machine can reach: rows go straight into it. Local; peers map it on first use. */
+/* Zeroed memory that every rank of the machine can reach: rows go straight into it. Local; peers map it on first use.
+ */
 FUSCO_API fuscoResult_t fuscoMemAlloc(void** pointer, size_t bytes);
 FUSCO_API fuscoResult_t fuscoMemFree(void* pointer);
 /* Tells a communicator of memory that it will see often. On the host this checks the range and costs nothing later;
@@ -198,19 +202,21 @@ FUSCO_API fuscoResult_t fuscoMemFree(void* pointer);
 FUSCO_API fuscoResult_t fuscoCommRegister(fuscoComm_t comm, void* pointer, size_t bytes, void** handle);
 FUSCO_API fuscoResult_t fuscoCommDeregister(fuscoComm_t comm, void* handle);
 
-/* ---- groups ------------------------------------------------------------------------------------------------------- */
+/* ---- groups -------------------------------------------------------------------------------------------------------
+ */
 
 /* Calls between Start and the outermost End, on any number of communicators, are carried out together by End. An error
  * inside sticks and is returned there. Depth is per thread. */
 FUSCO_API fuscoResult_t fuscoGroupStart(void);
 FUSCO_API fuscoResult_t fuscoGroupEnd(void);
 
-/* ---- point to point and all-to-all -------------------------------------------------------------------------------- */
+/* ---- point to point and all-to-all --------------------------------------------------------------------------------
+ */
 
-/* `count` elements to / from `peer`. The k-th send of an ordered pair matches its k-th receive, whichever of these calls
- * made them. Sizes that differ: InvalidUsage with both sizes where it is seen (between nodes at the receiver, whose sender may
- * have returned), and the communicator is broken for all. A send to oneself needs its receive in the same
- * group. count 0 is legal and keeps its place in the order. */
+/* `count` elements to / from `peer`. The k-th send of an ordered pair matches its k-th receive, whichever of these
+ * calls made them. Sizes that differ: InvalidUsage with both sizes where it is seen (between nodes at the receiver,
+ * whose sender may have returned), and the communicator is broken for all. A send to oneself needs its receive in the
+ * same group. count 0 is legal and keeps its place in the order. */
 FUSCO_API fuscoResult_t fuscoSend(const void* sendbuff, size_t count, fuscoDataType_t datatype, int peer,
                                   fuscoComm_t comm, cudaStream_t stream);
 FUSCO_API fuscoResult_t fuscoRecv(void* recvbuff, size_t count, fuscoDataType_t datatype, int peer, fuscoComm_t comm,
@@ -221,21 +227,22 @@ FUSCO_API fuscoResult_t fuscoAllToAllv(const void* sendbuff, const size_t sendco
                                        void* recvbuff, const size_t recvcounts[], const size_t rdispls[],
                                        fuscoDataType_t datatype, fuscoComm_t comm, cudaStream_t stream);
 
-/* The paper's dComm (section 3). Rows of `rowBytes` bytes at sendbuff + index * rowBytes, `rows` of them, indices of type
- * fuscoInt32 or fuscoInt64 (host memory on host communicators; copied during the call), are sent in list order; the
- * receiver's k-th row goes to recvbuff + index[k] * rowBytes. Repeats are legal when sending, not when receiving. A
+/* The paper's dComm (section 3). Rows of `rowBytes` bytes at sendbuff + index * rowBytes, `rows` of them, indices of
+ * type fuscoInt32 or fuscoInt64 (host memory on host communicators; copied during the call), are sent in list order;
+ * the receiver's k-th row goes to recvbuff + index[k] * rowBytes. Repeats are legal when sending, not when receiving. A
  * NULL index list: 0, 1, 2, ... Matches fuscoSend/fuscoRecv as well, if the bytes are equal. */
 FUSCO_API fuscoResult_t fuscoGatherSend(const void* sendbuff, size_t rows, size_t rowBytes, const void* rowIndices,
                                         fuscoDataType_t indexType, int peer, fuscoComm_t comm, cudaStream_t stream);
 FUSCO_API fuscoResult_t fuscoScatterRecv(void* recvbuff, size_t rows, size_t rowBytes, const void* rowIndices,
                                          fuscoDataType_t indexType, int peer, fuscoComm_t comm, cudaStream_t stream);
 
-/* ---- the shuffle: plans, dispatch, combine (sections 3 to 5) ------------------------------------------------------- */
+/* ---- the shuffle: plans, dispatch, combine (sections 3 to 5) -------------------------------------------------------
+ */
 
 typedef enum {
   fuscoLayoutExpertOrder = 0, /* rows by local expert, then source rank, then token, then slot */
   fuscoLayoutRankOrder = 1,   /* one row per token and rank, by source rank, then token; local expert ids beside it */
-  fuscoLayoutSlotted = 2      /* row = (local expert * nranks + source rank) * maxTokens + n; no count round (decoding) */
+  fuscoLayoutSlotted = 2 /* row = (local expert * nranks + source rank) * maxTokens + n; no count round (decoding) */
 } fuscoLayout_t;
 
 typedef enum {
@@ -254,34 +261,35 @@ typedef struct {
   size_t size;
   unsigned int magic;
   unsigned int version;
-  const void* expertIds;     /* [tokens, topk], row-major; -1: not routed; an id may repeat (delivered and summed twice) */
-  fuscoDataType_t idType;    /* fuscoInt32 or fuscoInt64 */
-  const float* weights;      /* [tokens, topk] or NULL (all 1); copied */
-  int64_t tokens;            /* T, may differ between ranks, may be 0 */
-  int topk;                  /* K >= 1, the same on all ranks */
-  int experts;               /* E >= 1, of all ranks together, the same on all ranks */
-  int layout;                /* fuscoLayout_t, the same on all ranks */
-  int alignment;             /* each local expert's rows start at a multiple of it (expert order); default 1 */
-  int zeroFill;              /* 1: alignment gaps are zeroed by each dispatch */
-  int64_t maxTokens;         /* slotted: the most tokens that any rank brings, the same on all ranks */
-  int64_t capacityRows;      /* 0: exact. Else the rows that every rank's output can hold, the same on all ranks */
-  int capacityPolicy;        /* fuscoCapacityPolicy_t: what happens to rows beyond capacityRows, or in the slotted layout
-                              * beyond maxTokens for an expert (when tokens name it more than once) */
-  int dedup;                 /* fuscoDedup_t */
-  int expertCounters;        /* 1: keep per-expert counters of complete rows, see fuscoPlanExpertCounters (the slotted layout
-                              * always does, rank order never) */
-  int tickets;               /* 1: keep a ticket beside each received row, see fuscoPlanTickets (the slotted and the rank-order
-                              * layout always do) */
+  const void* expertIds;  /* [tokens, topk], row-major; -1: not routed; an id may repeat (delivered and summed twice) */
+  fuscoDataType_t idType; /* fuscoInt32 or fuscoInt64 */
+  const float* weights;   /* [tokens, topk] or NULL (all 1); copied */
+  int64_t tokens;         /* T, may differ between ranks, may be 0 */
+  int topk;               /* K >= 1, the same on all ranks */
+  int experts;            /* E >= 1, of all ranks together, the same on all ranks */
+  int layout;             /* fuscoLayout_t, the same on all ranks */
+  int alignment;          /* each local expert's rows start at a multiple of it (expert order); default 1 */
+  int zeroFill;           /* 1: alignment gaps are zeroed by each dispatch */
+  int64_t maxTokens;      /* slotted: the most tokens that any rank brings, the same on all ranks */
+  int64_t capacityRows;   /* 0: exact. Else the rows that every rank's output can hold, the same on all ranks */
+  int capacityPolicy;     /* fuscoCapacityPolicy_t: what happens to rows beyond capacityRows, or in the slotted layout
+                           * beyond maxTokens for an expert (when tokens name it more than once) */
+  int dedup;              /* fuscoDedup_t */
+  int expertCounters; /* 1: keep per-expert counters of complete rows, see fuscoPlanExpertCounters (the slotted layout
+                       * always does, rank order never) */
+  int tickets;        /* 1: keep a ticket beside each received row, see fuscoPlanTickets (the slotted and the rank-order
+                       * layout always do) */
 } fuscoPlanConfig_t;
-#define FUSCO_PLAN_CONFIG_INIT                                                                              \
-  {                                                                                                         \
-    sizeof(fuscoPlanConfig_t), FUSCO_PLAN_MAGIC, FUSCO_VERSION, NULL, fuscoInt64, NULL, 0, 1, 1,            \
-        fuscoLayoutExpertOrder, 1, 0, 0, 0, fuscoCapacityError, fuscoDedupAuto, 0, 0                        \
+#define FUSCO_PLAN_CONFIG_INIT                                                                   \
+  {                                                                                              \
+    sizeof(fuscoPlanConfig_t), FUSCO_PLAN_MAGIC, FUSCO_VERSION, NULL, fuscoInt64, NULL, 0, 1, 1, \
+        fuscoLayoutExpertOrder, 1, 0, 0, 0, fuscoCapacityError, fuscoDedupAuto, 0, 0             \
   }
 
 /* Makes a plan: counts the routing map, exchanges row bases, computes every final row (section 3.2). Collective. The
- * routing map may be reused when this returns. One plan serves any number of dispatches and combines, forward and backward.
- * Errors: InvalidArgument (an id out of range: token, slot and id; more rows than capacity: needs and has). */
+ * routing map may be reused when this returns. One plan serves any number of dispatches and combines, forward and
+ * backward. Errors: InvalidArgument (an id out of range: token, slot and id; more rows than capacity: needs and has).
+ */
 FUSCO_API fuscoResult_t fuscoPlanCreate(fuscoPlan_t* plan, const fuscoPlanConfig_t* config, fuscoComm_t comm,
                                         cudaStream_t stream);
 FUSCO_API fuscoResult_t fuscoPlanDestroy(fuscoPlan_t plan);
@@ -292,12 +300,12 @@ typedef struct {
   unsigned int magic;
   unsigned int version;
   int64_t tokens;
-  int64_t receiveRows;       /* rows that a dispatch's output tensor must hold here, alignment gaps included */
-  int64_t droppedRows;       /* of this rank's tokens, beyond capacity */
+  int64_t receiveRows; /* rows that a dispatch's output tensor must hold here, alignment gaps included */
+  int64_t droppedRows; /* of this rank's tokens, beyond capacity */
   int localExperts;
   int firstExpert;
-  int64_t copiesLocal;       /* rows that stay in the node */
-  int64_t copiesRemote;      /* rows that this rank gives to links */
+  int64_t copiesLocal;             /* rows that stay in the node */
+  int64_t copiesRemote;            /* rows that this rank gives to links */
   const int32_t* localExpertRows;  /* [localExperts] rows received for each local expert; the plan's, until destroyed */
   const int32_t* localExpertStart; /* [localExperts + 1] first row of each */
 } fuscoPlanInfo_t;
@@ -305,28 +313,28 @@ typedef struct {
   { sizeof(fuscoPlanInfo_t), FUSCO_PLAN_INFO_MAGIC, FUSCO_VERSION, 0, 0, 0, 0, 0, 0, 0, NULL, NULL }
 FUSCO_API fuscoResult_t fuscoPlanGetInfo(fuscoPlan_t plan, fuscoPlanInfo_t* info);
 
-/* Per local expert, the number of its rows that are complete in the running (or last) dispatch, for consumers that start
- * before the end: [localExperts], written with release order by whoever places rows. Needs expertCounters = 1. Alignment
- * gaps are not counted. */
+/* Per local expert, the number of its rows that are complete in the running (or last) dispatch, for consumers that
+ * start before the end: [localExperts], written with release order by whoever places rows. Needs expertCounters = 1.
+ * Alignment gaps are not counted. */
 FUSCO_API fuscoResult_t fuscoPlanExpertCounters(fuscoPlan_t plan, const volatile uint64_t** counters);
 
 /* Where a received row came from. source = -1: no row (an alignment gap, an unused slot). */
 typedef struct {
-  int32_t source;  /* rank */
-  int32_t token;   /* index in the source's routing map */
-  int32_t slot;    /* of the token's top-k */
+  int32_t source; /* rank */
+  int32_t token;  /* index in the source's routing map */
+  int32_t slot;   /* of the token's top-k */
   float weight;
   uint32_t primary; /* the first row of the same token on this rank, this row itself if it is the first */
 } fuscoTicket_t;
 /* [receiveRows], the plan's, filled by its first dispatch. Needs tickets = 1 (or the rank-order layout). */
 FUSCO_API fuscoResult_t fuscoPlanTickets(fuscoPlan_t plan, const fuscoTicket_t** tickets);
 
-/* Rank-order layout: for each received row the token's K local expert ids (-1: not here) and weights, [receiveRows, topk],
- * the plan's, filled by its first dispatch. */
+/* Rank-order layout: for each received row the token's K local expert ids (-1: not here) and weights, [receiveRows,
+ * topk], the plan's, filled by its first dispatch. */
 FUSCO_API fuscoResult_t fuscoPlanRankOrder(fuscoPlan_t plan, const int32_t** localExpertIds, const float** weights);
 
-/* The plan as text (json = 0) or JSON, at most `bytes` with the closing 0 in `buffer`; *needed (may be NULL) is the size that
- * would hold all of it. */
+/* The plan as text (json = 0) or JSON, at most `bytes` with the closing 0 in `buffer`; *needed (may be NULL) is the
+ * size that would hold all of it. */
 FUSCO_API fuscoResult_t fuscoPlanPrint(fuscoPlan_t plan, int json, char* buffer, size_t bytes, size_t* needed);
 /* Writes {routing map, topology, exchanged} so that the plan can be replayed without any peer. */
 FUSCO_API fuscoResult_t fuscoPlanSave(fuscoPlan_t plan, const char* path);
@@ -338,34 +346,37 @@ typedef struct {
   size_t size;
   unsigned int magic;
   unsigned int version;
-  const void* input;    /* [tokens] rows */
-  void* output;         /* [receiveRows] rows */
-  size_t rowBytes;      /* of an input row; any number >= 1, the same on all ranks */
+  const void* input; /* [tokens] rows */
+  void* output;      /* [receiveRows] rows */
+  size_t rowBytes;   /* of an input row; any number >= 1, the same on all ranks */
   /* A second tensor that travels in the same call (the scales of FP8 rows), or rowBytes2 = 0. */
   const void* input2;
   void* output2;
   size_t rowBytes2;
-  /* fuscoCastBf16ToFp8e4m3: input rows are BF16, rowBytes / 2 elements (a multiple of 128); output rows are FP8 e4m3 of as
-   * many bytes, and outputScales gets rowBytes / 256 FP32 scales a row. */
+  /* fuscoCastBf16ToFp8e4m3: input rows are BF16, rowBytes / 2 elements (a multiple of 128); output rows are FP8 e4m3 of
+   * as many bytes, and outputScales gets rowBytes / 256 FP32 scales a row. */
   int cast;
   float* outputScales;
 } fuscoDispatchArgs_t;
-#define FUSCO_DISPATCH_INIT \
-  { sizeof(fuscoDispatchArgs_t), FUSCO_DISPATCH_MAGIC, FUSCO_VERSION, NULL, NULL, 0, NULL, NULL, 0, fuscoCastNone, NULL }
+#define FUSCO_DISPATCH_INIT                                                                                        \
+  {                                                                                                                \
+    sizeof(fuscoDispatchArgs_t), FUSCO_DISPATCH_MAGIC, FUSCO_VERSION, NULL, NULL, 0, NULL, NULL, 0, fuscoCastNone, \
+        NULL                                                                                                       \
+  }
 
 #define FUSCO_COMBINE_MAGIC 0x46434d42u
 typedef struct {
   size_t size;
   unsigned int magic;
   unsigned int version;
-  const void* input;    /* [receiveRows] rows of the experts, laid out as dispatch's output */
-  void* output;         /* [tokens] rows: output[t] = bias[t] + sum over slots of weight * row; zeros for unrouted tokens */
-  size_t elements;      /* per row */
+  const void* input; /* [receiveRows] rows of the experts, laid out as dispatch's output */
+  void* output;    /* [tokens] rows: output[t] = bias[t] + sum over slots of weight * row; zeros for unrouted tokens */
+  size_t elements; /* per row */
   fuscoDataType_t datatype; /* fuscoBfloat16, fuscoFloat16 or fuscoFloat32 */
-  const void* bias;     /* [tokens] rows of the same type, or NULL */
-  int weighted;         /* 1 (default): with the plan's weights. 0: plain sum (the backward of dispatch). In the rank-order
-                         * layout sums are always plain: a row stands for all of the token's slots on its rank */
-  int partialsFp32;     /* 1: sums travel between nodes in FP32, at twice the bytes for 16-bit rows */
+  const void* bias;         /* [tokens] rows of the same type, or NULL */
+  int weighted;     /* 1 (default): with the plan's weights. 0: plain sum (the backward of dispatch). In the rank-order
+                     * layout sums are always plain: a row stands for all of the token's slots on its rank */
+  int partialsFp32; /* 1: sums travel between nodes in FP32, at twice the bytes for 16-bit rows */
 } fuscoCombineArgs_t;
 #define FUSCO_COMBINE_INIT \
   { sizeof(fuscoCombineArgs_t), FUSCO_COMBINE_MAGIC, FUSCO_VERSION, NULL, NULL, 0, fuscoBfloat16, NULL, 1, 0 }
@@ -383,34 +394,38 @@ typedef struct {
   fuscoDataType_t datatype;
 } fuscoCombineBackwardArgs_t;
 #define FUSCO_COMBINE_BACKWARD_INIT                                                                             \
-  { sizeof(fuscoCombineBackwardArgs_t), FUSCO_COMBINE_BACKWARD_MAGIC, FUSCO_VERSION, NULL, NULL, NULL, NULL, 0, \
-    fuscoBfloat16 }
+  {                                                                                                             \
+    sizeof(fuscoCombineBackwardArgs_t), FUSCO_COMBINE_BACKWARD_MAGIC, FUSCO_VERSION, NULL, NULL, NULL, NULL, 0, \
+        fuscoBfloat16                                                                                           \
+  }
 
 /* Tokens to experts: every row is read once and written to all its places (section 3.3). Collective. */
 FUSCO_API fuscoResult_t fuscoDispatch(fuscoPlan_t plan, const void* input, void* output, size_t rowBytes,
                                       cudaStream_t stream);
 FUSCO_API fuscoResult_t fuscoDispatchEx(fuscoPlan_t plan, const fuscoDispatchArgs_t* args, cudaStream_t stream);
-/* Back, weighted and summed in FP32, rounded once per level (1 in a node, 2 across nodes). Order of addition: node, rank,
- * slot; two runs of one plan are bit-identical. Collective. On several nodes the plan must have been dispatched before. */
+/* Back, weighted and summed in FP32, rounded once per level (1 in a node, 2 across nodes). Order of addition: node,
+ * rank, slot; two runs of one plan are bit-identical. Collective. On several nodes the plan must have been dispatched
+ * before. */
 FUSCO_API fuscoResult_t fuscoCombine(fuscoPlan_t plan, const void* input, void* output, size_t elements,
                                      fuscoDataType_t datatype, cudaStream_t stream);
 FUSCO_API fuscoResult_t fuscoCombineEx(fuscoPlan_t plan, const fuscoCombineArgs_t* args, cudaStream_t stream);
-/* The exact backward of a weighted combine. The backward of dispatch is fuscoCombineEx with weighted = 0. In the rank-order
- * layout, whose sums are plain, the backward of combine is a dispatch: InvalidUsage here. Collective. */
-FUSCO_API fuscoResult_t fuscoCombineBackward(fuscoPlan_t plan, const fuscoCombineBackwardArgs_t* args, cudaStream_t stream);
+/* The exact backward of a weighted combine. The backward of dispatch is fuscoCombineEx with weighted = 0. In the
+ * rank-order layout, whose sums are plain, the backward of combine is a dispatch: InvalidUsage here. Collective. */
+FUSCO_API fuscoResult_t fuscoCombineBackward(fuscoPlan_t plan, const fuscoCombineBackwardArgs_t* args,
+                                             cudaStream_t stream);
 
-/* The same in two halves: Start returns at once and the communicator's own thread carries the operation on; Finish waits
- * for the oldest started operation of the plan's communicator. At most 2 may be under way (two micro-batches). */
+/* The same in two halves: Start returns at once and the communicator's own thread carries the operation on; Finish
+ * waits for the oldest started operation of the plan's communicator. At most 2 may be under way (two micro-batches). */
 FUSCO_API fuscoResult_t fuscoDispatchStart(fuscoPlan_t plan, const fuscoDispatchArgs_t* args, cudaStream_t stream);
 FUSCO_API fuscoResult_t fuscoCombineStart(fuscoPlan_t plan, const fuscoCombineArgs_t* args, cudaStream_t stream);
 FUSCO_API fuscoResult_t fuscoFinish(fuscoPlan_t plan);
 
-/* Memory that the library will hold on a rank beyond the caller's tensors for a communicator of `nranks` on `nodes` equal
- * nodes and one plan of the given shape (tokens, topk, experts, layout; expertIds is not read) with rows of `rowBytes`;
- * docs/concepts.md has the formula. `privateRows` is the number of rows in memory that peers cannot map (0: all tensors from
- * fuscoMemAlloc or in one process). No communicator is needed. */
-FUSCO_API fuscoResult_t fuscoWorkspaceSize(const fuscoConfig_t* config, const fuscoPlanConfig_t* plan, int nranks, int nodes,
-                                           size_t rowBytes, int64_t privateRows, size_t* bytes);
+/* Memory that the library will hold on a rank beyond the caller's tensors for a communicator of `nranks` on `nodes`
+ * equal nodes and one plan of the given shape (tokens, topk, experts, layout; expertIds is not read) with rows of
+ * `rowBytes`; docs/concepts.md has the formula. `privateRows` is the number of rows in memory that peers cannot map (0:
+ * all tensors from fuscoMemAlloc or in one process). No communicator is needed. */
+FUSCO_API fuscoResult_t fuscoWorkspaceSize(const fuscoConfig_t* config, const fuscoPlanConfig_t* plan, int nranks,
+                                           int nodes, size_t rowBytes, int64_t privateRows, size_t* bytes);
 
 #ifdef __cplusplus
 } /* extern "C" */

@@ -1,10 +1,9 @@
 // Library and communicator calls.
+#include <fmt/format.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
-
-#include <fmt/format.h>
 
 #include "api/group.h"
 #include "api/state.h"
@@ -21,15 +20,24 @@ fuscoResult_t fuscoGetVersion(int* version) {
 
 const char* fuscoGetErrorString(fuscoResult_t result) {
   switch (result) {
-    case fuscoSuccess: return "no error";
-    case fuscoUnhandledCudaError: return "a CUDA call failed";
-    case fuscoSystemError: return "the system refused something";
-    case fuscoInternalError: return "internal error";
-    case fuscoInvalidArgument: return "invalid argument";
-    case fuscoInvalidUsage: return "invalid usage";
-    case fuscoRemoteError: return "a peer died, left, aborted or did not answer";
-    case fuscoInProgress: return "in progress";
-    default: return "unknown result code";
+    case fuscoSuccess:
+      return "no error";
+    case fuscoUnhandledCudaError:
+      return "a CUDA call failed";
+    case fuscoSystemError:
+      return "the system refused something";
+    case fuscoInternalError:
+      return "internal error";
+    case fuscoInvalidArgument:
+      return "invalid argument";
+    case fuscoInvalidUsage:
+      return "invalid usage";
+    case fuscoRemoteError:
+      return "a peer died, left, aborted or did not answer";
+    case fuscoInProgress:
+      return "in progress";
+    default:
+      return "unknown result code";
   }
 }
 
@@ -39,7 +47,9 @@ const char* fuscoGetLastError(fuscoComm_t comm) {
   try {
     const auto state = findCommAnyState(comm);
     std::lock_guard lock(state->errorMutex);
-    text = state->initError != Code::success ? state->initErrorText : state->engine == nullptr ? "" : state->engine->asyncErrorText();
+    text = state->initError != Code::success ? state->initErrorText
+           : state->engine == nullptr        ? ""
+                                             : state->engine->asyncErrorText();
     return text.c_str();
   } catch (const std::exception& e) {
     return (text = e.what()).c_str();
@@ -72,7 +82,8 @@ void init(fuscoComm_t* comm, int nranks, const fuscoUniqueId& id, int rank, cons
   if (comm == nullptr) fail(Code::invalidArgument, "comm is NULL");
   *comm = nullptr;
   if (nranks < 1) fail(Code::invalidArgument, fmt::format("nranks is {}, must be at least 1", nranks));
-  if (rank < 0 || rank >= nranks) fail(Code::invalidArgument, fmt::format("rank is {}, must be 0 to {}", rank, nranks - 1));
+  if (rank < 0 || rank >= nranks)
+    fail(Code::invalidArgument, fmt::format("rank is {}, must be 0 to {}", rank, nranks - 1));
   auto state = std::make_shared<CommState>();
   state->rank = rank;
   state->ranks = nranks;
@@ -108,7 +119,8 @@ fuscoResult_t fuscoCommInitRank(fuscoComm_t* comm, int nranks, fuscoUniqueId id,
   return guarded("fuscoCommInitRank", [&] { init(comm, nranks, id, rank, nullptr); });
 }
 
-fuscoResult_t fuscoCommInitRankConfig(fuscoComm_t* comm, int nranks, fuscoUniqueId id, int rank, const fuscoConfig_t* config) {
+fuscoResult_t fuscoCommInitRankConfig(fuscoComm_t* comm, int nranks, fuscoUniqueId id, int rank,
+                                      const fuscoConfig_t* config) {
   return guarded("fuscoCommInitRankConfig", [&] { init(comm, nranks, id, rank, config); });
 }
 
@@ -144,7 +156,8 @@ fuscoResult_t fuscoCommSplit(fuscoComm_t comm, int color, int key, fuscoComm_t* 
     state->pid = getpid();
     state->config = config == nullptr ? parent->config : resolveConfig(config);
     // The child keeps the parent's nodes unless the caller says otherwise.
-    if (config == nullptr || config->nodeId == FUSCO_UNSET) state->config.nodeId = fabric.topology().nodeOf(parent->rank);
+    if (config == nullptr || config->nodeId == FUSCO_UNSET)
+      state->config.nodeId = fabric.topology().nodeOf(parent->rank);
     finishInit(state, ids[static_cast<std::size_t>(members.front())]);
     *newcomm = addComm(state);
   });
@@ -156,7 +169,8 @@ fuscoResult_t fuscoCommFinalize(fuscoComm_t comm) {
     state->engine->finishAll();
     char token = 0;
     std::vector<char> all(static_cast<std::size_t>(state->ranks));
-    state->engine->fabric().allGather(&token, 1, all.data(), state->config.operationTimeoutMs > 0 ? state->config.operationTimeoutMs : 300000);
+    state->engine->fabric().allGather(&token, 1, all.data(),
+                                      state->config.operationTimeoutMs > 0 ? state->config.operationTimeoutMs : 300000);
   });
 }
 
@@ -165,7 +179,8 @@ fuscoResult_t fuscoCommDestroy(fuscoComm_t comm) {
     const auto state = findCommAnyState(comm);
     if (state->pid != getpid()) fail(Code::invalidUsage, "a forked child cannot destroy its parent's communicator");
     if (state->plans > 0) {
-      fail(Code::invalidUsage, fmt::format("rank {}: {} plans of this communicator are alive; destroy them first", state->rank, state->plans.load()));
+      fail(Code::invalidUsage, fmt::format("rank {}: {} plans of this communicator are alive; destroy them first",
+                                           state->rank, state->plans.load()));
     }
     removeComm(comm);
   });
@@ -197,7 +212,8 @@ fuscoResult_t fuscoCommNode(fuscoComm_t comm, int rank, int* node) {
   return guarded("fuscoCommNode", [&] {
     const auto state = findComm(comm);
     if (node == nullptr) fail(Code::invalidArgument, "node is NULL");
-    if (rank < 0 || rank >= state->ranks) fail(Code::invalidArgument, fmt::format("rank is {}, must be 0 to {}", rank, state->ranks - 1));
+    if (rank < 0 || rank >= state->ranks)
+      fail(Code::invalidArgument, fmt::format("rank is {}, must be 0 to {}", rank, state->ranks - 1));
     *node = state->engine->topology().nodeOf(rank);
   });
 }
@@ -211,7 +227,8 @@ fuscoResult_t fuscoCommGetAsyncError(fuscoComm_t comm, fuscoResult_t* error) {
       return;
     }
     std::lock_guard lock(state->errorMutex);
-    *error = static_cast<fuscoResult_t>(state->initError != Code::success ? state->initError : state->engine->asyncError());
+    *error =
+        static_cast<fuscoResult_t>(state->initError != Code::success ? state->initError : state->engine->asyncError());
   });
 }
 

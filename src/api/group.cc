@@ -1,8 +1,9 @@
 #include "api/group.h"
 
+#include <unistd.h>
+
 #include <exception>
 #include <thread>
-#include <unistd.h>
 #include <utility>
 #include <vector>
 
@@ -115,7 +116,8 @@ void run(Group& work) {
 
 }  // namespace
 
-void enqueue(const std::shared_ptr<CommState>& comm, std::unique_ptr<engine::Operation> operation, std::function<void()> after) {
+void enqueue(const std::shared_ptr<CommState>& comm, std::unique_ptr<engine::Operation> operation,
+             std::function<void()> after) {
   group.collectives.push_back({comm, std::move(operation), std::move(after)});
 }
 

@@ -1,5 +1,5 @@
-// Groups: calls collected by a thread and carried out together by the outermost fuscoGroupEnd. A call outside a group is a
-// group of one.
+// Groups: calls collected by a thread and carried out together by the outermost fuscoGroupEnd. A call outside a group
+// is a group of one.
 #pragma once
 
 #include <functional>
@@ -11,7 +11,8 @@
 namespace fusco::api {
 
 // Collective operation on a communicator; `after` runs when it has completed.
-void enqueue(const std::shared_ptr<CommState>& comm, std::unique_ptr<engine::Operation> operation, std::function<void()> after = {});
+void enqueue(const std::shared_ptr<CommState>& comm, std::unique_ptr<engine::Operation> operation,
+             std::function<void()> after = {});
 void enqueue(const std::shared_ptr<CommState>& comm, engine::TransferRequest request);
 // Joining a communicator: run side by side with the others of the group.
 void enqueueInit(std::function<void()> init);

@@ -27,7 +27,8 @@ fuscoResult_t fuscoMemAlloc(void** pointer, size_t bytes) {
     if (pointer == nullptr) fail(Code::invalidArgument, "pointer is NULL");
     *pointer = nullptr;
     if (bytes == 0) fail(Code::invalidArgument, "bytes is 0");
-    if (bytes > (std::size_t{1} << 47)) fail(Code::invalidArgument, fmt::format("{} bytes are more than an address space holds", bytes));
+    if (bytes > (std::size_t{1} << 47))
+      fail(Code::invalidArgument, fmt::format("{} bytes are more than an address space holds", bytes));
     *pointer = comm::windowAllocate(bytes);
   });
 }

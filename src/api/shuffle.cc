@@ -1,4 +1,6 @@
 // Plans, dispatch and combine.
+#include "engine/shuffle.h"
+
 #include <fmt/format.h>
 
 #include <cstdio>
@@ -8,14 +10,14 @@
 #include "api/group.h"
 #include "api/state.h"
 #include "base/environment.h"
-#include "engine/shuffle.h"
 #include "plan/file.h"
 #include "plan/print.h"
 
 using namespace fusco;
 using namespace fusco::api;
 
-static_assert(sizeof(fuscoTicket_t) == sizeof(engine::Ticket) && offsetof(fuscoTicket_t, primary) == offsetof(engine::Ticket, primary));
+static_assert(sizeof(fuscoTicket_t) == sizeof(engine::Ticket) &&
+              offsetof(fuscoTicket_t, primary) == offsetof(engine::Ticket, primary));
 
 namespace {
 
@@ -37,7 +39,8 @@ engine::PlanRequest planRequest(const fuscoPlanConfig_t& c) {
   require(c.idType == fuscoInt32 || c.idType == fuscoInt64, "expertIds are fuscoInt32 or fuscoInt64");
   require(c.tokens >= 0, fmt::format("tokens is {}, must not be negative", c.tokens));
   require(c.topk >= 1 && c.topk <= 32767, fmt::format("topk is {}, must be 1 to 32767", c.topk));
-  require(c.tokens <= INT32_MAX / c.topk, fmt::format("{} tokens x top-{} are more than 2^31 - 1 rows", c.tokens, c.topk));
+  require(c.tokens <= INT32_MAX / c.topk,
+          fmt::format("{} tokens x top-{} are more than 2^31 - 1 rows", c.tokens, c.topk));
   require(c.capacityRows <= INT32_MAX, fmt::format("capacityRows is {}, more than 2^31 - 1", c.capacityRows));
   require(c.experts >= 1, fmt::format("experts is {}, must be at least 1", c.experts));
   require(c.tokens == 0 || c.expertIds != nullptr, fmt::format("expertIds is NULL and tokens is {}", c.tokens));
@@ -48,8 +51,10 @@ engine::PlanRequest planRequest(const fuscoPlanConfig_t& c) {
   require(c.capacityPolicy == fuscoCapacityError || c.capacityPolicy == fuscoCapacityDrop,
           fmt::format("capacityPolicy {} does not exist", c.capacityPolicy));
   require(c.dedup >= 0 && c.dedup <= 3, fmt::format("dedup {} does not exist", c.dedup));
-  require(c.layout != fuscoLayoutSlotted || c.maxTokens >= 1, "the slotted layout needs maxTokens, the most tokens that any rank brings");
-  require(c.layout != fuscoLayoutSlotted || c.tokens <= c.maxTokens, fmt::format("tokens is {}, maxTokens {}", c.tokens, c.maxTokens));
+  require(c.layout != fuscoLayoutSlotted || c.maxTokens >= 1,
+          "the slotted layout needs maxTokens, the most tokens that any rank brings");
+  require(c.layout != fuscoLayoutSlotted || c.tokens <= c.maxTokens,
+          fmt::format("tokens is {}, maxTokens {}", c.tokens, c.maxTokens));
   engine::PlanRequest r;
   r.map.ids = c.expertIds;
   r.map.idBytes = c.idType == fuscoInt32 ? 4 : 8;
@@ -85,7 +90,8 @@ struct Range {
 // What is written may overlap nothing else; `written` come first.
 void requireApart(std::initializer_list<Range> ranges, std::size_t written) {
   for (const Range& r : ranges) {
-    require(r.rows == 0 || r.rowBytes <= (std::size_t{1} << 62) / r.rows, fmt::format("{}: {} x {} bytes overflow", r.name, r.rows, r.rowBytes));
+    require(r.rows == 0 || r.rowBytes <= (std::size_t{1} << 62) / r.rows,
+            fmt::format("{}: {} x {} bytes overflow", r.name, r.rows, r.rowBytes));
   }
   for (std::size_t i = 0; i < written; ++i) {
     for (std::size_t j = i + 1; j < ranges.size(); ++j) {
@@ -101,15 +107,19 @@ engine::DispatchRequest dispatchRequest(const PlanHandleState& p, const fuscoDis
   const plan::ArenaHeader& h = *p.plan->view.header;
   require(a.rowBytes >= 1, "rowBytes is 0");
   require(a.rowBytes <= (std::size_t{1} << 40), fmt::format("rowBytes is {}, more than 2^40", a.rowBytes));
-  require(a.input != nullptr || h.tokensUsed == 0, fmt::format("input is NULL and the plan has {} tokens", h.tokensUsed));
-  require(a.output != nullptr || h.receiveRows == 0, fmt::format("output is NULL and {} rows will arrive", h.receiveRows));
+  require(a.input != nullptr || h.tokensUsed == 0,
+          fmt::format("input is NULL and the plan has {} tokens", h.tokensUsed));
+  require(a.output != nullptr || h.receiveRows == 0,
+          fmt::format("output is NULL and {} rows will arrive", h.receiveRows));
   require(a.cast == fuscoCastNone || a.cast == fuscoCastBf16ToFp8e4m3, fmt::format("cast {} does not exist", a.cast));
   engine::DispatchRequest r;
   r.input = static_cast<const std::byte*>(a.input);
   r.output = static_cast<std::byte*>(a.output);
   r.rowBytes = a.rowBytes;
   if (a.cast == fuscoCastBf16ToFp8e4m3) {
-    require(a.rowBytes % 256 == 0, fmt::format("rowBytes is {}: a cast needs BF16 rows of a multiple of 128 elements (256 bytes)", a.rowBytes));
+    require(
+        a.rowBytes % 256 == 0,
+        fmt::format("rowBytes is {}: a cast needs BF16 rows of a multiple of 128 elements (256 bytes)", a.rowBytes));
     require(a.outputScales != nullptr || h.receiveRows == 0, "outputScales is NULL");
     require(a.rowBytes2 == 0, "a cast makes its scales itself: rowBytes2 must be 0");
     r.castToFp8 = true;
@@ -135,24 +145,34 @@ engine::DispatchRequest dispatchRequest(const PlanHandleState& p, const fuscoDis
 
 exec::RowType rowType(fuscoDataType_t type) {
   switch (type) {
-    case fuscoBfloat16: return exec::RowType::bf16;
-    case fuscoFloat16: return exec::RowType::f16;
-    case fuscoFloat32: return exec::RowType::f32;
-    default: fail(Code::invalidArgument, fmt::format("data type {} cannot be summed: fuscoBfloat16, fuscoFloat16 or fuscoFloat32", static_cast<int>(type)));
+    case fuscoBfloat16:
+      return exec::RowType::bf16;
+    case fuscoFloat16:
+      return exec::RowType::f16;
+    case fuscoFloat32:
+      return exec::RowType::f32;
+    default:
+      fail(Code::invalidArgument,
+           fmt::format("data type {} cannot be summed: fuscoBfloat16, fuscoFloat16 or fuscoFloat32",
+                       static_cast<int>(type)));
   }
 }
 
 engine::CombineRequest combineRequest(const PlanHandleState& p, const fuscoCombineArgs_t& a) {
   const plan::ArenaHeader& h = *p.plan->view.header;
   if (p.comm->engine->topology().nodes() > 1 && !p.plan->dispatched) {
-    fail(Code::invalidUsage, fmt::format("rank {}: combine before the first dispatch of its plan has finished: on several nodes the way back "
-                                         "follows what dispatch brought; dispatch first",
-                                         p.comm->rank));
+    fail(Code::invalidUsage,
+         fmt::format(
+             "rank {}: combine before the first dispatch of its plan has finished: on several nodes the way back "
+             "follows what dispatch brought; dispatch first",
+             p.comm->rank));
   }
   require(a.elements >= 1, "elements is 0");
   require(a.elements <= (std::size_t{1} << 38), fmt::format("elements is {}, more than 2^38", a.elements));
-  require(a.input != nullptr || h.receiveRows == 0, fmt::format("input is NULL and the plan has {} expert rows here", h.receiveRows));
-  require(a.output != nullptr || h.tokensUsed == 0, fmt::format("output is NULL and the plan has {} tokens", h.tokensUsed));
+  require(a.input != nullptr || h.receiveRows == 0,
+          fmt::format("input is NULL and the plan has {} expert rows here", h.receiveRows));
+  require(a.output != nullptr || h.tokensUsed == 0,
+          fmt::format("output is NULL and the plan has {} tokens", h.tokensUsed));
   engine::CombineRequest r;
   r.input = static_cast<const std::byte*>(a.input);
   r.output = static_cast<std::byte*>(a.output);
@@ -164,7 +184,9 @@ engine::CombineRequest combineRequest(const PlanHandleState& p, const fuscoCombi
   const std::size_t rowBytes = a.elements * exec::elementBytes(r.type);
   const auto tokens = static_cast<std::size_t>(h.tokensUsed);
   // The bias may be the output: each of its elements is read before its sum is written.
-  requireApart({{"output", r.output, tokens, rowBytes}, {"input", r.input, static_cast<std::size_t>(h.receiveRows), rowBytes}}, 1);
+  requireApart(
+      {{"output", r.output, tokens, rowBytes}, {"input", r.input, static_cast<std::size_t>(h.receiveRows), rowBytes}},
+      1);
   return r;
 }
 
@@ -187,7 +209,8 @@ void start(const std::shared_ptr<CommState>& comm, std::unique_ptr<engine::Opera
 
 void checkStartable(const CommState& comm) {
   if (comm.engine->startedOperations() >= engine::kOperationSlots) {
-    fail(Code::invalidUsage, fmt::format("rank {}: {} operations are under way already; call fuscoFinish first", comm.rank, engine::kOperationSlots));
+    fail(Code::invalidUsage, fmt::format("rank {}: {} operations are under way already; call fuscoFinish first",
+                                         comm.rank, engine::kOperationSlots));
   }
 }
 
@@ -198,7 +221,8 @@ fuscoResult_t fuscoPlanCreate(fuscoPlan_t* plan, const fuscoPlanConfig_t* config
     require(plan != nullptr, "plan is NULL");
     *plan = nullptr;
     const auto state = findComm(comm);
-    const fuscoPlanConfig_t c = copyStruct("fuscoPlanConfig_t", config, fuscoPlanConfig_t FUSCO_PLAN_CONFIG_INIT, FUSCO_PLAN_MAGIC);
+    const fuscoPlanConfig_t c =
+        copyStruct("fuscoPlanConfig_t", config, fuscoPlanConfig_t FUSCO_PLAN_CONFIG_INIT, FUSCO_PLAN_MAGIC);
     auto made = std::make_shared<PlanHandleState>();
     made->comm = state;
     made->plan = std::make_shared<engine::PlanState>(*state->engine, planRequest(c));
@@ -244,7 +268,8 @@ fuscoResult_t fuscoPlanExpertCounters(fuscoPlan_t plan, const volatile uint64_t*
   return guarded("fuscoPlanExpertCounters", [&] {
     require(counters != nullptr, "counters is NULL");
     const auto state = findPlan(plan);
-    if (state->plan->counters.data() == nullptr) fail(Code::invalidUsage, "the plan was made without expertCounters = 1 (or in rank order)");
+    if (state->plan->counters.data() == nullptr)
+      fail(Code::invalidUsage, "the plan was made without expertCounters = 1 (or in rank order)");
     *counters = state->plan->counters.as<engine::CounterBoard>()->counters();
   });
 }
@@ -254,7 +279,8 @@ fuscoResult_t fuscoPlanTickets(fuscoPlan_t plan, const fuscoTicket_t** tickets) 
     require(tickets != nullptr, "tickets is NULL");
     const auto state = findPlan(plan);
     if (state->plan->tickets.data() == nullptr) fail(Code::invalidUsage, "the plan was made without tickets = 1");
-    if (!state->plan->dispatched) fail(Code::invalidUsage, "tickets are filled by the plan's first dispatch, which has not run");
+    if (!state->plan->dispatched)
+      fail(Code::invalidUsage, "tickets are filled by the plan's first dispatch, which has not run");
     *tickets = state->plan->tickets.as<fuscoTicket_t>();
   });
 }
@@ -263,8 +289,10 @@ fuscoResult_t fuscoPlanRankOrder(fuscoPlan_t plan, const int32_t** localExpertId
   return guarded("fuscoPlanRankOrder", [&] {
     require(localExpertIds != nullptr && weights != nullptr, "localExpertIds or weights is NULL");
     const auto state = findPlan(plan);
-    if (state->plan->request.options.layout != plan::Layout::rankOrder) fail(Code::invalidUsage, "the plan's layout is not rank order");
-    if (!state->plan->dispatched) fail(Code::invalidUsage, "they are filled by the plan's first dispatch, which has not run");
+    if (state->plan->request.options.layout != plan::Layout::rankOrder)
+      fail(Code::invalidUsage, "the plan's layout is not rank order");
+    if (!state->plan->dispatched)
+      fail(Code::invalidUsage, "they are filled by the plan's first dispatch, which has not run");
     *localExpertIds = state->plan->rankOrderIds.as<std::int32_t>();
     *weights = state->plan->rankOrderWeights.as<float>();
   });
@@ -288,7 +316,9 @@ fuscoResult_t fuscoPlanSave(fuscoPlan_t plan, const char* path) {
     const engine::PlanState& p = *state->plan;
     std::ofstream file(path, std::ios::binary);
     if (!file) failErrno(fmt::format("cannot write the plan to {}", path));
-    plan::save(plan::record(p.kept(), state->comm->engine->topology(), state->comm->rank, p.request.options, p.exchanged), file);
+    plan::save(
+        plan::record(p.kept(), state->comm->engine->topology(), state->comm->rank, p.request.options, p.exchanged),
+        file);
     file.close();
     if (!file) failErrno(fmt::format("cannot write the plan to {}", path));
   });
@@ -297,7 +327,8 @@ fuscoResult_t fuscoPlanSave(fuscoPlan_t plan, const char* path) {
 fuscoResult_t fuscoDispatchEx(fuscoPlan_t plan, const fuscoDispatchArgs_t* args, cudaStream_t) {
   return guarded("fuscoDispatch", [&] {
     const auto p = usablePlan(plan);
-    const auto a = copyStruct("fuscoDispatchArgs_t", args, fuscoDispatchArgs_t FUSCO_DISPATCH_INIT, FUSCO_DISPATCH_MAGIC);
+    const auto a =
+        copyStruct("fuscoDispatchArgs_t", args, fuscoDispatchArgs_t FUSCO_DISPATCH_INIT, FUSCO_DISPATCH_MAGIC);
     runOne(p->comm, engine::makeDispatch(*p->comm->engine, p->plan, dispatchRequest(*p, a)));
   });
 }
@@ -318,7 +349,8 @@ fuscoResult_t fuscoCombineEx(fuscoPlan_t plan, const fuscoCombineArgs_t* args, c
   });
 }
 
-fuscoResult_t fuscoCombine(fuscoPlan_t plan, const void* input, void* output, size_t elements, fuscoDataType_t datatype, cudaStream_t stream) {
+fuscoResult_t fuscoCombine(fuscoPlan_t plan, const void* input, void* output, size_t elements, fuscoDataType_t datatype,
+                           cudaStream_t stream) {
   fuscoCombineArgs_t args = FUSCO_COMBINE_INIT;
   args.input = input;
   args.output = output;
@@ -330,14 +362,17 @@ fuscoResult_t fuscoCombine(fuscoPlan_t plan, const void* input, void* output, si
 fuscoResult_t fuscoCombineBackward(fuscoPlan_t plan, const fuscoCombineBackwardArgs_t* args, cudaStream_t) {
   return guarded("fuscoCombineBackward", [&] {
     const auto p = usablePlan(plan);
-    const auto a = copyStruct("fuscoCombineBackwardArgs_t", args, fuscoCombineBackwardArgs_t FUSCO_COMBINE_BACKWARD_INIT, FUSCO_COMBINE_BACKWARD_MAGIC);
+    const auto a = copyStruct("fuscoCombineBackwardArgs_t", args,
+                              fuscoCombineBackwardArgs_t FUSCO_COMBINE_BACKWARD_INIT, FUSCO_COMBINE_BACKWARD_MAGIC);
     const plan::ArenaHeader& h = *p->plan->view.header;
     if (p->plan->request.options.layout == plan::Layout::rankOrder) {
       fail(Code::invalidUsage, "the rank-order layout has plain sums: the backward of its combine is a dispatch");
     }
     require(a.elements >= 1 && a.elements <= (std::size_t{1} << 38), fmt::format("elements is {}", a.elements));
-    require((a.outputGradient != nullptr && a.weightGradient != nullptr) || h.tokensUsed == 0, "outputGradient or weightGradient is NULL");
-    require((a.expertRows != nullptr && a.inputGradient != nullptr) || h.receiveRows == 0, "expertRows or inputGradient is NULL");
+    require((a.outputGradient != nullptr && a.weightGradient != nullptr) || h.tokensUsed == 0,
+            "outputGradient or weightGradient is NULL");
+    require((a.expertRows != nullptr && a.inputGradient != nullptr) || h.receiveRows == 0,
+            "expertRows or inputGradient is NULL");
     engine::CombineBackwardRequest r;
     r.outputGradient = static_cast<const std::byte*>(a.outputGradient);
     r.expertRows = static_cast<const std::byte*>(a.expertRows);
@@ -361,7 +396,8 @@ fuscoResult_t fuscoDispatchStart(fuscoPlan_t plan, const fuscoDispatchArgs_t* ar
   return guarded("fuscoDispatchStart", [&] {
     const auto p = usablePlan(plan);
     checkStartable(*p->comm);
-    const auto a = copyStruct("fuscoDispatchArgs_t", args, fuscoDispatchArgs_t FUSCO_DISPATCH_INIT, FUSCO_DISPATCH_MAGIC);
+    const auto a =
+        copyStruct("fuscoDispatchArgs_t", args, fuscoDispatchArgs_t FUSCO_DISPATCH_INIT, FUSCO_DISPATCH_MAGIC);
     start(p->comm, engine::makeDispatch(*p->comm->engine, p->plan, dispatchRequest(*p, a)));
   });
 }
@@ -379,15 +415,17 @@ fuscoResult_t fuscoFinish(fuscoPlan_t plan) {
   return guarded("fuscoFinish", [&] { findPlan(plan)->comm->engine->finishOldest(); });
 }
 
-fuscoResult_t fuscoWorkspaceSize(const fuscoConfig_t* config, const fuscoPlanConfig_t* plan, int nranks, int nodes, size_t rowBytes,
-                                 int64_t privateRows, size_t* bytes) {
+fuscoResult_t fuscoWorkspaceSize(const fuscoConfig_t* config, const fuscoPlanConfig_t* plan, int nranks, int nodes,
+                                 size_t rowBytes, int64_t privateRows, size_t* bytes) {
   return guarded("fuscoWorkspaceSize", [&] {
     require(bytes != nullptr, "bytes is NULL");
     const fuscoConfig_t c = resolveConfig(config);
-    fuscoPlanConfig_t p = copyStruct("fuscoPlanConfig_t", plan, fuscoPlanConfig_t FUSCO_PLAN_CONFIG_INIT, FUSCO_PLAN_MAGIC);
+    fuscoPlanConfig_t p =
+        copyStruct("fuscoPlanConfig_t", plan, fuscoPlanConfig_t FUSCO_PLAN_CONFIG_INIT, FUSCO_PLAN_MAGIC);
     require(nranks >= 1 && nodes >= 1 && nodes <= nranks, fmt::format("{} ranks on {} nodes", nranks, nodes));
     require(privateRows >= 0, "privateRows is negative");
-    require(p.tokens >= 0 && p.topk >= 1 && p.tokens <= INT32_MAX / p.topk, fmt::format("{} tokens x top-{}", p.tokens, p.topk));
+    require(p.tokens >= 0 && p.topk >= 1 && p.tokens <= INT32_MAX / p.topk,
+            fmt::format("{} tokens x top-{}", p.tokens, p.topk));
     static const char unread = 0;
     if (p.expertIds == nullptr) p.expertIds = &unread;
     engine::WorkspaceShape shape;

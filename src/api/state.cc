@@ -1,10 +1,9 @@
 #include "api/state.h"
 
+#include <fmt/format.h>
 #include <unistd.h>
 
 #include <unordered_map>
-
-#include <fmt/format.h>
 
 #include "api/group.h"
 #include "base/environment.h"
@@ -59,17 +58,20 @@ Registry<fuscoPlan_t, PlanHandleState>& planRegistry() {
 template <class State>
 std::shared_ptr<State> known(std::shared_ptr<State> state, const char* what, const void* handle) {
   if (state == nullptr) {
-    fail(Code::invalidArgument, handle == nullptr ? fmt::format("{} is NULL", what)
-                                                  : fmt::format("{} {} does not exist (any more): was it destroyed?", what, handle));
+    fail(Code::invalidArgument, handle == nullptr
+                                    ? fmt::format("{} is NULL", what)
+                                    : fmt::format("{} {} does not exist (any more): was it destroyed?", what, handle));
   }
   return state;
 }
 
 void checkFork(const CommState& state) {
   if (state.pid != getpid()) {
-    fail(Code::invalidUsage, fmt::format("rank {}: this communicator was made by process {}, a fork cannot use it (this is process {}); make a "
-                                         "new one here",
-                                         state.rank, state.pid, getpid()));
+    fail(Code::invalidUsage,
+         fmt::format(
+             "rank {}: this communicator was made by process {}, a fork cannot use it (this is process {}); make a "
+             "new one here",
+             state.rank, state.pid, getpid()));
   }
 }
 
@@ -81,12 +83,15 @@ CommState::~CommState() {
 
 fuscoComm_t addComm(std::shared_ptr<CommState> state) { return comms().add(std::move(state)); }
 
-std::shared_ptr<CommState> findCommAnyState(fuscoComm_t comm) { return known(comms().find(comm), "communicator", comm); }
+std::shared_ptr<CommState> findCommAnyState(fuscoComm_t comm) {
+  return known(comms().find(comm), "communicator", comm);
+}
 
 std::shared_ptr<CommState> findComm(fuscoComm_t comm) {
   auto state = findCommAnyState(comm);
   checkFork(*state);
-  if (!state->ready) fail(Code::invalidUsage, "the communicator is not ready yet: wait until fuscoCommGetAsyncError says fuscoSuccess");
+  if (!state->ready)
+    fail(Code::invalidUsage, "the communicator is not ready yet: wait until fuscoCommGetAsyncError says fuscoSuccess");
   {
     std::lock_guard lock(state->errorMutex);
     if (state->initError != Code::success) fail(state->initError, state->initErrorText);
@@ -105,7 +110,9 @@ std::shared_ptr<PlanHandleState> findPlan(fuscoPlan_t plan) {
   return state;
 }
 
-std::shared_ptr<PlanHandleState> removePlan(fuscoPlan_t plan) { return known(planRegistry().remove(plan), "plan", plan); }
+std::shared_ptr<PlanHandleState> removePlan(fuscoPlan_t plan) {
+  return known(planRegistry().remove(plan), "plan", plan);
+}
 
 void setLastError(const std::string& text) { lastError = text; }
 const std::string& threadLastError() { return lastError; }
@@ -134,9 +141,11 @@ fuscoResult_t guarded(const char* function, const std::function<void()>& body) {
 void checkStruct(const char* name, std::size_t size, unsigned magic, std::size_t expectedSize, unsigned expectedMagic) {
   // Size, magic and version are there in every version.
   if (magic != expectedMagic || size < sizeof(std::size_t) + 2 * sizeof(unsigned) || size > expectedSize) {
-    fail(Code::invalidArgument, fmt::format("{} of size {} and magic {:#x}: start from its INIT macro (size {}, magic {:#x}), and use a header "
-                                            "that is not newer than the library",
-                                            name, size, magic, expectedSize, expectedMagic));
+    fail(
+        Code::invalidArgument,
+        fmt::format("{} of size {} and magic {:#x}: start from its INIT macro (size {}, magic {:#x}), and use a header "
+                    "that is not newer than the library",
+                    name, size, magic, expectedSize, expectedMagic));
   }
 }
 
@@ -145,15 +154,19 @@ std::size_t typeBytes(fuscoDataType_t type) {
     case fuscoInt8:
     case fuscoUint8:
     case fuscoFloat8e4m3:
-    case fuscoFloat8e5m2: return 1;
+    case fuscoFloat8e5m2:
+      return 1;
     case fuscoFloat16:
-    case fuscoBfloat16: return 2;
+    case fuscoBfloat16:
+      return 2;
     case fuscoInt32:
     case fuscoUint32:
-    case fuscoFloat32: return 4;
+    case fuscoFloat32:
+      return 4;
     case fuscoInt64:
     case fuscoUint64:
-    case fuscoFloat64: return 8;
+    case fuscoFloat64:
+      return 8;
   }
   fail(Code::invalidArgument, fmt::format("data type {} does not exist", static_cast<int>(type)));
 }
@@ -201,7 +214,8 @@ fuscoConfig_t resolveConfig(const fuscoConfig_t* given) {
     fail(Code::invalidArgument, "fuscoConfig_t: allocate and release come together or not at all");
   }
   if (c.device == fuscoDeviceCuda) {
-    fail(Code::invalidUsage, "device cuda was asked for, this build moves host memory only; use device host (FUSCO_DEVICE=host)");
+    fail(Code::invalidUsage,
+         "device cuda was asked for, this build moves host memory only; use device host (FUSCO_DEVICE=host)");
   }
   c.device = fuscoDeviceHost;
   c.sliceBytes = (c.sliceBytes + 63) / 64 * 64;
@@ -216,7 +230,8 @@ std::shared_ptr<engine::Engine> connect(const CommState& state, const char id[12
   f.nodeId = c.nodeId;
   // A host of another name is another node, though it be the same machine.
   const std::string& hostId = environment().text(Setting::hostId);
-  if (c.nodeId == FUSCO_UNSET && !hostId.empty()) f.nodeId = static_cast<int>(std::hash<std::string>{}(hostId) & 0x7fffffff);
+  if (c.nodeId == FUSCO_UNSET && !hostId.empty())
+    f.nodeId = static_cast<int>(std::hash<std::string>{}(hostId)&0x7fffffff);
   f.lanesPerNode = c.lanesPerNode;
   f.controlBytes = engine::controlBytes(state.ranks);
   f.slotBytes = static_cast<std::size_t>(c.sliceBytes);

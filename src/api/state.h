@@ -26,8 +26,8 @@ struct CommState {
   int ranks = 0;
   int pid = 0;
   fuscoConfig_t config;
-  std::shared_ptr<engine::Engine> engine;   // null until init has finished
-  std::thread initThread;                   // non-blocking init
+  std::shared_ptr<engine::Engine> engine;  // null until init has finished
+  std::thread initThread;                  // non-blocking init
   std::atomic<bool> ready{false};
   std::mutex errorMutex;
   Code initError = Code::success;
@@ -43,7 +43,7 @@ struct PlanHandleState {
 
 // Handles that are alive. Throws invalidArgument for others.
 fuscoComm_t addComm(std::shared_ptr<CommState> state);
-std::shared_ptr<CommState> findComm(fuscoComm_t comm);         // throws also when init has not finished or in a forked child
+std::shared_ptr<CommState> findComm(fuscoComm_t comm);  // throws also when init has not finished or in a forked child
 std::shared_ptr<CommState> findCommAnyState(fuscoComm_t comm);
 std::shared_ptr<CommState> removeComm(fuscoComm_t comm);
 fuscoPlan_t addPlan(std::shared_ptr<PlanHandleState> state);
@@ -60,6 +60,6 @@ std::shared_ptr<engine::Engine> connect(const CommState& state, const char id[12
 // Throws invalidArgument unless a struct given by the caller begins as its INIT macro has it.
 void checkStruct(const char* name, std::size_t size, unsigned magic, std::size_t expectedSize, unsigned expectedMagic);
 
-std::size_t typeBytes(fuscoDataType_t type);   // throws invalidArgument
+std::size_t typeBytes(fuscoDataType_t type);  // throws invalidArgument
 
 }  // namespace fusco::api

@@ -20,11 +20,12 @@ std::size_t product(const char* what, std::size_t a, std::size_t b) {
 }
 
 void checkPeer(const CommState& comm, int peer) {
-  if (peer < 0 || peer >= comm.ranks) fail(Code::invalidArgument, fmt::format("peer is {}, must be 0 to {}", peer, comm.ranks - 1));
+  if (peer < 0 || peer >= comm.ranks)
+    fail(Code::invalidArgument, fmt::format("peer is {}, must be 0 to {}", peer, comm.ranks - 1));
 }
 
-void transfer(const char* what, bool send, const void* buffer, std::size_t rows, std::size_t rowBytes, const void* indices,
-              fuscoDataType_t indexType, int peer, fuscoComm_t handle) {
+void transfer(const char* what, bool send, const void* buffer, std::size_t rows, std::size_t rowBytes,
+              const void* indices, fuscoDataType_t indexType, int peer, fuscoComm_t handle) {
   const auto comm = findComm(handle);
   checkPeer(*comm, peer);
   engine::TransferRequest request;
@@ -34,16 +35,21 @@ void transfer(const char* what, bool send, const void* buffer, std::size_t rows,
   request.rows = rows;
   request.rowBytes = rowBytes;
   const std::size_t bytes = product(what, rows, rowBytes);
-  if (buffer == nullptr && bytes > 0) fail(Code::invalidArgument, fmt::format("{}: the buffer is NULL and {} bytes are to be moved", what, bytes));
+  if (buffer == nullptr && bytes > 0)
+    fail(Code::invalidArgument, fmt::format("{}: the buffer is NULL and {} bytes are to be moved", what, bytes));
   if (indices != nullptr && bytes > 0) {
     if (indexType != fuscoInt32 && indexType != fuscoInt64) {
-      fail(Code::invalidArgument, fmt::format("{}: row indices are fuscoInt32 or fuscoInt64, not {}", what, static_cast<int>(indexType)));
+      fail(Code::invalidArgument,
+           fmt::format("{}: row indices are fuscoInt32 or fuscoInt64, not {}", what, static_cast<int>(indexType)));
     }
     request.listed = true;
     request.list.resize(rows);
     for (std::size_t i = 0; i < rows; ++i) {
-      request.list[i] = indexType == fuscoInt32 ? static_cast<const std::int32_t*>(indices)[i] : static_cast<const std::int64_t*>(indices)[i];
-      if (request.list[i] < 0) fail(Code::invalidArgument, fmt::format("{}: row index {} is {}, must not be negative", what, i, request.list[i]));
+      request.list[i] = indexType == fuscoInt32 ? static_cast<const std::int32_t*>(indices)[i]
+                                                : static_cast<const std::int64_t*>(indices)[i];
+      if (request.list[i] < 0)
+        fail(Code::invalidArgument,
+             fmt::format("{}: row index {} is {}, must not be negative", what, i, request.list[i]));
       product(what, static_cast<std::size_t>(request.list[i]) + 1, rowBytes);
     }
   }
@@ -54,32 +60,39 @@ void transfer(const char* what, bool send, const void* buffer, std::size_t rows,
 
 }  // namespace
 
-fuscoResult_t fuscoSend(const void* sendbuff, size_t count, fuscoDataType_t datatype, int peer, fuscoComm_t comm, cudaStream_t) {
+fuscoResult_t fuscoSend(const void* sendbuff, size_t count, fuscoDataType_t datatype, int peer, fuscoComm_t comm,
+                        cudaStream_t) {
   return guarded("fuscoSend", [&] {
     const std::size_t bytes = product("count", count, typeBytes(datatype));
     transfer("fuscoSend", true, sendbuff, 1, bytes, nullptr, fuscoInt64, peer, comm);
   });
 }
 
-fuscoResult_t fuscoRecv(void* recvbuff, size_t count, fuscoDataType_t datatype, int peer, fuscoComm_t comm, cudaStream_t) {
+fuscoResult_t fuscoRecv(void* recvbuff, size_t count, fuscoDataType_t datatype, int peer, fuscoComm_t comm,
+                        cudaStream_t) {
   return guarded("fuscoRecv", [&] {
     const std::size_t bytes = product("count", count, typeBytes(datatype));
     transfer("fuscoRecv", false, recvbuff, 1, bytes, nullptr, fuscoInt64, peer, comm);
   });
 }
 
-fuscoResult_t fuscoGatherSend(const void* sendbuff, size_t rows, size_t rowBytes, const void* rowIndices, fuscoDataType_t indexType, int peer,
-                              fuscoComm_t comm, cudaStream_t) {
-  return guarded("fuscoGatherSend", [&] { transfer("fuscoGatherSend", true, sendbuff, rows, rowBytes, rowIndices, indexType, peer, comm); });
+fuscoResult_t fuscoGatherSend(const void* sendbuff, size_t rows, size_t rowBytes, const void* rowIndices,
+                              fuscoDataType_t indexType, int peer, fuscoComm_t comm, cudaStream_t) {
+  return guarded("fuscoGatherSend", [&] {
+    transfer("fuscoGatherSend", true, sendbuff, rows, rowBytes, rowIndices, indexType, peer, comm);
+  });
 }
 
-fuscoResult_t fuscoScatterRecv(void* recvbuff, size_t rows, size_t rowBytes, const void* rowIndices, fuscoDataType_t indexType, int peer,
-                               fuscoComm_t comm, cudaStream_t) {
-  return guarded("fuscoScatterRecv", [&] { transfer("fuscoScatterRecv", false, recvbuff, rows, rowBytes, rowIndices, indexType, peer, comm); });
+fuscoResult_t fuscoScatterRecv(void* recvbuff, size_t rows, size_t rowBytes, const void* rowIndices,
+                               fuscoDataType_t indexType, int peer, fuscoComm_t comm, cudaStream_t) {
+  return guarded("fuscoScatterRecv", [&] {
+    transfer("fuscoScatterRecv", false, recvbuff, rows, rowBytes, rowIndices, indexType, peer, comm);
+  });
 }
 
-fuscoResult_t fuscoAllToAllv(const void* sendbuff, const size_t sendcounts[], const size_t sdispls[], void* recvbuff, const size_t recvcounts[],
-                             const size_t rdispls[], fuscoDataType_t datatype, fuscoComm_t handle, cudaStream_t) {
+fuscoResult_t fuscoAllToAllv(const void* sendbuff, const size_t sendcounts[], const size_t sdispls[], void* recvbuff,
+                             const size_t recvcounts[], const size_t rdispls[], fuscoDataType_t datatype,
+                             fuscoComm_t handle, cudaStream_t) {
   return guarded("fuscoAllToAllv", [&] {
     const auto comm = findComm(handle);
     if (sendcounts == nullptr || sdispls == nullptr || recvcounts == nullptr || rdispls == nullptr) {
@@ -93,7 +106,8 @@ fuscoResult_t fuscoAllToAllv(const void* sendbuff, const size_t sendcounts[], co
         const std::size_t bytes = product("count", send ? sendcounts[peer] : recvcounts[peer], size);
         const std::size_t offset = product("displacement", send ? sdispls[peer] : rdispls[peer], size);
         auto* base = static_cast<std::byte*>(send ? const_cast<void*>(sendbuff) : recvbuff);
-        if (base == nullptr && bytes > 0) fail(Code::invalidArgument, fmt::format("{} is NULL", send ? "sendbuff" : "recvbuff"));
+        if (base == nullptr && bytes > 0)
+          fail(Code::invalidArgument, fmt::format("{} is NULL", send ? "sendbuff" : "recvbuff"));
         engine::TransferRequest request;
         request.send = send;
         request.peer = peer;

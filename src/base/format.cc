@@ -1,5 +1,5 @@
-// The compiled half of fmt 9, hidden in this library: nobody has to have libfmt.so at run time, and no other file has to
-// compile it again (which would take as long as all of the rest of it). With other versions fmt is used header-only.
+// The compiled half of fmt 9, hidden in this library: nobody has to have libfmt.so at run time, and no other file has
+// to compile it again (which would take as long as all of the rest of it). With other versions fmt is used header-only.
 #include <fmt/format.h>
 
 #if !defined(FMT_HEADER_ONLY)

@@ -55,8 +55,8 @@ Process& process() {
     transport::randomBytes(made->identity, sizeof(made->identity));
     return made;
   }();
-  static const int registered = ::pthread_atfork([] { beforeFork(); }, [] { process().mutex.unlock(); },
-                                                 [] { afterForkInChild(); });
+  static const int registered =
+      ::pthread_atfork([] { beforeFork(); }, [] { process().mutex.unlock(); }, [] { afterForkInChild(); });
   static const int atExit = std::atexit([] { endAll(); });
   (void)registered;
   (void)atExit;

@@ -1,5 +1,5 @@
-// A communicator's view of its ranks: who is where, control memory, windows, one link per peer, liveness. Made once by a
-// bootstrap; nothing here knows what is shuffled.
+// A communicator's view of its ranks: who is where, control memory, windows, one link per peer, liveness. Made once by
+// a bootstrap; nothing here knows what is shuffled.
 #pragma once
 
 #include <cstddef>
@@ -16,44 +16,45 @@ namespace fusco::comm {
 struct FabricConfig {
   int rank = 0;
   int ranks = 1;
-  int nodeId = -1;                  // -1: by host
+  int nodeId = -1;  // -1: by host
   int lanesPerNode = 1;
-  std::size_t controlBytes = 0;     // of each rank's control memory
-  std::size_t slotBytes = 262144;   // of posted links
+  std::size_t controlBytes = 0;    // of each rank's control memory
+  std::size_t slotBytes = 262144;  // of posted links
   int slots = 4;
   bool allowProcessVm = true;
   std::int64_t initTimeoutMs = 300000;
-  std::uint64_t signature = 0;      // hash of settings that must agree; ranks that differ are told both values
+  std::uint64_t signature = 0;  // hash of settings that must agree; ranks that differ are told both values
 };
 
-// The unique id: magic, version, 32 random bytes, an address. Opens the meeting place in this process (a thread serves it
-// until all ranks have met or the time-out has passed).
+// The unique id: magic, version, 32 random bytes, an address. Opens the meeting place in this process (a thread serves
+// it until all ranks have met or the time-out has passed).
 void makeUniqueId(char id[128]);
 
 class Fabric {
  public:
   // Collective. Throws Error: remoteError naming who is missing, invalidUsage with both values, systemError.
   static std::unique_ptr<Fabric> connect(const FabricConfig& config, const char id[128]);
-  virtual ~Fabric() = default;      // local and bounded; tells the peers that this rank has left
+  virtual ~Fabric() = default;  // local and bounded; tells the peers that this rank has left
 
   virtual int rank() const = 0;
   virtual int ranks() const = 0;
   virtual const plan::Topology& topology() const = 0;
   virtual std::string describeRank(int rank) const = 0;  // "rank 3 (host:pid)"
 
-  // Control memory of a rank of this rank's own node (itself included): controlBytes, zeroed at the start, 64-byte aligned,
-  // the same bytes for everyone who asks. The engine keeps its ready and done words there.
+  // Control memory of a rank of this rank's own node (itself included): controlBytes, zeroed at the start, 64-byte
+  // aligned, the same bytes for everyone who asks. The engine keeps its ready and done words there.
   virtual std::byte* control(int rank) = 0;
 
   // A doorbell per rank. Who changes what another rank waits for rings it (any rank with which there is control memory;
-  // posted links ring by themselves). A waiter reads bell(), checks its condition, and sleeps only while the bell has that
-  // value. Cheap when nobody sleeps: no system call.
+  // posted links ring by themselves). A waiter reads bell(), checks its condition, and sleeps only while the bell has
+  // that value. Cheap when nobody sleeps: no system call.
   virtual void ring(int rank) = 0;
   virtual std::uint32_t bell() const = 0;
   // Returns when the bell differs from `seen` or after at most `microseconds`.
   virtual void sleep(std::uint32_t seen, std::int64_t microseconds) = 0;
 
-  // Tells how peers can reach [address, address + bytes). A window is exported to all ranks of the own node on first use.
+  // Tells how peers can reach [address, address + bytes). A window is exported to all ranks of the own node on first
+  // use.
   virtual transport::MemoryRef describe(const void* address, std::size_t bytes) = 0;
   // The address at which this rank reaches a peer's memory (own node), or null when there is none (private memory of
   // another process, then vmRead/vmWrite if processVm()). Ranks of the same process reach everything.
@@ -63,19 +64,21 @@ class Fabric {
   // True when every rank of the node is a thread of one process.
   virtual bool oneProcess() const = 0;
   // Moves bytes between this rank's memory and a peer's private memory; both lists have the same total.
-  virtual void vmWrite(int rank, std::span<const transport::Segment> local, std::span<const transport::Segment> remote) = 0;
-  virtual void vmRead(int rank, std::span<const transport::Segment> local, std::span<const transport::Segment> remote) = 0;
+  virtual void vmWrite(int rank, std::span<const transport::Segment> local,
+                       std::span<const transport::Segment> remote) = 0;
+  virtual void vmRead(int rank, std::span<const transport::Segment> local,
+                      std::span<const transport::Segment> remote) = 0;
 
-  // Posted link to a rank of another node; made on first use by either side. Channels 0 and 1 belong to the operation slots,
-  // 2 to point-to-point; 3 is free.
+  // Posted link to a rank of another node; made on first use by either side. Channels 0 and 1 belong to the operation
+  // slots, 2 to point-to-point; 3 is free.
   static constexpr int kChannels = 4;
   virtual transport::PostedLink& link(int rank, int channel) = 0;
 
   // For set-up and split only: collective over all ranks, blocking.
   virtual void allGather(const void* mine, std::size_t bytes, void* all, std::int64_t timeoutMs) = 0;
 
-  // Throws remoteError when a peer died, left or aborted, or this rank was aborted. Cheap (reads a word; looks at processes
-  // at most every 50 ms).
+  // Throws remoteError when a peer died, left or aborted, or this rank was aborted. Cheap (reads a word; looks at
+  // processes at most every 50 ms).
   virtual void check() = 0;
   // Wakes every rank; their check() throws with this reason.
   virtual void abort(const std::string& reason) = 0;

@@ -26,8 +26,8 @@ using transport::RankHeader;
 namespace {
 
 constexpr std::int64_t kLookEveryNs = 50'000'000;
-// A rank that has destroyed its communicator may have done its part of the operation that we still wait in: its leaving is
-// an error only when the wait goes on and nobody rings.
+// A rank that has destroyed its communicator may have done its part of the operation that we still wait in: its leaving
+// is an error only when the wait goes on and nobody rings.
 constexpr std::int64_t kFarewellGraceNs = 1'000'000'000;
 
 // The fabrics of this process, for windows that are freed and for exit. Never destroyed.
@@ -118,7 +118,8 @@ void LocalFabric::say(Presence presence) {
 void LocalFabric::refuseChild(const char* what) const {
   if (forks_ == forkCount()) return;
   fail(Code::invalidUsage, std::string(what) + " was called in a process forked after init; rank " +
-                               std::to_string(config_.rank) + " belongs to the parent: make a communicator after the fork");
+                               std::to_string(config_.rank) +
+                               " belongs to the parent: make a communicator after the fork");
 }
 
 // ---- set-up
@@ -182,14 +183,15 @@ void LocalFabric::arrange(const std::vector<Record>& records) {
   int onMachine = 0;
   for (const Record& record : records) {
     names_.push_back(record.describe());
-    const std::pair<bool, std::uint64_t> place =
-        record.nodeId >= 0 ? std::pair(true, static_cast<std::uint64_t>(record.nodeId)) : std::pair(false, record.machine);
+    const std::pair<bool, std::uint64_t> place = record.nodeId >= 0
+                                                     ? std::pair(true, static_cast<std::uint64_t>(record.nodeId))
+                                                     : std::pair(false, record.machine);
     nodeOf.push_back(labels.emplace(place, static_cast<int>(labels.size())).first->second);
     onMachine += record.machine == record_.machine ? 1 : 0;
   }
   topology_.emplace(nodeOf, config_.lanesPerNode);
-  // With a core for each, waking a sleeper (a halted core, on a virtual machine) costs far more than to look on for a while;
-  // without, one look after the others have run is enough.
+  // With a core for each, waking a sleeper (a halted core, on a virtual machine) costs far more than to look on for a
+  // while; without, one look after the others have run is enough.
   spinMicroseconds_ = onMachine <= usableCores() ? 50 : 0;
 }
 
@@ -213,11 +215,11 @@ void LocalFabric::connectMesh(const UniqueId& id, const std::vector<Record>& rec
   imports_.resize(records.size());
   links_.resize(records.size());
   mailSeen_.resize(records.size());
-  mesh_ = std::make_unique<transport::Mesh>(
-      config_.rank, id.key, std::move(members), std::move(listener_), config_.controlBytes, deadline,
-      [this](int rank, const MeshMessage& message, UniqueFd descriptor) {
-        onMessage(rank, message, std::move(descriptor));
-      });
+  mesh_ = std::make_unique<transport::Mesh>(config_.rank, id.key, std::move(members), std::move(listener_),
+                                            config_.controlBytes, deadline,
+                                            [this](int rank, const MeshMessage& message, UniqueFd descriptor) {
+                                              onMessage(rank, message, std::move(descriptor));
+                                            });
   for (int rank = 0; rank < config_.ranks; ++rank) headers_.push_back(&mesh_->header(rank));
 }
 
@@ -225,7 +227,8 @@ void LocalFabric::voteOnProcessVm(const std::vector<Record>& records) {
   std::uint8_t works = config_.allowProcessVm;
   for (const Record& record : records) {
     if (!mesh_->sameNode(record.rank) || mesh_->sameProcess(record.rank) || !works) continue;
-    works = record.probeAddress != 0 && transport::probeVm(mesh_->pid(record.rank), record.probeAddress, record.probeValue);
+    works =
+        record.probeAddress != 0 && transport::probeVm(mesh_->pid(record.rank), record.probeAddress, record.probeValue);
   }
   std::vector<std::uint8_t> votes(records.size());
   // Also the end of init: nobody goes on before all are connected.
@@ -347,16 +350,16 @@ void LocalFabric::abort(const std::string& reason) {
 
 // ---- gather
 
-// Chunks go through the ranks' mailboxes, two rounds in turn: a mailbox is written again only after everyone has begun the
-// round between, and so has read it.
+// Chunks go through the ranks' mailboxes, two rounds in turn: a mailbox is written again only after everyone has begun
+// the round between, and so has read it.
 void LocalFabric::allGather(const void* mine, std::size_t bytes, void* all, std::int64_t timeoutMs) {
   refuseChild("a collective call");
   const Deadline deadline = Deadline::afterMs(timeoutMs);
   std::size_t at = 0;
   do {
     const std::size_t step = std::min(bytes - at, RankHeader::kMailboxBytes);
-    gatherRound(static_cast<const std::byte*>(mine) + at, step, bytes, static_cast<std::byte*>(all) + at, bytes, deadline,
-                timeoutMs);
+    gatherRound(static_cast<const std::byte*>(mine) + at, step, bytes, static_cast<std::byte*>(all) + at, bytes,
+                deadline, timeoutMs);
     at += step;
   } while (at < bytes);
 }
@@ -381,7 +384,8 @@ void LocalFabric::gatherRound(const std::byte* mine, std::size_t bytes, std::siz
       if (deadline.passed()) {
         std::string late;
         for (int one = 0; one < config_.ranks; ++one) {
-          if (headers_[one]->gathered.load(std::memory_order_acquire) < round) late += (late.empty() ? "" : ", ") + names_[one];
+          if (headers_[one]->gathered.load(std::memory_order_acquire) < round)
+            late += (late.empty() ? "" : ", ") + names_[one];
         }
         if (late.empty()) continue;
         fail(Code::remoteError, names_[config_.rank] + " waited " + std::to_string(timeoutMs) +
@@ -407,14 +411,16 @@ std::unique_ptr<Fabric> Fabric::connect(const FabricConfig& config, const char i
   }
   if (config.lanesPerNode < 1 || config.slots < 1 || config.slotBytes < sizeof(transport::SliceHeader) ||
       config.slotBytes % 64 != 0 || config.controlBytes > (std::size_t{1} << 40)) {
-    fail(Code::invalidArgument, "rank " + std::to_string(config.rank) + ": lanes and slots must be at least 1, slots a "
-                                "multiple of 64 bytes and control memory at most 1 TiB");
+    fail(Code::invalidArgument, "rank " + std::to_string(config.rank) +
+                                    ": lanes and slots must be at least 1, slots a "
+                                    "multiple of 64 bytes and control memory at most 1 TiB");
   }
   UniqueId known;
   std::memcpy(&known, id, sizeof(known));
   if (known.magic != UniqueId::kMagic || std::memchr(known.socketName, 0, sizeof(known.socketName)) == nullptr) {
-    fail(Code::invalidArgument, "rank " + std::to_string(config.rank) + ": this is no unique id of FUSCO; make one with "
-                                "fuscoGetUniqueId on one rank and give it to all");
+    fail(Code::invalidArgument, "rank " + std::to_string(config.rank) +
+                                    ": this is no unique id of FUSCO; make one with "
+                                    "fuscoGetUniqueId on one rank and give it to all");
   }
   if (known.version != UniqueId::kVersion) {
     fail(Code::invalidUsage, "rank " + std::to_string(config.rank) + ": the unique id has version " +
@@ -438,8 +444,6 @@ bool windowFree(void* pointer) {
   return true;
 }
 
-bool windowContains(const void* address, std::size_t bytes) {
-  return transport::findWindow(address, bytes) != nullptr;
-}
+bool windowContains(const void* address, std::size_t bytes) { return transport::findWindow(address, bytes) != nullptr; }
 
 }  // namespace fusco::comm

@@ -43,7 +43,8 @@ class LocalFabric final : public Fabric {
   std::byte* reach(int rank, const transport::MemoryRef& memory) override;
   bool processVm() const override { return processVm_; }
   bool oneProcess() const override { return oneProcess_; }
-  void vmWrite(int rank, std::span<const transport::Segment> local, std::span<const transport::Segment> remote) override;
+  void vmWrite(int rank, std::span<const transport::Segment> local,
+               std::span<const transport::Segment> remote) override;
   void vmRead(int rank, std::span<const transport::Segment> local, std::span<const transport::Segment> remote) override;
 
   transport::PostedLink& link(int rank, int channel) override;
@@ -85,7 +86,8 @@ class LocalFabric final : public Fabric {
                    Deadline deadline, std::int64_t timeoutMs);
   std::shared_ptr<transport::RingMemory> openRing(int rank, int channel);
   std::shared_ptr<transport::RingMemory> arrivedRing(int rank, int channel);
-  void moveVm(int rank, bool write, std::span<const transport::Segment> local, std::span<const transport::Segment> remote);
+  void moveVm(int rank, bool write, std::span<const transport::Segment> local,
+              std::span<const transport::Segment> remote);
 
   const FabricConfig config_;
   const unsigned forks_;

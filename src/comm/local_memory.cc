@@ -107,7 +107,8 @@ std::byte* LocalFabric::reach(int rank, const MemoryRef& memory) {
 transport::PostedLink& LocalFabric::link(int rank, int channel) {
   refuseChild("an operation");
   if (rank < 0 || rank >= config_.ranks || rank == config_.rank || channel < 0 || channel >= kChannels) {
-    fail(Code::internalError, "no posted link to rank " + std::to_string(rank) + " on channel " + std::to_string(channel));
+    fail(Code::internalError,
+         "no posted link to rank " + std::to_string(rank) + " on channel " + std::to_string(channel));
   }
   std::lock_guard lock(mutex_);
   std::unique_ptr<transport::RingLink>& place = links_[rank][channel];

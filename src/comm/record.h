@@ -41,7 +41,7 @@ struct Record {
   std::uint64_t probeValue;
   char hostName[64];
   char socketName[64];
-  char failure[256];           // not empty: the rank cannot take part, and why
+  char failure[256];  // not empty: the rank cannot take part, and why
   std::int32_t failureCode;
   std::int32_t padding;
 
@@ -60,7 +60,8 @@ struct Hello {
 };
 static_assert(sizeof(Hello) == 552);
 
-// The answer: this head, then `bytes` bytes in messages of at most kAnswerPart: all records by rank, or an error's text.
+// The answer: this head, then `bytes` bytes in messages of at most kAnswerPart: all records by rank, or an error's
+// text.
 struct AnswerHead {
   std::uint64_t magic;
   std::int32_t code;

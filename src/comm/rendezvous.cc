@@ -19,8 +19,8 @@ bool endsInTime(const char* text, std::size_t room) { return std::memchr(text, 0
 
 bool wellFormed(const Record& record) {
   return record.ranks > 0 && record.rank >= 0 && record.rank < record.ranks &&
-         endsInTime(record.hostName, sizeof(record.hostName)) && endsInTime(record.socketName, sizeof(record.socketName)) &&
-         endsInTime(record.failure, sizeof(record.failure));
+         endsInTime(record.hostName, sizeof(record.hostName)) &&
+         endsInTime(record.socketName, sizeof(record.socketName)) && endsInTime(record.failure, sizeof(record.failure));
 }
 
 }  // namespace
@@ -47,11 +47,11 @@ void Rendezvous::serve(const std::atomic<bool>& stop) {
     }
     if (!decided_) {
       if (timeout_.passed()) {
-        failAll(static_cast<int>(Code::remoteError),
-                "not all ranks came to init within the time-out of " +
-                    std::to_string((nowNs() - firstCameNs_) / 1000000) + " ms: " + std::to_string(records_.size()) +
-                    " of " + std::to_string(ranks_) + " came; missing: " + missing() +
-                    "; look whether they were started and got the same id");
+        failAll(static_cast<int>(Code::remoteError), "not all ranks came to init within the time-out of " +
+                                                         std::to_string((nowNs() - firstCameNs_) / 1000000) +
+                                                         " ms: " + std::to_string(records_.size()) + " of " +
+                                                         std::to_string(ranks_) + " came; missing: " + missing() +
+                                                         "; look whether they were started and got the same id");
         end_ = Deadline::afterMs(200);
       } else if (progress_.passed()) {
         reportProgress();
@@ -106,8 +106,9 @@ void Rendezvous::hear(Caller& caller) {
     // A rank says one thing only; its end or a second message means that it waits no more.
     caller.gone = true;
     if (!decided_ && caller.rank >= 0) {
-      failAll(static_cast<int>(Code::remoteError),
-              records_.at(caller.rank).describe() + " died or gave up at init, before all ranks had come; look at its log");
+      failAll(
+          static_cast<int>(Code::remoteError),
+          records_.at(caller.rank).describe() + " died or gave up at init, before all ranks had come; look at its log");
     }
     return;
   }
@@ -168,7 +169,8 @@ std::string Rendezvous::disagreement(const Record& first, const Record& other) c
   };
   const Item items[] = {
       {"the number of ranks", static_cast<std::uint64_t>(first.ranks), static_cast<std::uint64_t>(other.ranks)},
-      {"lanes per node", static_cast<std::uint64_t>(first.lanesPerNode), static_cast<std::uint64_t>(other.lanesPerNode)},
+      {"lanes per node", static_cast<std::uint64_t>(first.lanesPerNode),
+       static_cast<std::uint64_t>(other.lanesPerNode)},
       {"the size of control memory", first.controlBytes, other.controlBytes},
       {"the size of a slot", first.slotBytes, other.slotBytes},
       {"the number of slots", static_cast<std::uint64_t>(first.slots), static_cast<std::uint64_t>(other.slots)},
@@ -176,8 +178,9 @@ std::string Rendezvous::disagreement(const Record& first, const Record& other) c
   };
   for (const Item& item : items) {
     if (item.one == item.two) continue;
-    return std::string("ranks disagree on ") + item.name + ": " + first.describe() + " has " + std::to_string(item.one) +
-           ", " + other.describe() + " has " + std::to_string(item.two) + "; give all ranks the same";
+    return std::string("ranks disagree on ") + item.name + ": " + first.describe() + " has " +
+           std::to_string(item.one) + ", " + other.describe() + " has " + std::to_string(item.two) +
+           "; give all ranks the same";
   }
   return {};
 }

@@ -19,9 +19,9 @@ namespace fusco::comm {
 class Rendezvous {
  public:
   struct Patience {
-    std::int64_t silentCallerMs = 10000;     // for who connects and says nothing
-    std::int64_t firstProgressMs = 10000;    // after the first rank; then once a minute
-    std::int64_t lateComersMs = 5000;        // after a failure, to tell it also to ranks that come later
+    std::int64_t silentCallerMs = 10000;       // for who connects and says nothing
+    std::int64_t firstProgressMs = 10000;      // after the first rank; then once a minute
+    std::int64_t lateComersMs = 5000;          // after a failure, to tell it also to ranks that come later
     std::int64_t nobodyMs = 24 * 3600 * 1000;  // until the first rank
   };
   // The listener stays the caller's.

@@ -1,9 +1,9 @@
 #include "engine/backward.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cstring>
-
-#include <fmt/format.h>
 
 namespace fusco::engine {
 
@@ -31,16 +31,26 @@ void CombineBackward::reset() {
 Outcome CombineBackward::run(const Step& step) {
   const auto index = static_cast<std::size_t>(step.index);
   switch (step.kind) {
-    case StepKind::ready: return announceReady();
-    case StepKind::waitReady: return bindPeers();
-    case StepKind::put: return put();
-    case StepKind::extract: return extract(index);
-    case StepKind::place: return place(index);
-    case StepKind::sendBack: return sendBack(index);
-    case StepKind::receiveBack: return receiveBack(index);
-    case StepKind::done: return announceDone();
-    case StepKind::waitDone: return waitDone();
-    case StepKind::finish: return finish();
+    case StepKind::ready:
+      return announceReady();
+    case StepKind::waitReady:
+      return bindPeers();
+    case StepKind::put:
+      return put();
+    case StepKind::extract:
+      return extract(index);
+    case StepKind::place:
+      return place(index);
+    case StepKind::sendBack:
+      return sendBack(index);
+    case StepKind::receiveBack:
+      return receiveBack(index);
+    case StepKind::done:
+      return announceDone();
+    case StepKind::waitDone:
+      return waitDone();
+    case StepKind::finish:
+      return finish();
   }
   return Outcome::complete;
 }
@@ -91,7 +101,8 @@ Outcome CombineBackward::bindPeers() {
   rowBases_.assign(placer_.bases(0), placer_.bases(0) + count);
   expertBases_.assign(placer_.bases(1), placer_.bases(1) + count);
   // A rank of which only one of the two tensors is mapped is served by process_vm for both.
-  for (const int rank : placer_.vmRanks()) rowBases_[static_cast<std::size_t>(rank)] = expertBases_[static_cast<std::size_t>(rank)] = nullptr;
+  for (const int rank : placer_.vmRanks())
+    rowBases_[static_cast<std::size_t>(rank)] = expertBases_[static_cast<std::size_t>(rank)] = nullptr;
   return Outcome::complete;
 }
 
@@ -117,7 +128,8 @@ void CombineBackward::back(const exec::PlaceArgs& rows, const float* weights, st
   engine_.statistics().rowsPlaced += rows.copies[rows.end].firstEntry - rows.copies[rows.begin].firstEntry;
 }
 
-void CombineBackward::backByVm(const exec::PlaceArgs& rows, const float* weights, std::size_t rowOffset, int localIndex, float* dots) {
+void CombineBackward::backByVm(const exec::PlaceArgs& rows, const float* weights, std::size_t rowOffset, int localIndex,
+                               float* dots) {
   comm::Fabric& fabric = engine_.fabric();
   const int rank = engine_.nodeRank(localIndex);
   std::vector<std::uint32_t> chosen;
@@ -146,7 +158,8 @@ void CombineBackward::backByVm(const exec::PlaceArgs& rows, const float* weights
     remote.clear();
     for (std::size_t i = 0; i < chosen.size(); ++i) {
       local.push_back({mine + i * stride, stride});
-      remote.push_back({reinterpret_cast<void*>(theirs.address + rows.entries[chosen[i]].row * rowBytes_ + rowOffset), stride});
+      remote.push_back(
+          {reinterpret_cast<void*>(theirs.address + rows.entries[chosen[i]].row * rowBytes_ + rowOffset), stride});
     }
   };
   const ReadyCell& cell = meeting_.ready(localIndex);
@@ -196,7 +209,8 @@ Outcome CombineBackward::put() {
     for (std::size_t i = at_; i < end; ++i) {
       for (std::uint32_t e = view.copies[i].firstEntry; e < view.copies[i + 1].firstEntry; ++e) {
         const auto slot = static_cast<std::size_t>(view.entries[e].slot & kSlotMask);
-        request_.weightGradient[view.copies[i].token * static_cast<std::size_t>(view.header->topk) + slot] = ownDots_[e - firstEntry];
+        request_.weightGradient[view.copies[i].token * static_cast<std::size_t>(view.header->topk) + slot] =
+            ownDots_[e - firstEntry];
       }
     }
     at_ = end;
@@ -233,7 +247,8 @@ Outcome CombineBackward::place(std::size_t stream) {
       dots.entries = dots.dots.size();
       dots.dots.resize(dots.entries + h.entries, 0.0f);
     } else if (dots.dots.size() != dots.entries + h.entries) {
-      fail(Code::internalError, fmt::format("{} sent a later part of a row without its first", engine_.fabric().describeRank(h.source)));
+      fail(Code::internalError,
+           fmt::format("{} sent a later part of a row without its first", engine_.fabric().describeRank(h.source)));
     }
     std::vector<float> part(h.entries, 0.0f);
     back(rows, slice.weights, h.rowOffset, part.data());
@@ -282,14 +297,16 @@ Outcome CombineBackward::receiveBack(std::size_t stream) {
   if (slot == nullptr) return Outcome::idle;
   const Slice slice = readSlice(slot, link.slotBytes());
   if (slice.kind() != SliceKind::dots || slice.header->operation != number()) {
-    fail(Code::internalError, fmt::format("{} sent a slice of kind {} of operation {}, expected the dots of operation {}",
-                                          engine_.fabric().describeRank(out.peer), slice.header->kind, slice.header->operation, number()));
+    fail(Code::internalError,
+         fmt::format("{} sent a slice of kind {} of operation {}, expected the dots of operation {}",
+                     engine_.fabric().describeRank(out.peer), slice.header->kind, slice.header->operation, number()));
   }
   const std::size_t count = slice.header->rowBytes / sizeof(float);
   const auto* values = reinterpret_cast<const float*>(slice.payload);
   for (std::size_t i = 0; i < count; ++i) {
     if (!skipDone()) {
-      fail(Code::internalError, fmt::format("{} sent back more dots than rows were sent", engine_.fabric().describeRank(out.peer)));
+      fail(Code::internalError,
+           fmt::format("{} sent back more dots than rows were sent", engine_.fabric().describeRank(out.peer)));
     }
     const Copy& copy = view.copies[home.copy];
     const std::uint32_t e = copy.firstEntry + static_cast<std::uint32_t>(home.entry);
@@ -315,7 +332,8 @@ Outcome CombineBackward::finish() {
   return Outcome::complete;
 }
 
-std::unique_ptr<Operation> makeCombineBackward(Engine& engine, std::shared_ptr<PlanState> plan, const CombineBackwardRequest& request) {
+std::unique_ptr<Operation> makeCombineBackward(Engine& engine, std::shared_ptr<PlanState> plan,
+                                               const CombineBackwardRequest& request) {
   return std::make_unique<CombineBackward>(engine, std::move(plan), request);
 }
 

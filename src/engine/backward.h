@@ -1,5 +1,6 @@
-// The backward of a weighted combine: gradients to the experts, each scaled by its weight, and K router-weight gradients a
-// token by dot products taken where the expert rows lie. Goes the way of a dispatch; the dots come home along its streams.
+// The backward of a weighted combine: gradients to the experts, each scaled by its weight, and K router-weight
+// gradients a token by dot products taken where the expert rows lie. Goes the way of a dispatch; the dots come home
+// along its streams.
 #pragma once
 
 #include <vector>
@@ -41,13 +42,13 @@ class CombineBackward : public ShuffleOperation {
   std::vector<StreamOut> out_;
   std::vector<float> ownDots_;
   struct StreamDots {
-    std::vector<float> dots;      // beside the entries of a stream in, in order of arrival
-    std::size_t entries = 0;      // that have arrived
+    std::vector<float> dots;  // beside the entries of a stream in, in order of arrival
+    std::size_t entries = 0;  // that have arrived
     std::size_t sent = 0;
   };
   std::vector<StreamDots> dots_;
   struct Home {
-    std::size_t flow = 0;         // of the stream's flows
+    std::size_t flow = 0;  // of the stream's flows
     std::size_t copy = 0;
     std::size_t entry = 0;
   };

@@ -1,9 +1,9 @@
 #include "engine/combine.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cstring>
-
-#include <fmt/format.h>
 
 namespace fusco::engine {
 
@@ -12,12 +12,14 @@ using plan::Entry;
 using plan::kSlotMask;
 
 namespace {
-// Bytes of rows read before the other steps get their turn; with rows fetched into scratch, what should stay in the cache.
+// Bytes of rows read before the other steps get their turn; with rows fetched into scratch, what should stay in the
+// cache.
 constexpr std::size_t kChunkBytes = 4 * 1024 * 1024;
 constexpr std::size_t kFetchBytes = 1024 * 1024;
 }  // namespace
 
-void TermSource::bind(const Meeting& meeting, const std::byte* own, std::size_t rowBytes, exec::RowType type, bool weighted) {
+void TermSource::bind(const Meeting& meeting, const std::byte* own, std::size_t rowBytes, exec::RowType type,
+                      bool weighted) {
   const int count = engine_.nodeRanks();
   bases_.assign(static_cast<std::size_t>(count), nullptr);
   remote_.assign(static_cast<std::size_t>(count), 0);
@@ -36,8 +38,8 @@ void TermSource::bind(const Meeting& meeting, const std::byte* own, std::size_t 
   }
 }
 
-void TermSource::append(const Copy& copy, std::uint32_t endEntry, const Entry* entries, const float* weights, std::size_t offset,
-                        std::vector<exec::Term>& terms) {
+void TermSource::append(const Copy& copy, std::uint32_t endEntry, const Entry* entries, const float* weights,
+                        std::size_t offset, std::vector<exec::Term>& terms) {
   const std::uint32_t count = endEntry - copy.firstEntry;
   // Entries come by slot; sums go by rank, then slot. K is small: sort by insertion.
   std::uint32_t order[64];
@@ -111,28 +113,37 @@ void Combine::reset() {
 
 Outcome Combine::run(const Step& step) {
   switch (step.kind) {
-    case StepKind::ready: return announceReady();
-    case StepKind::waitReady: return bindPeers();
-    case StepKind::put: return sumHome();
-    case StepKind::sendBack: return sendBack(static_cast<std::size_t>(step.index));
-    case StepKind::done: return announceDone();
-    case StepKind::waitDone: return waitDone();
-    default: return Outcome::complete;
+    case StepKind::ready:
+      return announceReady();
+    case StepKind::waitReady:
+      return bindPeers();
+    case StepKind::put:
+      return sumHome();
+    case StepKind::sendBack:
+      return sendBack(static_cast<std::size_t>(step.index));
+    case StepKind::done:
+      return announceDone();
+    case StepKind::waitDone:
+      return waitDone();
+    default:
+      return Outcome::complete;
   }
 }
 
 Outcome Combine::announceReady() {
   PlanState& plan = *plan_;
   if (!engine_.streams().in.empty() && !plan.dispatched) {
-    fail(Code::invalidUsage, fmt::format("rank {}: combine before the first dispatch of its plan: on several nodes the way back follows "
-                                         "what dispatch brought; dispatch first",
-                                         engine_.fabric().rank()));
+    fail(Code::invalidUsage,
+         fmt::format("rank {}: combine before the first dispatch of its plan: on several nodes the way back follows "
+                     "what dispatch brought; dispatch first",
+                     engine_.fabric().rank()));
   }
   const std::size_t bytes = static_cast<std::size_t>(plan.receiveRows()) * rowBytes_;
   const Reach reach = reachOf(request_.input, bytes);
   Meeting::Announcement a;
   a.rows = static_cast<std::uint64_t>(plan.receiveRows());
-  a.parameters = parameters(rowBytes_, 0, static_cast<std::uint64_t>(request_.type), (request_.weighted ? 1u : 0u) | (request_.partialsFp32 ? 2u : 0u));
+  a.parameters = parameters(rowBytes_, 0, static_cast<std::uint64_t>(request_.type),
+                            (request_.weighted ? 1u : 0u) | (request_.partialsFp32 ? 2u : 0u));
   const std::byte* memory = request_.input;
   if (reach == Reach::staged) {
     std::byte* window = engine_.staging(slot_, 1, plan.rowsToHold() * rowBytes_);
@@ -152,7 +163,8 @@ Outcome Combine::announceReady() {
     slot = link.slotBytes();
   }
   for (const Stream& stream : engine_.streams().in) slot = linkTo(stream.peer).slotBytes();
-  partElements_ = slot == SIZE_MAX ? request_.elements : partBytes(request_.elements * partialBytes, 0, slot) / partialBytes;
+  partElements_ =
+      slot == SIZE_MAX ? request_.elements : partBytes(request_.elements * partialBytes, 0, slot) / partialBytes;
   ownCopy_ = plan.view.flows[engine_.streams().ownFlow].copyBegin;
   return Outcome::complete;
 }
@@ -193,7 +205,8 @@ bool Combine::gatherToken(std::uint32_t token) {
   const plan::Flow& own = view.flows[engine_.streams().ownFlow];
   // Look before taking anything: every stream whose next row is this token must have it here.
   for (std::size_t i = 0; i < back_.size(); ++i) {
-    if (back_[i].nextToken() == token && back_[i].row(SliceKind::partials, number(), rowOffset, part) == nullptr) return false;
+    if (back_[i].nextToken() == token && back_[i].row(SliceKind::partials, number(), rowOffset, part) == nullptr)
+      return false;
   }
   bool ownDone = false;
   const auto takeOwn = [&] {
@@ -201,7 +214,8 @@ bool Combine::gatherToken(std::uint32_t token) {
     const std::size_t first = ownCopy_;
     while (ownCopy_ < own.copyEnd && view.copies[ownCopy_].token == token) ++ownCopy_;
     if (ownCopy_ > first) {
-      source_.append(view.copies[first], view.copies[ownCopy_].firstEntry, view.entries, view.weights, partAt_ * elementBytes_, terms_);
+      source_.append(view.copies[first], view.copies[ownCopy_].firstEntry, view.entries, view.weights,
+                     partAt_ * elementBytes_, terms_);
     }
     ownDone = true;
   };

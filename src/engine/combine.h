@@ -1,6 +1,6 @@
-// Combine: the experts' rows back to their tokens, weighted and summed (arXiv 2512.22036, section 3.3, reversed). Home reads
-// its own node's rows where they lie; a forwarder sums its node's rows for every token that came through it and sends one
-// partial row back along the stream that brought the token.
+// Combine: the experts' rows back to their tokens, weighted and summed (arXiv 2512.22036, section 3.3, reversed). Home
+// reads its own node's rows where they lie; a forwarder sums its node's rows for every token that came through it and
+// sends one partial row back along the stream that brought the token.
 #pragma once
 
 #include <vector>
@@ -16,8 +16,8 @@ class TermSource {
   explicit TermSource(Engine& engine) : engine_(engine) {}
   void bind(const Meeting& meeting, const std::byte* own, std::size_t rowBytes, exec::RowType type, bool weighted);
   // Appends the terms of one copy, in the order rank, slot. `offset` is the part's place in its row.
-  void append(const plan::Copy& copy, std::uint32_t endEntry, const plan::Entry* entries, const float* weights, std::size_t offset,
-              std::vector<exec::Term>& terms);
+  void append(const plan::Copy& copy, std::uint32_t endEntry, const plan::Entry* entries, const float* weights,
+              std::size_t offset, std::vector<exec::Term>& terms);
   // Fetches what was appended and is not mapped; `partBytes` of each row. Call once before the sum.
   void fetch(std::size_t partBytes, std::vector<exec::Term>& terms);
   // How many rows may be appended before fetch (scratch is bounded).
@@ -59,10 +59,10 @@ class Combine : public ShuffleOperation {
   std::size_t elementBytes_ = 0;
   std::size_t rowBytes_ = 0;
   exec::RowType partialType_ = exec::RowType::bf16;
-  std::size_t partElements_ = 0;      // elements of a row that fit into one slice
+  std::size_t partElements_ = 0;  // elements of a row that fit into one slice
   TermSource source_;
   // home
-  std::size_t partAt_ = 0;            // first element of the current part
+  std::size_t partAt_ = 0;  // first element of the current part
   std::int64_t token_ = 0;
   std::size_t ownCopy_ = 0;
   std::vector<StreamBack> back_;
@@ -73,7 +73,7 @@ class Combine : public ShuffleOperation {
   // forwarder, by stream in
   struct Progress {
     std::size_t copy = 0;
-    std::size_t part = 0;             // first element
+    std::size_t part = 0;  // first element
   };
   std::vector<Progress> sent_;
 };

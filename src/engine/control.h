@@ -1,6 +1,6 @@
-// What ranks of a node tell each other through control memory: ready ("here is my memory for operation k") and done ("I am
-// finished with yours"). Sequences only grow; a waiter waits for >=. Rank r's control memory holds, for each channel and
-// each rank p of the node, cells that only p writes and only r reads.
+// What ranks of a node tell each other through control memory: ready ("here is my memory for operation k") and done ("I
+// am finished with yours"). Sequences only grow; a waiter waits for >=. Rank r's control memory holds, for each channel
+// and each rank p of the node, cells that only p writes and only r reads.
 #pragma once
 
 #include <atomic>
@@ -11,34 +11,34 @@
 
 namespace fusco::engine {
 
-inline constexpr int kOperationSlots = 2;      // operation k uses channel k % 2, or the one of its plan
-inline constexpr int kTransferChannel = 2;     // point to point
+inline constexpr int kOperationSlots = 2;   // operation k uses channel k % 2, or the one of its plan
+inline constexpr int kTransferChannel = 2;  // point to point
 inline constexpr int kControlChannels = 3;
-inline constexpr int kCellDepth = 4;           // ready cells a peer may have outstanding on a channel
+inline constexpr int kCellDepth = 4;  // ready cells a peer may have outstanding on a channel
 
 // Which memory of the announcing rank a reference names.
 enum MemoryRole : int {
-  kRows = 0,        // dispatch: output; combine: input; transfers: receive buffer
-  kRows2 = 1,       // dispatch: second output, or the scales of a cast
+  kRows = 0,   // dispatch: output; combine: input; transfers: receive buffer
+  kRows2 = 1,  // dispatch: second output, or the scales of a cast
   kTickets = 2,
-  kLanding = 3,     // expandFrom list (docs/design.md, expansion)
+  kLanding = 3,  // expandFrom list (docs/design.md, expansion)
   kCounters = 4,
-  kExtra = 5,       // backward: expert rows; rank order: ids and weights; transfers: row list; planning: counts
+  kExtra = 5,  // backward: expert rows; rank order: ids and weights; transfers: row list; planning: counts
   kMemoryRoles = 6,
 };
 
 // Flags of a ready cell.
 enum ReadyFlags : std::uint32_t {
-  kWantsPrimariesOnly = 1,   // leave duplicates out, the receiver expands them
-  kWantsLandingList = 2,     // write expandFrom for what is left out (or, with kStaged, for every row)
-  kStaged = 4,               // rows land in a library window, the receiver copies every row out
+  kWantsPrimariesOnly = 1,  // leave duplicates out, the receiver expands them
+  kWantsLandingList = 2,    // write expandFrom for what is left out (or, with kStaged, for every row)
+  kStaged = 4,              // rows land in a library window, the receiver copies every row out
   kWantsTickets = 8,
   kWantsCounters = 16,
 };
 
 // What all ranks must agree on; compared field by field so that an error can name both values.
 struct Parameters {
-  std::uint64_t kind = 0;        // OperationKind
+  std::uint64_t kind = 0;  // OperationKind
   std::uint64_t rowBytes = 0;
   std::uint64_t rowBytes2 = 0;
   std::uint64_t type = 0;
@@ -55,7 +55,7 @@ struct Parameters {
 struct alignas(64) ReadyCell {
   std::atomic<std::uint64_t> sequence;  // k + 1 once the rest is valid for operation k
   std::uint32_t flags;
-  std::uint32_t status;                 // Code: this rank takes part only to say that it failed
+  std::uint32_t status;  // Code: this rank takes part only to say that it failed
   std::uint64_t bytes;
   std::uint64_t rows;
   Parameters parameters;
@@ -80,7 +80,8 @@ inline std::size_t controlBytes(int ranksOfNode) {
 // The cells in `control` (some rank's control memory) that the rank with local index `writer` writes.
 inline PeerCells& cells(std::byte* control, int ranksOfNode, int channel, int writer) {
   auto* all = reinterpret_cast<PeerCells*>(control);
-  return all[static_cast<std::size_t>(channel) * static_cast<std::size_t>(ranksOfNode) + static_cast<std::size_t>(writer)];
+  return all[static_cast<std::size_t>(channel) * static_cast<std::size_t>(ranksOfNode) +
+             static_cast<std::size_t>(writer)];
 }
 
 }  // namespace fusco::engine

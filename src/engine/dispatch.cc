@@ -1,10 +1,10 @@
 #include "engine/dispatch.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cstring>
 #include <tuple>
-
-#include <fmt/format.h>
 
 namespace fusco::engine {
 
@@ -38,15 +38,24 @@ void Dispatch::reset() {
 Outcome Dispatch::run(const Step& step) {
   const auto index = static_cast<std::size_t>(step.index);
   switch (step.kind) {
-    case StepKind::ready: return announceReady();
-    case StepKind::waitReady: return bindPeers();
-    case StepKind::put: return put();
-    case StepKind::extract: return extract(index);
-    case StepKind::place: return place(index);
-    case StepKind::done: return announceDone();
-    case StepKind::waitDone: return waitDone();
-    case StepKind::finish: return finish();
-    default: return Outcome::complete;
+    case StepKind::ready:
+      return announceReady();
+    case StepKind::waitReady:
+      return bindPeers();
+    case StepKind::put:
+      return put();
+    case StepKind::extract:
+      return extract(index);
+    case StepKind::place:
+      return place(index);
+    case StepKind::done:
+      return announceDone();
+    case StepKind::waitDone:
+      return waitDone();
+    case StepKind::finish:
+      return finish();
+    default:
+      return Outcome::complete;
   }
 }
 
@@ -97,7 +106,8 @@ Outcome Dispatch::announceReady() {
   }
   const bool rankOrder = plan.request.options.layout == plan::Layout::rankOrder;
   if (rankOrder && !plan.dispatched) {
-    tensors_.push_back({plan.extraRows.data(), plan.extra.data(), static_cast<std::size_t>(plan.view.header->topk) * 8, kExtra});
+    tensors_.push_back(
+        {plan.extraRows.data(), plan.extra.data(), static_cast<std::size_t>(plan.view.header->topk) * 8, kExtra});
   }
 
   Reach reach = Reach::mapped;
@@ -148,8 +158,10 @@ Outcome Dispatch::announceReady() {
     if (bytes > 0) a.memory[tensor.role] = engine_.fabric().describe(memory, bytes);
   }
   if (flags_ & kWantsTickets) a.memory[kTickets] = engine_.fabric().describe(plan.tickets.data(), plan.tickets.size());
-  if (flags_ & kWantsLandingList) a.memory[kLanding] = engine_.fabric().describe(plan.landing.data(), plan.landing.size());
-  if (flags_ & kWantsCounters) a.memory[kCounters] = engine_.fabric().describe(plan.counters.data(), plan.counters.size());
+  if (flags_ & kWantsLandingList)
+    a.memory[kLanding] = engine_.fabric().describe(plan.landing.data(), plan.landing.size());
+  if (flags_ & kWantsCounters)
+    a.memory[kCounters] = engine_.fabric().describe(plan.counters.data(), plan.counters.size());
   if (plan.request.zeroFill && plan.view.header->alignment > 1) {
     for (int e = 0; e < plan.view.header->localExperts; ++e) {
       const auto end = static_cast<std::size_t>(plan.view.localExpertStart[e] + plan.view.localExpertRows[e]);
@@ -365,7 +377,8 @@ void Dispatch::finishCounters() {
       std::uint64_t rows = static_cast<std::uint64_t>(slotted ? 0 : plan.view.localExpertRows[e]);
       if (slotted) {
         const auto* tickets = plan.tickets.as<Ticket>();
-        for (std::int32_t row = board->starts()[e]; row < board->starts()[e + 1]; ++row) rows += tickets[row].source >= 0;
+        for (std::int32_t row = board->starts()[e]; row < board->starts()[e + 1]; ++row)
+          rows += tickets[row].source >= 0;
       }
       std::atomic_ref<std::uint64_t>(board->counters()[e]).store(rows, std::memory_order_release);
     }
@@ -375,8 +388,8 @@ void Dispatch::finishCounters() {
   }
 }
 
-// Without deduplication a token's rows come one by one, and who places one does not know the others: their first is found
-// here.
+// Without deduplication a token's rows come one by one, and who places one does not know the others: their first is
+// found here.
 void Dispatch::finishTickets() {
   PlanState& plan = *plan_;
   auto* tickets = plan.tickets.as<Ticket>();
@@ -384,7 +397,9 @@ void Dispatch::finishTickets() {
   for (std::int64_t row = 0; row < plan.receiveRows(); ++row) {
     if (tickets[row].source >= 0) rows.push_back(static_cast<std::uint32_t>(row));
   }
-  const auto key = [&](std::uint32_t row) { return std::tie(tickets[row].source, tickets[row].token, tickets[row].slot); };
+  const auto key = [&](std::uint32_t row) {
+    return std::tie(tickets[row].source, tickets[row].token, tickets[row].slot);
+  };
   std::sort(rows.begin(), rows.end(), [&](std::uint32_t a, std::uint32_t b) { return key(a) < key(b); });
   for (std::size_t i = 1; i < rows.size(); ++i) {
     const Ticket& before = tickets[rows[i - 1]];
@@ -401,14 +416,16 @@ Outcome Dispatch::finish() {
     engine_.executor().fence();
   }
   if (plan_->request.options.layout == plan::Layout::rankOrder && !plan_->dispatched) finishRankOrder();
-  if (plan_->tickets.data() != nullptr && plan_->request.options.dedup == plan::Dedup::none && !plan_->dispatched) finishTickets();
+  if (plan_->tickets.data() != nullptr && plan_->request.options.dedup == plan::Dedup::none && !plan_->dispatched)
+    finishTickets();
   if (plan_->counters.data() != nullptr) finishCounters();
   plan_->dispatched = true;
   noLongerUnderWay();
   return Outcome::complete;
 }
 
-std::unique_ptr<Operation> makeDispatch(Engine& engine, std::shared_ptr<PlanState> plan, const DispatchRequest& request) {
+std::unique_ptr<Operation> makeDispatch(Engine& engine, std::shared_ptr<PlanState> plan,
+                                        const DispatchRequest& request) {
   return std::make_unique<Dispatch>(engine, std::move(plan), request);
 }
 

@@ -44,14 +44,14 @@ class Dispatch : public ShuffleOperation {
 
   DispatchRequest request_;
   std::vector<Tensor> tensors_;
-  std::vector<SourceRows> sources_;   // what extraction reads, by tensor
-  std::vector<std::byte*> landing_;   // where this rank's rows arrive: output or a library window
-  std::uint32_t flags_ = 0;           // what this rank has announced
+  std::vector<SourceRows> sources_;  // what extraction reads, by tensor
+  std::vector<std::byte*> landing_;  // where this rank's rows arrive: output or a library window
+  std::uint32_t flags_ = 0;          // what this rank has announced
   bool recording_ = false;
   bool underWay_ = false;
   bool castOnTheWay_ = false;
   Placer placer_;
-  std::size_t at_ = 0;                // next copy of the own flow
+  std::size_t at_ = 0;  // next copy of the own flow
   std::vector<StreamOut> out_;
 };
 

@@ -1,9 +1,9 @@
 #include "engine/engine.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <chrono>
-
-#include <fmt/format.h>
 
 namespace fusco::engine {
 
@@ -36,7 +36,8 @@ Engine::~Engine() {
 std::byte* Engine::staging(int slot, int direction, std::size_t bytes) {
   if (config_.maxStagingBytes > 0 && bytes > static_cast<std::size_t>(config_.maxStagingBytes)) {
     fail(Code::invalidUsage,
-         fmt::format("rank {}: rows in private memory need a window of {} bytes, maxStagingBytes allows {}; use fuscoMemAlloc for the "
+         fmt::format("rank {}: rows in private memory need a window of {} bytes, maxStagingBytes allows {}; use "
+                     "fuscoMemAlloc for the "
                      "tensor, allow process_vm (FUSCO_PROCESS_VM=1), or raise FUSCO_MAX_STAGING_BYTES",
                      fabric_->rank(), bytes, config_.maxStagingBytes));
   }
@@ -64,8 +65,8 @@ std::shared_ptr<Submission> Engine::submit(std::unique_ptr<Operation> operation,
 void Engine::failOperation(Submission& submission, std::exception_ptr error) {
   submission.error = error;
   submission.finished = true;
-  // What all ranks have seen before anything moved leaves nothing half done. Anything else breaks the communicator, and the
-  // others are told why.
+  // What all ranks have seen before anything moved leaves nothing half done. Anything else breaks the communicator, and
+  // the others are told why.
   try {
     std::rethrow_exception(error);
   } catch (const CommonError&) {
@@ -106,7 +107,8 @@ bool Engine::tryBegin(Operation& operation) {
   std::lock_guard lock(mutex_);
   bool& held = channelHeld_[operation.channel()];
   for (const auto& submission : queue_) {
-    if (submission->begun && !submission->finished && submission->operation->channel() == operation.channel()) return false;
+    if (submission->begun && !submission->finished && submission->operation->channel() == operation.channel())
+      return false;
   }
   if (held) return false;
   operation.begin();
@@ -149,9 +151,10 @@ bool Engine::advance(Submission& submission) {
     if (!moved) {
       fabric_->check();
       if (submission.deadlineNs != 0 && nowNs() > submission.deadlineNs) {
-        fail(Code::remoteError, fmt::format("rank {}: {} did not finish within {} ms; look at the rank that is waited for, or raise "
-                                            "FUSCO_OPERATION_TIMEOUT_MS",
-                                            fabric_->rank(), operation.describe(), config_.operationTimeoutMs));
+        fail(Code::remoteError,
+             fmt::format("rank {}: {} did not finish within {} ms; look at the rank that is waited for, or raise "
+                         "FUSCO_OPERATION_TIMEOUT_MS",
+                         fabric_->rank(), operation.describe(), config_.operationTimeoutMs));
       }
     }
     return moved;
@@ -161,7 +164,8 @@ bool Engine::advance(Submission& submission) {
     const std::string text = e.what();
     const bool usage = e.code() == Code::remoteError && text.find(kUsagePrefix) != std::string::npos;
     const Code code = usage ? Code::invalidUsage : e.code();
-    const std::string during = text.find(operationName(operation.kind())) == std::string::npos ? " (during " + operation.describe() + ")" : "";
+    const std::string during =
+        text.find(operationName(operation.kind())) == std::string::npos ? " (during " + operation.describe() + ")" : "";
     failOperation(submission, std::make_exception_ptr(Error(code, text + during)));
   } catch (...) {
     failOperation(submission, std::current_exception());

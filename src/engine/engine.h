@@ -1,6 +1,6 @@
-// The engine of one communicator: the only room where plans, executors and links meet. Operations are submitted in the order
-// that all ranks share; up to two are under way at a time. This is the host driver: whoever waits runs the steps, and for
-// operations that were only started, the communicator's own thread does.
+// The engine of one communicator: the only room where plans, executors and links meet. Operations are submitted in the
+// order that all ranks share; up to two are under way at a time. This is the host driver: whoever waits runs the steps,
+// and for operations that were only started, the communicator's own thread does.
 #pragma once
 
 #include <condition_variable>
@@ -34,7 +34,7 @@ struct Submission {
   std::unique_ptr<Operation> operation;
   bool begun = false;
   std::atomic<bool> finished{false};  // completed or failed; then error may be read
-  std::int64_t deadlineNs = 0;     // 0: none
+  std::int64_t deadlineNs = 0;        // 0: none
   std::exception_ptr error;
 };
 
@@ -89,11 +89,12 @@ class Engine {
   void finishAll();
   int startedOperations();
 
-  // For a driver that runs an operation stage by stage on a thread of its own (stream.h); all under the engine's lock. An
-  // operation holds its channel from begin to the end of its last stage; tryBegin is false while another one does.
+  // For a driver that runs an operation stage by stage on a thread of its own (stream.h); all under the engine's lock.
+  // An operation holds its channel from begin to the end of its last stage; tryBegin is false while another one does.
   bool tryBegin(Operation& operation);
   Outcome runStage(Operation& operation, int stage);
-  // The operation has failed: its counts are cleared, the communicator is broken and the peers are told. Returns the code.
+  // The operation has failed: its counts are cleared, the communicator is broken and the peers are told. Returns the
+  // code.
   Code abandon(Operation& operation, std::exception_ptr error);
 
   // Throws the sticky error, if any.
@@ -126,7 +127,7 @@ class Engine {
   WindowBuffer listWindow_;
   std::unique_ptr<plan::Planner> planner_;
 
-  std::mutex mutex_;  // operations, links and scratch
+  std::mutex mutex_;                         // operations, links and scratch
   bool channelHeld_[kControlChannels] = {};  // by an operation that is run stage by stage
   std::deque<std::shared_ptr<Submission>> queue_;
   std::deque<std::shared_ptr<Submission>> started_;
@@ -146,11 +147,11 @@ class Engine {
 
 // The formula of docs/concepts.md, "memory": what a communicator and one plan hold beyond the caller's tensors.
 struct WorkspaceShape {
-  PlanRequest request;       // ids are not read; of weights only whether there are any
+  PlanRequest request;  // ids are not read; of weights only whether there are any
   std::int64_t sliceBytes = 0;
   int slices = 0;
   int ranks = 1;
-  int nodes = 1;             // with as many ranks each
+  int nodes = 1;  // with as many ranks each
   std::size_t rowBytes = 0;
   std::int64_t privateRows = 0;
 };

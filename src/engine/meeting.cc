@@ -15,12 +15,18 @@ struct Field {
 };
 
 constexpr Field kFields[] = {
-    {"operation", &Parameters::kind},         {"row bytes", &Parameters::rowBytes},
-    {"second row bytes", &Parameters::rowBytes2}, {"data type", &Parameters::type},
-    {"experts", &Parameters::experts},        {"topk", &Parameters::topk},
-    {"layout", &Parameters::layout},          {"alignment", &Parameters::alignment},
-    {"capacity rows", &Parameters::capacity}, {"max tokens", &Parameters::maxTokens},
-    {"plan", &Parameters::planNumber},        {"options", &Parameters::options},
+    {"operation", &Parameters::kind},
+    {"row bytes", &Parameters::rowBytes},
+    {"second row bytes", &Parameters::rowBytes2},
+    {"data type", &Parameters::type},
+    {"experts", &Parameters::experts},
+    {"topk", &Parameters::topk},
+    {"layout", &Parameters::layout},
+    {"alignment", &Parameters::alignment},
+    {"capacity rows", &Parameters::capacity},
+    {"max tokens", &Parameters::maxTokens},
+    {"plan", &Parameters::planNumber},
+    {"options", &Parameters::options},
 };
 
 }  // namespace
@@ -40,7 +46,8 @@ std::string differingParameter(const Parameters& mine, const Parameters& theirs,
     const std::uint64_t b = theirs.*field.value;
     if (a == b) continue;
     const auto show = [&](std::uint64_t v) {
-      return field.value == &Parameters::kind ? std::string(operationName(static_cast<OperationKind>(v))) : fmt::format("{}", v);
+      return field.value == &Parameters::kind ? std::string(operationName(static_cast<OperationKind>(v)))
+                                              : fmt::format("{}", v);
     };
     return fmt::format("rank {} has {} {}, rank {} has {}", myRank, field.name, show(a), theirRank, show(b));
   }
@@ -83,10 +90,12 @@ bool Meeting::allReady(OperationKind kind) {
   const Parameters& mine = ready(engine_.localIndex()).parameters;
   for (int i = 0; i < count; ++i) {
     if (i == engine_.localIndex()) continue;
-    const std::string difference = differingParameter(mine, ready(i).parameters, engine_.fabric().rank(), engine_.nodeRank(i));
+    const std::string difference =
+        differingParameter(mine, ready(i).parameters, engine_.fabric().rank(), engine_.nodeRank(i));
     if (difference.empty()) continue;
-    const std::string text = fmt::format("{}: {}; all ranks must make the same calls with the same parameters in the same order",
-                                         operationName(kind), difference);
+    const std::string text =
+        fmt::format("{}: {}; all ranks must make the same calls with the same parameters in the same order",
+                    operationName(kind), difference);
     // On several nodes the other nodes have not seen it: they are told by the abort that follows.
     if (engine_.topology().nodes() == 1) throw CommonError(Code::invalidUsage, text);
     fail(Code::invalidUsage, text);

@@ -46,7 +46,8 @@ bool Operation::runSteps(int stageOnly) {
 bool Operation::waitsForLinks() const {
   for (std::size_t i = 0; i < program_.size(); ++i) {
     const StepKind kind = program_[i].kind;
-    const bool ofLinks = kind == StepKind::extract || kind == StepKind::place || kind == StepKind::sendBack || kind == StepKind::receiveBack;
+    const bool ofLinks = kind == StepKind::extract || kind == StepKind::place || kind == StepKind::sendBack ||
+                         kind == StepKind::receiveBack;
     if (ofLinks && !finished_[i] && mayRun(program_[i])) return true;
   }
   return false;

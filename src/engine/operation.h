@@ -1,5 +1,5 @@
-// An operation under way: a program and how far it has come. Never blocks: advance() runs what can run. Drivers decide who
-// calls it and when (engine.h: host driver; stream.h: stream driver).
+// An operation under way: a program and how far it has come. Never blocks: advance() runs what can run. Drivers decide
+// who calls it and when (engine.h: host driver; stream.h: stream driver).
 #pragma once
 
 #include <cstdint>
@@ -14,8 +14,8 @@ namespace fusco::engine {
 
 enum class Outcome { idle, moved, complete };
 
-// An error that every rank of the communicator meets at the same point, before anything was moved: the communicator stays
-// usable.
+// An error that every rank of the communicator meets at the same point, before anything was moved: the communicator
+// stays usable.
 class CommonError : public Error {
  public:
   using Error::Error;
@@ -29,8 +29,8 @@ class Operation {
   Operation& operator=(const Operation&) = delete;
 
   OperationKind kind() const { return kind_; }
-  // Takes this operation's place in the order that all ranks share (its slot, its number). Once, when it is queued or encoded:
-  // an operation that was made and dropped has taken nothing.
+  // Takes this operation's place in the order that all ranks share (its slot, its number). Once, when it is queued or
+  // encoded: an operation that was made and dropped has taken nothing.
   void enter();
   // Takes its sequence and starts over; an operation may be run again and again (a replayed graph does).
   void begin();

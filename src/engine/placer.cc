@@ -50,8 +50,10 @@ void Placer::bind(const Meeting& meeting, int tensors, const MemoryRole* roles, 
     }
     if (vm) vmRanks_.push_back(i);
     if (flags_[at] & kWantsTickets) tickets_[at] = reinterpret_cast<Ticket*>(fabric.reach(rank, cell.memory[kTickets]));
-    if (flags_[at] & kWantsLandingList) landing_[at] = reinterpret_cast<std::uint32_t*>(fabric.reach(rank, cell.memory[kLanding]));
-    if (flags_[at] & kWantsCounters) counters_[at] = reinterpret_cast<CounterBoard*>(fabric.reach(rank, cell.memory[kCounters]));
+    if (flags_[at] & kWantsLandingList)
+      landing_[at] = reinterpret_cast<std::uint32_t*>(fabric.reach(rank, cell.memory[kLanding]));
+    if (flags_[at] & kWantsCounters)
+      counters_[at] = reinterpret_cast<CounterBoard*>(fabric.reach(rank, cell.memory[kCounters]));
     describes_ |= tickets_[at] != nullptr || landing_[at] != nullptr;
     counts_ |= counters_[at] != nullptr;
   }
@@ -110,7 +112,8 @@ void Placer::place(const PlaceRequest& r) {
   }
 }
 
-void Placer::describe(int source, const Copy* copies, const Entry* entries, const float* weights, std::size_t begin, std::size_t end) {
+void Placer::describe(int source, const Copy* copies, const Entry* entries, const float* weights, std::size_t begin,
+                      std::size_t end) {
   for (std::size_t i = begin; i < end; ++i) {
     const std::uint32_t first = copies[i].firstEntry;
     for (std::uint32_t e = first; e < copies[i + 1].firstEntry; ++e) {
@@ -122,7 +125,8 @@ void Placer::describe(int source, const Copy* copies, const Entry* entries, cons
         primary = entries[p].row;
       }
       if (Ticket* tickets = tickets_[entry.rank]) {
-        tickets[entry.row] = {source, static_cast<std::int32_t>(copies[i].token), entry.slot & kSlotMask, weights[e], primary};
+        tickets[entry.row] = {source, static_cast<std::int32_t>(copies[i].token), entry.slot & kSlotMask, weights[e],
+                              primary};
       }
       if (std::uint32_t* landing = landing_[entry.rank]) {
         const bool all = (flags_[entry.rank] & kStaged) != 0;

@@ -1,5 +1,5 @@
-// Brings rows to their places in the memory of this node's ranks: straight into mapped memory, or by process_vm_writev. Used
-// by the rank that has the rows and by the forwarder that got them in a slice.
+// Brings rows to their places in the memory of this node's ranks: straight into mapped memory, or by process_vm_writev.
+// Used by the rank that has the rows and by the forwarder that got them in a slice.
 #pragma once
 
 #include <cstddef>
@@ -25,29 +25,33 @@ struct PlaceRequest {
   const plan::Entry* entries = nullptr;
   const float* weights = nullptr;
   std::size_t begin = 0, end = 0;
-  std::size_t rowBytes = 0;      // of the whole row
-  std::size_t rowOffset = 0;     // where this part of it lies
-  std::size_t partBytes = 0;     // bytes of this part
+  std::size_t rowBytes = 0;   // of the whole row
+  std::size_t rowOffset = 0;  // where this part of it lies
+  std::size_t partBytes = 0;  // bytes of this part
 };
 
 class Placer {
  public:
   explicit Placer(Engine& engine) : engine_(engine) {}
 
-  // Learns from the node's announcements where rows go. Own memory is given by address. `roles[t]` is the memory of tensor t.
+  // Learns from the node's announcements where rows go. Own memory is given by address. `roles[t]` is the memory of
+  // tensor t.
   void bind(const Meeting& meeting, int tensors, const MemoryRole* roles, std::byte* const* ownMemory);
   void place(const PlaceRequest& request);
   // Writes tickets and landing lists for these copies, as the receivers have asked.
-  void describe(int source, const plan::Copy* copies, const plan::Entry* entries, const float* weights, std::size_t begin, std::size_t end);
+  void describe(int source, const plan::Copy* copies, const plan::Entry* entries, const float* weights,
+                std::size_t begin, std::size_t end);
   bool describes() const { return describes_; }
   // Adds the rows of these copies to their experts' counters, after what was placed before has become visible.
   void count(const plan::Copy* copies, const plan::Entry* entries, std::size_t begin, std::size_t end);
   bool counts() const { return counts_; }
-  // Mapped bases by local rank, or null: for kernels that do more than copy (cast, backward). `everyRank` tells whether all
-  // ranks can be reached so, without leaving duplicates out.
+  // Mapped bases by local rank, or null: for kernels that do more than copy (cast, backward). `everyRank` tells whether
+  // all ranks can be reached so, without leaving duplicates out.
   std::byte* const* bases(int tensor) const { return all_[tensor].data(); }
   bool everyRank() const { return !anyPrimaries_ && vmRanks_.empty(); }
-  std::uint64_t remoteAddress(int tensor, int localIndex) const { return remote_[tensor][static_cast<std::size_t>(localIndex)]; }
+  std::uint64_t remoteAddress(int tensor, int localIndex) const {
+    return remote_[tensor][static_cast<std::size_t>(localIndex)];
+  }
   const std::vector<int>& vmRanks() const { return vmRanks_; }
 
  private:

@@ -29,7 +29,8 @@ PlanState::PlanState(Engine& e, const PlanRequest& r)
   const int mine = e.topology().expertsOf(e.fabric().rank(), r.map.experts);
   rowCapacity = static_cast<std::size_t>(r.options.capacityRows);
   if (r.options.layout == plan::Layout::slotted) {
-    const std::size_t places = static_cast<std::size_t>(mine) * static_cast<std::size_t>(e.fabric().ranks()) * static_cast<std::size_t>(r.options.maxTokens);
+    const std::size_t places = static_cast<std::size_t>(mine) * static_cast<std::size_t>(e.fabric().ranks()) *
+                               static_cast<std::size_t>(r.options.maxTokens);
     rowCapacity = rowCapacity == 0 ? places : std::min(places, rowCapacity);
   }
   localExpertRows.assign(static_cast<std::size_t>(mine), 0);
@@ -42,7 +43,8 @@ void PlanState::holdRows(std::size_t rows) {
   const bool rankOrder = request.options.layout == plan::Layout::rankOrder;
   const auto slots = rows * static_cast<std::size_t>(request.map.topk);
   if (request.tickets || slotted || rankOrder) tickets.need(rows * sizeof(Ticket) + 64);
-  if ((request.counters || slotted) && !rankOrder) counters.need(CounterBoard::bytes(static_cast<int>(localExpertRows.size())));
+  if ((request.counters || slotted) && !rankOrder)
+    counters.need(CounterBoard::bytes(static_cast<int>(localExpertRows.size())));
   if (!rankOrder) return;
   extra.need(slots * 8 + 64);
   rankOrderIds.need(slots * 4 + 4);
@@ -75,7 +77,8 @@ void PlanState::packRankOrder() {
     for (std::size_t k = 0; k < topk; ++k) {
       std::int64_t id = 0;
       std::memcpy(&id, ids.data() + (t * topk + k) * idBytes, idBytes);
-      const std::int32_t global = idBytes == 4 ? static_cast<std::int32_t>(id & 0xffffffff) : static_cast<std::int32_t>(id);
+      const std::int32_t global =
+          idBytes == 4 ? static_cast<std::int32_t>(id & 0xffffffff) : static_cast<std::int32_t>(id);
       const float weight = request.map.weights == nullptr ? 1.0f : weights.as<float>()[t * topk + k];
       std::memcpy(row + k * 4, &global, 4);
       std::memcpy(row + (topk + k) * 4, &weight, 4);

@@ -1,4 +1,5 @@
-// A plan as a communicator holds it: the arena, what was given and exchanged, and the library memory that belongs to it.
+// A plan as a communicator holds it: the arena, what was given and exchanged, and the library memory that belongs to
+// it.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +25,7 @@ static_assert(sizeof(Ticket) == 20);
 
 // What came in by one stream in the first dispatch, in order: the way back follows it.
 struct InflowRecord {
-  std::vector<plan::Copy> copies;      // always closed: copies.back() is the sentinel
+  std::vector<plan::Copy> copies;  // always closed: copies.back() is the sentinel
   std::vector<plan::Entry> entries;
   std::vector<float> weights;
 };
@@ -37,17 +38,17 @@ struct PlanRequest {
   bool zeroFill = false;
   bool counters = false;
   bool tickets = false;
-  int slot = -1;                       // operation slot of everything that this plan does; -1: operations take turns
+  int slot = -1;  // operation slot of everything that this plan does; -1: operations take turns
 };
 
 struct PlanState {
   explicit PlanState(Engine& engine, const PlanRequest& request);
 
   Engine& engine;
-  PlanRequest request;                 // map points to the caller's memory, read when the plan is made
+  PlanRequest request;  // map points to the caller's memory, read when the plan is made
   std::uint64_t number = 0;
-  std::size_t rowCapacity = 0;         // most rows that this rank can receive; 0: known only when the plan is made
-  Buffer ids;                          // the caller's routing map, kept for replay and counters
+  std::size_t rowCapacity = 0;  // most rows that this rank can receive; 0: known only when the plan is made
+  Buffer ids;                   // the caller's routing map, kept for replay and counters
   Buffer weights;
   Buffer arena;
   plan::View view{};
@@ -55,34 +56,34 @@ struct PlanState {
   plan::Exchanged exchanged;
   std::vector<std::int32_t> localExpertRows;  // filled from counters in the slotted layout
 
-  bool dispatched = false;             // tickets, records and landing lists are there
-  int dispatchesUnderWay = 0;          // that have announced themselves
-  std::vector<InflowRecord> inflows;   // by stream in
+  bool dispatched = false;            // tickets, records and landing lists are there
+  int dispatchesUnderWay = 0;         // that have announced themselves
+  std::vector<InflowRecord> inflows;  // by stream in
 
-  WindowBuffer tickets;                // Ticket [receiveRows]
-  WindowBuffer landing;                // uint32 [receiveRows]: row in the landing buffer to copy from, or kNoRow
-  WindowBuffer counters;               // CounterBoard
-  WindowBuffer extra;                  // rank order: received rows of {id, weight} [topk]
-  Buffer extraRows;                    // rank order: the same for this rank's tokens, as they travel
-  Buffer rankOrderIds;                 // int32 [receiveRows, topk], made local
-  Buffer rankOrderWeights;             // float [receiveRows, topk]
-  Buffer castRows, castScales;         // the input in FP8, where it cannot be cast on its way
+  WindowBuffer tickets;         // Ticket [receiveRows]
+  WindowBuffer landing;         // uint32 [receiveRows]: row in the landing buffer to copy from, or kNoRow
+  WindowBuffer counters;        // CounterBoard
+  WindowBuffer extra;           // rank order: received rows of {id, weight} [topk]
+  Buffer extraRows;             // rank order: the same for this rank's tokens, as they travel
+  Buffer rankOrderIds;          // int32 [receiveRows, topk], made local
+  Buffer rankOrderWeights;      // float [receiveRows, topk]
+  Buffer castRows, castScales;  // the input in FP8, where it cannot be cast on its way
 
   // From the landing list, after the first dispatch that wrote one: which rows to copy where.
   bool landingSorted = false;
-  std::uint32_t landingFlags = 0;      // the ready flags it was written for
+  std::uint32_t landingFlags = 0;  // the ready flags it was written for
   std::vector<plan::Copy> landingCopies;
   std::vector<plan::Entry> landingEntries;
 
-  plan::RoutingMap kept() const;       // the routing map as it was copied
+  plan::RoutingMap kept() const;  // the routing map as it was copied
   void packRankOrder();
   std::int64_t receiveRows() const { return view.header->receiveRows; }
-  // Rows that library memory is made for: known beforehand where the plan has a capacity or fixed places, so that nothing is
-  // allocated when the plan is made again and again; else what this plan receives.
+  // Rows that library memory is made for: known beforehand where the plan has a capacity or fixed places, so that
+  // nothing is allocated when the plan is made again and again; else what this plan receives.
   std::size_t rowsToHold() const { return rowCapacity > 0 ? rowCapacity : static_cast<std::size_t>(receiveRows()); }
   // After a failure: whoever reads the counts finds no rows.
   void clearCounts();
-  void prepareWindows();               // after planning: tickets, counters, extra, as the request asks
+  void prepareWindows();  // after planning: tickets, counters, extra, as the request asks
 
  private:
   void holdRows(std::size_t rows);
@@ -95,7 +96,8 @@ struct CounterBoard {
   std::uint64_t* counters() { return reinterpret_cast<std::uint64_t*>(this + 1); }
   std::int32_t* starts() { return reinterpret_cast<std::int32_t*>(counters() + localExperts); }
   static std::size_t bytes(int localExperts) {
-    return sizeof(CounterBoard) + static_cast<std::size_t>(localExperts) * 8 + (static_cast<std::size_t>(localExperts) + 1) * 4;
+    return sizeof(CounterBoard) + static_cast<std::size_t>(localExperts) * 8 +
+           (static_cast<std::size_t>(localExperts) + 1) * 4;
   }
 };
 

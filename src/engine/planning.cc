@@ -1,16 +1,16 @@
 #include "engine/planning.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cstring>
-
-#include <fmt/format.h>
 
 #include "plan/planner.h"
 
 namespace fusco::engine {
 
-void NodeScan::begin(std::uint64_t operation, int peerIndex, const Parameters& parameters, int statusCode, int statusRank,
-                     const std::vector<std::int32_t>& sums) {
+void NodeScan::begin(std::uint64_t operation, int peerIndex, const Parameters& parameters, int statusCode,
+                     int statusRank, const std::vector<std::int32_t>& sums) {
   operation_ = operation;
   peerIndex_ = peerIndex;
   parameters_ = parameters;
@@ -60,17 +60,19 @@ bool NodeScan::receive(int node, std::vector<std::int32_t>& into, std::size_t& r
     if (slot == nullptr) return false;
     const Slice slice = readSlice(slot, link.slotBytes());
     const std::size_t count = slice.header->rowBytes / 4;
-    if (slice.kind() != SliceKind::counts || slice.header->operation != operation_ || slice.header->rowOffset != received * 4 ||
-        received + count > into.size()) {
+    if (slice.kind() != SliceKind::counts || slice.header->operation != operation_ ||
+        slice.header->rowOffset != received * 4 || received + count > into.size()) {
       if (slice.kind() == SliceKind::counts && slice.header->rowOffset == 0 && count >= kHead) {
-        const std::vector<std::int32_t> head(reinterpret_cast<const std::int32_t*>(slice.payload), reinterpret_cast<const std::int32_t*>(slice.payload) + kHead);
+        const std::vector<std::int32_t> head(reinterpret_cast<const std::int32_t*>(slice.payload),
+                                             reinterpret_cast<const std::int32_t*>(slice.payload) + kHead);
         compare(node, head);
         if (!disagreement_.empty()) fail(Code::invalidUsage, disagreement_);
       }
-      fail(Code::invalidUsage,
-           fmt::format("rank {}: {} sent counts of plan operation {} that do not fit this rank's operation {}; all ranks must make the same "
-                       "plans (experts, topk, layout) in the same order",
-                       engine_.fabric().rank(), engine_.fabric().describeRank(peer), slice.header->operation, operation_));
+      fail(Code::invalidUsage, fmt::format("rank {}: {} sent counts of plan operation {} that do not fit this rank's "
+                                           "operation {}; all ranks must make the same "
+                                           "plans (experts, topk, layout) in the same order",
+                                           engine_.fabric().rank(), engine_.fabric().describeRank(peer),
+                                           slice.header->operation, operation_));
     }
     std::memcpy(into.data() + received, slice.payload, count * 4);
     received += count;
@@ -154,8 +156,10 @@ Planning::Planning(Engine& engine, std::shared_ptr<PlanState> plan)
       scan_(engine) {
   const plan::Topology& topology = engine.topology();
   parts_ = engine.nodeRanks();
-  for (int node = 0; node < topology.nodes(); ++node) parts_ = std::min(parts_, static_cast<int>(topology.ranksOf(node).size()));
-  for (int rank = 1; rank < topology.ranks(); ++rank) nodesInOrder_ &= topology.nodeOf(rank) >= topology.nodeOf(rank - 1);
+  for (int node = 0; node < topology.nodes(); ++node)
+    parts_ = std::min(parts_, static_cast<int>(topology.ranksOf(node).size()));
+  for (int rank = 1; rank < topology.ranks(); ++rank)
+    nodesInOrder_ &= topology.nodeOf(rank) >= topology.nodeOf(rank - 1);
   keys_ = static_cast<std::size_t>(plan::keyCount(plan_->request.map, topology, plan_->request.options));
   const auto add = [&](StepKind kind, int stage) {
     program_.push_back({kind, static_cast<std::uint8_t>(stage), static_cast<std::uint8_t>(stage), 0});
@@ -179,7 +183,9 @@ void Planning::takePlace() {
 
 std::string Planning::describe() const {
   std::string text = fmt::format("plan {}", plan_->number);
-  const int missing = counts_.missing() >= 0 ? counts_.missing() : sums_.missing() >= 0 ? sums_.missing() : scan_.waitingFor();
+  const int missing = counts_.missing() >= 0 ? counts_.missing()
+                      : sums_.missing() >= 0 ? sums_.missing()
+                                             : scan_.waitingFor();
   if (missing >= 0) text += fmt::format(", waiting for {}", engine_.fabric().describeRank(missing));
   return text;
 }
@@ -198,12 +204,18 @@ void Planning::reset() {
 Outcome Planning::run(const Step& step) {
   StageTimer timer(engine_.statistics().planNs);
   switch (step.kind) {
-    case StepKind::ready: return announceCounts();
-    case StepKind::waitReady: return counts_.allReady(kind()) ? Outcome::complete : Outcome::idle;
-    case StepKind::put: return scanNodes();
-    case StepKind::finish: return plan();
-    case StepKind::waitDone: return finish();
-    default: return Outcome::complete;
+    case StepKind::ready:
+      return announceCounts();
+    case StepKind::waitReady:
+      return counts_.allReady(kind()) ? Outcome::complete : Outcome::idle;
+    case StepKind::put:
+      return scanNodes();
+    case StepKind::finish:
+      return plan();
+    case StepKind::waitDone:
+      return finish();
+    default:
+      return Outcome::complete;
   }
 }
 
@@ -218,7 +230,8 @@ Parameters Planning::parameters() const {
   p.alignment = static_cast<std::uint64_t>(r.options.alignment);
   p.capacity = static_cast<std::uint64_t>(r.options.capacityRows);
   p.maxTokens = static_cast<std::uint64_t>(r.options.maxTokens);
-  p.options = (r.dropBeyondCapacity ? 1u : 0u) | (r.dedupAuto ? 2u : 0u) | static_cast<std::uint64_t>(r.options.dedup) << 2;
+  p.options =
+      (r.dropBeyondCapacity ? 1u : 0u) | (r.dedupAuto ? 2u : 0u) | static_cast<std::uint64_t>(r.options.dedup) << 2;
   return p;
 }
 
@@ -230,12 +243,15 @@ void Planning::copyRouting() {
   if (from.weights != nullptr) std::memcpy(p.weights.data(), from.weights, slots * 4);
 }
 
-std::size_t Planning::partBegin(int part) const { return keys_ * static_cast<std::size_t>(part) / static_cast<std::size_t>(parts_); }
+std::size_t Planning::partBegin(int part) const {
+  return keys_ * static_cast<std::size_t>(part) / static_cast<std::size_t>(parts_);
+}
 
-// Window of a rank: counts [keys], then of its part only: all ranks' sums [keys], and the lower nodes' sums [keys], or where
-// nodes do not hold ranks in order, the lower ranks' sums of each rank of the node [node's ranks, keys].
+// Window of a rank: counts [keys], then of its part only: all ranks' sums [keys], and the lower nodes' sums [keys], or
+// where nodes do not hold ranks in order, the lower ranks' sums of each rank of the node [node's ranks, keys].
 const std::int32_t* Planning::published(const Meeting& meeting, int localIndex) const {
-  return reinterpret_cast<const std::int32_t*>(engine_.fabric().reach(engine_.nodeRank(localIndex), meeting.ready(localIndex).memory[kExtra]));
+  return reinterpret_cast<const std::int32_t*>(
+      engine_.fabric().reach(engine_.nodeRank(localIndex), meeting.ready(localIndex).memory[kExtra]));
 }
 
 Outcome Planning::announceCounts() {
@@ -253,7 +269,8 @@ Outcome Planning::announceCounts() {
   }
   if (!exchanges_) return Outcome::complete;
   WindowBuffer& window = engine_.countsWindow(slot_);
-  auto* counts = reinterpret_cast<std::int32_t*>(window.need(std::max<std::size_t>(4096, keys_ * 4 * (nodesInOrder_ ? 3 : 2 + static_cast<std::size_t>(engine_.nodeRanks())))));
+  auto* counts = reinterpret_cast<std::int32_t*>(window.need(std::max<std::size_t>(
+      4096, keys_ * 4 * (nodesInOrder_ ? 3 : 2 + static_cast<std::size_t>(engine_.nodeRanks())))));
   std::memcpy(counts, p.analysis.rowsOfKey.data(), keys_ * 4);
   a.memory[kExtra] = engine_.fabric().describe(window.data(), window.size());
   counts_.announce(a);
@@ -317,7 +334,8 @@ Outcome Planning::scanNodes() {
       a.status = static_cast<std::uint32_t>(scan_.statusCode());
       a.bytes = static_cast<std::uint64_t>(scan_.statusRank());
     }
-    a.memory[kExtra] = engine_.fabric().describe(engine_.countsWindow(slot_).data(), engine_.countsWindow(slot_).size());
+    a.memory[kExtra] =
+        engine_.fabric().describe(engine_.countsWindow(slot_).data(), engine_.countsWindow(slot_).size());
     sums_.announce(a);
     announcedSums_ = true;
   }
@@ -341,7 +359,8 @@ void Planning::readExchanged() {
   if (!acrossNodes()) return;
   for (int part = 0; part < parts_; ++part) {
     const std::int32_t* total = published(sums_, part) + keys_;
-    const std::int32_t* before = total + keys_ * (nodesInOrder_ ? 1 : 1 + static_cast<std::size_t>(engine_.localIndex()));
+    const std::int32_t* before =
+        total + keys_ * (nodesInOrder_ ? 1 : 1 + static_cast<std::size_t>(engine_.localIndex()));
     for (std::size_t k = partBegin(part); k < partBegin(part + 1); ++k) {
       x.before[k] += before[k];
       x.total[k] = total[k];
@@ -366,16 +385,19 @@ void Planning::checkCapacity() {
       }
     }
     if (rows > options.capacityRows) {
-      failLater(Code::invalidArgument, fmt::format("rank {} needs {} rows, has {}: raise capacityRows, or choose fuscoCapacityDrop", rank, rows,
-                                                   options.capacityRows));
+      failLater(Code::invalidArgument,
+                fmt::format("rank {} needs {} rows, has {}: raise capacityRows, or choose fuscoCapacityDrop", rank,
+                            rows, options.capacityRows));
       return;
     }
   }
 }
 
-// An error that all ranks share is thrown when all have read what they need of this rank's window, not before: the next plan
-// writes there.
-void Planning::failLater(Code code, const std::string& text) { failed_ = std::make_exception_ptr(CommonError(code, text)); }
+// An error that all ranks share is thrown when all have read what they need of this rank's window, not before: the next
+// plan writes there.
+void Planning::failLater(Code code, const std::string& text) {
+  failed_ = std::make_exception_ptr(CommonError(code, text));
+}
 
 Outcome Planning::finish() {
   if (!counts_.allDone()) return Outcome::idle;
@@ -405,11 +427,14 @@ Outcome Planning::plan() {
     if (!failure_.empty()) {
       failLater(static_cast<Code>(code), failure_);
     } else if (code == static_cast<int>(Code::invalidUsage)) {
-      failLater(Code::invalidUsage, fmt::format("plan {}: ranks of different nodes gave different parameters, {} tells which; nothing was moved",
-                                                p.number, engine_.fabric().describeRank(rank)));
+      failLater(
+          Code::invalidUsage,
+          fmt::format("plan {}: ranks of different nodes gave different parameters, {} tells which; nothing was moved",
+                      p.number, engine_.fabric().describeRank(rank)));
     } else if (code != 0) {
-      failLater(static_cast<Code>(code), fmt::format("plan {}: {} could not read its routing map; its own error says why. Nothing was moved",
-                                                     p.number, engine_.fabric().describeRank(rank)));
+      failLater(static_cast<Code>(code),
+                fmt::format("plan {}: {} could not read its routing map; its own error says why. Nothing was moved",
+                            p.number, engine_.fabric().describeRank(rank)));
     } else {
       checkCapacity();
     }
@@ -424,7 +449,8 @@ Outcome Planning::plan() {
   p.view = plan::view(p.arena.data());
   if (!exchanges_ && p.view.header->dropped > 0 && !p.request.dropBeyondCapacity) {
     throw CommonError(Code::invalidArgument,
-                      fmt::format("rank {}: {} rows have no slot, since tokens name an expert more than once and maxTokens is {}: raise it, or "
+                      fmt::format("rank {}: {} rows have no slot, since tokens name an expert more than once and "
+                                  "maxTokens is {}: raise it, or "
                                   "choose fuscoCapacityDrop",
                                   engine_.fabric().rank(), p.view.header->dropped, p.request.options.maxTokens));
   }

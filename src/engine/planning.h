@@ -1,6 +1,6 @@
-// Planning as an operation: analyse, exchange, plan. In a node every rank publishes its counts in a window and reads the
-// others'; across nodes rank j of each node scans the j-th part of the keys with its likes in ceil(log2 nodes) rounds, prefix
-// and suffix at once (Hillis and Steele), so that a rank never sees ranks x experts numbers.
+// Planning as an operation: analyse, exchange, plan. In a node every rank publishes its counts in a window and reads
+// the others'; across nodes rank j of each node scans the j-th part of the keys with its likes in ceil(log2 nodes)
+// rounds, prefix and suffix at once (Hillis and Steele), so that a rank never sees ranks x experts numbers.
 #pragma once
 
 #include <vector>
@@ -26,8 +26,8 @@ class NodeScan {
   // Sums of all lower nodes, and of all nodes.
   std::vector<std::int32_t> before() const;
   std::vector<std::int32_t> total() const;
-  // A code that some rank of any node has, and that rank; and, where this rank saw that a partner has other parameters, both
-  // values in words.
+  // A code that some rank of any node has, and that rank; and, where this rank saw that a partner has other parameters,
+  // both values in words.
   int statusCode() const;
   int statusRank() const;
   const std::string& disagreement() const { return disagreement_; }
@@ -85,12 +85,12 @@ class Planning : public Operation {
 
   Engine& engine_;
   std::shared_ptr<PlanState> plan_;
-  int slot_ = -1;              // taken when the operation is queued
-  bool exchanges_;             // false: slotted, no count round
+  int slot_ = -1;   // taken when the operation is queued
+  bool exchanges_;  // false: slotted, no count round
   Meeting counts_;
-  Meeting sums_;               // second round in the node, after the scan across nodes; the next sequence of the slot
+  Meeting sums_;  // second round in the node, after the scan across nodes; the next sequence of the slot
   NodeScan scan_;
-  int parts_ = 1;              // ranks of each node that scan
+  int parts_ = 1;  // ranks of each node that scan
   // Nodes hold ranks in one piece, so that lower nodes are lower ranks. Else the scan carries every rank's counts.
   bool nodesInOrder_ = true;
   std::size_t keys_ = 0;

@@ -4,11 +4,16 @@ namespace fusco::engine {
 
 const char* operationName(OperationKind kind) {
   switch (kind) {
-    case OperationKind::plan: return "plan";
-    case OperationKind::dispatch: return "dispatch";
-    case OperationKind::combine: return "combine";
-    case OperationKind::combineBackward: return "combine backward";
-    case OperationKind::transfers: return "transfers";
+    case OperationKind::plan:
+      return "plan";
+    case OperationKind::dispatch:
+      return "dispatch";
+    case OperationKind::combine:
+      return "combine";
+    case OperationKind::combineBackward:
+      return "combine backward";
+    case OperationKind::transfers:
+      return "transfers";
   }
   return "unknown operation";
 }
@@ -45,7 +50,8 @@ Streams streamsOf(const plan::Topology& topology, int rank) {
 Program lower(OperationKind kind, const Streams& streams) {
   Program program;
   const auto add = [&](StepKind step, int stage, int needs, std::size_t index = 0) {
-    program.push_back({step, static_cast<std::uint8_t>(stage), static_cast<std::uint8_t>(needs), static_cast<std::int32_t>(index)});
+    program.push_back(
+        {step, static_cast<std::uint8_t>(stage), static_cast<std::uint8_t>(needs), static_cast<std::int32_t>(index)});
   };
   add(StepKind::ready, 0, 0);
   add(StepKind::waitReady, 1, 1);

@@ -1,5 +1,5 @@
-// What an operation is made of: steps. Lowered from the operation's kind and the topology alone, never from counts, so that a
-// driver that cannot see the counts can run it (docs/design.md, program and drivers).
+// What an operation is made of: steps. Lowered from the operation's kind and the topology alone, never from counts, so
+// that a driver that cannot see the counts can run it (docs/design.md, program and drivers).
 #pragma once
 
 #include <cstdint>
@@ -22,7 +22,7 @@ enum class StepKind : std::uint8_t {
   receiveBack,  // stream `index` out, reversed: dots that come home
   done,         // tell the node's ranks that this rank is finished with their memory
   waitDone,
-  finish,       // duplicates expanded, staged rows copied out
+  finish,  // duplicates expanded, staged rows copied out
 };
 
 // A step may run once all steps of stages below `needs` are complete.
@@ -42,9 +42,9 @@ struct Stream {
 };
 
 struct Streams {
-  int ownFlow = 0;             // index of the own node's flow
-  std::vector<Stream> out;     // by destination node, then share
-  std::vector<Stream> in;      // by source rank
+  int ownFlow = 0;          // index of the own node's flow
+  std::vector<Stream> out;  // by destination node, then share
+  std::vector<Stream> in;   // by source rank
 };
 
 Streams streamsOf(const plan::Topology& topology, int rank);

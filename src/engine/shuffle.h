@@ -19,7 +19,7 @@ struct DispatchRequest {
   const std::byte* input2 = nullptr;
   std::byte* output2 = nullptr;
   std::size_t rowBytes2 = 0;
-  bool castToFp8 = false;            // rowBytes is of the BF16 input
+  bool castToFp8 = false;  // rowBytes is of the BF16 input
   std::byte* outputScales = nullptr;
 };
 
@@ -43,8 +43,10 @@ struct CombineBackwardRequest {
 };
 
 std::unique_ptr<Operation> makePlanning(Engine& engine, std::shared_ptr<PlanState> plan);
-std::unique_ptr<Operation> makeDispatch(Engine& engine, std::shared_ptr<PlanState> plan, const DispatchRequest& request);
+std::unique_ptr<Operation> makeDispatch(Engine& engine, std::shared_ptr<PlanState> plan,
+                                        const DispatchRequest& request);
 std::unique_ptr<Operation> makeCombine(Engine& engine, std::shared_ptr<PlanState> plan, const CombineRequest& request);
-std::unique_ptr<Operation> makeCombineBackward(Engine& engine, std::shared_ptr<PlanState> plan, const CombineBackwardRequest& request);
+std::unique_ptr<Operation> makeCombineBackward(Engine& engine, std::shared_ptr<PlanState> plan,
+                                               const CombineBackwardRequest& request);
 
 }  // namespace fusco::engine

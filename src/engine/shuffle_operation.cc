@@ -1,17 +1,14 @@
 #include "engine/shuffle_operation.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cstring>
-
-#include <fmt/format.h>
 
 namespace fusco::engine {
 
 ShuffleOperation::ShuffleOperation(OperationKind kind, Engine& engine, std::shared_ptr<PlanState> plan)
-    : Operation(kind),
-      engine_(engine),
-      plan_(std::move(plan)),
-      meeting_(engine, slot_) {
+    : Operation(kind), engine_(engine), plan_(std::move(plan)), meeting_(engine, slot_) {
   program_ = lower(kind, engine.streams());
 }
 
@@ -21,8 +18,10 @@ void ShuffleOperation::takePlace() {
 }
 
 std::string ShuffleOperation::describe() const {
-  std::string text = fmt::format("{} {}", operationName(kind()), meeting_.sequence() * kOperationSlots + static_cast<std::uint64_t>(slot_));
-  if (meeting_.missing() >= 0) text += fmt::format(", waiting for {}", engine_.fabric().describeRank(meeting_.missing()));
+  std::string text = fmt::format("{} {}", operationName(kind()),
+                                 meeting_.sequence() * kOperationSlots + static_cast<std::uint64_t>(slot_));
+  if (meeting_.missing() >= 0)
+    text += fmt::format(", waiting for {}", engine_.fabric().describeRank(meeting_.missing()));
   return text;
 }
 
@@ -32,7 +31,8 @@ Outcome ShuffleOperation::announceDone() {
   return Outcome::complete;
 }
 
-Parameters ShuffleOperation::parameters(std::size_t rowBytes, std::size_t rowBytes2, std::uint64_t type, std::uint64_t options) {
+Parameters ShuffleOperation::parameters(std::size_t rowBytes, std::size_t rowBytes2, std::uint64_t type,
+                                        std::uint64_t options) {
   const PlanRequest& request = plan_->request;
   Parameters p;
   p.experts = static_cast<std::uint64_t>(request.map.experts);
@@ -52,7 +52,8 @@ Parameters ShuffleOperation::parameters(std::size_t rowBytes, std::size_t rowByt
 }
 
 ShuffleOperation::Reach ShuffleOperation::reachOf(const void* address, std::size_t bytes) const {
-  if (engine_.fabric().oneProcess() || engine_.nodeRanks() == 1 || bytes == 0 || comm::windowContains(address, bytes)) return Reach::mapped;
+  if (engine_.fabric().oneProcess() || engine_.nodeRanks() == 1 || bytes == 0 || comm::windowContains(address, bytes))
+    return Reach::mapped;
   return engine_.fabric().processVm() ? Reach::processVm : Reach::staged;
 }
 
@@ -98,25 +99,29 @@ Outcome ShuffleOperation::extractSlice(StreamOut& out, int peer, const SourceRow
 void ShuffleOperation::checkRows(const Slice& slice, const std::vector<SourceRows>& tensors) const {
   const transport::SliceHeader& h = *slice.header;
   const auto sender = [&] { return engine_.fabric().describeRank(h.source); };
-  if (slice.kind() != SliceKind::rows || h.signature != signature_ || h.operation != number() || slice.tensor() >= tensors.size() ||
-      h.rowBytes > tensors[slice.tensor()].rowBytes || h.rowOffset > tensors[slice.tensor()].rowBytes - h.rowBytes) {
+  if (slice.kind() != SliceKind::rows || h.signature != signature_ || h.operation != number() ||
+      slice.tensor() >= tensors.size() || h.rowBytes > tensors[slice.tensor()].rowBytes ||
+      h.rowOffset > tensors[slice.tensor()].rowBytes - h.rowBytes) {
     fail(Code::invalidUsage,
-         fmt::format("rank {}: {} sent a slice of kind {}, operation {}, tensor {}, bytes {} + {} of a row during {}, whose rows have {} "
+         fmt::format("rank {}: {} sent a slice of kind {}, operation {}, tensor {}, bytes {} + {} of a row during {}, "
+                     "whose rows have {} "
                      "bytes here; all ranks must make the same calls with the same parameters in the same order",
-                     engine_.fabric().rank(), sender(), h.kind, h.operation, slice.tensor(), h.rowOffset, h.rowBytes, describe(),
-                     tensors[std::min<std::size_t>(slice.tensor(), tensors.size() - 1)].rowBytes));
+                     engine_.fabric().rank(), sender(), h.kind, h.operation, slice.tensor(), h.rowOffset, h.rowBytes,
+                     describe(), tensors[std::min<std::size_t>(slice.tensor(), tensors.size() - 1)].rowBytes));
   }
   for (std::uint32_t e = 0; e < h.entries; ++e) {
     const plan::Entry& entry = slice.entries[e];
     if (entry.rank >= engine_.nodeRanks() || entry.row >= meeting_.ready(entry.rank).rows) {
-      fail(Code::internalError, fmt::format("{} sent a row for local rank {}, row {}, which does not exist; the plans of the ranks do not "
-                                            "fit together",
-                                            sender(), entry.rank, entry.row));
+      fail(Code::internalError,
+           fmt::format("{} sent a row for local rank {}, row {}, which does not exist; the plans of the ranks do not "
+                       "fit together",
+                       sender(), entry.rank, entry.row));
     }
   }
 }
 
-void ShuffleOperation::post(transport::PostedLink& link, Slice& slice, std::size_t bytes, std::uint32_t flags, std::size_t rowOffset) {
+void ShuffleOperation::post(transport::PostedLink& link, Slice& slice, std::size_t bytes, std::uint32_t flags,
+                            std::size_t rowOffset) {
   slice.header->operation = number();
   slice.header->signature = signature_;
   slice.header->flags = flags;

@@ -1,8 +1,8 @@
 #include "engine/slice.h"
 
-#include <cstring>
-
 #include <fmt/format.h>
+
+#include <cstring>
 
 #include "base/status.h"
 
@@ -17,7 +17,8 @@ std::size_t align64(std::size_t n) { return (n + 63) & ~std::size_t{63}; }
 std::size_t sliceRowStride(std::size_t rowBytes) { return align64(rowBytes); }
 
 std::size_t sliceHead(std::size_t rows, std::size_t entries) {
-  return align64(sizeof(SliceHeader) + (rows + 1) * sizeof(plan::Copy) + entries * (sizeof(plan::Entry) + sizeof(float)));
+  return align64(sizeof(SliceHeader) + (rows + 1) * sizeof(plan::Copy) +
+                 entries * (sizeof(plan::Entry) + sizeof(float)));
 }
 
 std::size_t sliceBytes(std::size_t rows, std::size_t entries, std::size_t rowBytes) {
@@ -55,15 +56,17 @@ Slice readSlice(const std::byte* slot, std::size_t slotBytes) {
                     sliceBytes(h.rows, h.entries, h.rowBytes) <= slotBytes;
   if (!fits) {
     fail(Code::internalError,
-         fmt::format("a slice from rank {} does not fit its slot of {} bytes ({} rows of {} bytes, {} entries): the peer runs "
-                     "another version, or its memory is damaged",
-                     h.source, slotBytes, h.rows, h.rowBytes, h.entries));
+         fmt::format(
+             "a slice from rank {} does not fit its slot of {} bytes ({} rows of {} bytes, {} entries): the peer runs "
+             "another version, or its memory is damaged",
+             h.source, slotBytes, h.rows, h.rowBytes, h.entries));
   }
   Slice s = parts(const_cast<std::byte*>(slot), h.rows, h.entries, head);
   std::uint32_t at = 0;
   for (std::uint32_t i = 0; i <= h.rows; ++i) {
     if (s.copies[i].firstEntry < at || s.copies[i].firstEntry > h.entries) {
-      fail(Code::internalError, fmt::format("a slice from rank {} has its entries out of order at row {}", h.source, i));
+      fail(Code::internalError,
+           fmt::format("a slice from rank {} has its entries out of order at row {}", h.source, i));
     }
     at = s.copies[i].firstEntry;
   }
@@ -73,9 +76,10 @@ Slice readSlice(const std::byte* slot, std::size_t slotBytes) {
 std::size_t partBytes(std::size_t rowBytes, std::size_t entries, std::size_t slotBytes) {
   const std::size_t head = sliceHead(1, entries);
   if (head + 64 > slotBytes) {
-    fail(Code::invalidUsage, fmt::format("slices of {} bytes cannot hold the {} places of one row: raise FUSCO_SLICE_BYTES to at "
-                                         "least {}",
-                                         slotBytes, entries, head + 4096));
+    fail(Code::invalidUsage,
+         fmt::format("slices of {} bytes cannot hold the {} places of one row: raise FUSCO_SLICE_BYTES to at "
+                     "least {}",
+                     slotBytes, entries, head + 4096));
   }
   const std::size_t room = (slotBytes - head) & ~std::size_t{63};
   return rowBytes <= room ? rowBytes : room;

@@ -22,9 +22,9 @@ inline constexpr std::uint32_t kLastSlice = 1;
 // A slice that has arrived (or is being filled), with its parts found and checked.
 struct Slice {
   transport::SliceHeader* header = nullptr;
-  plan::Copy* copies = nullptr;     // [rows + 1]
-  plan::Entry* entries = nullptr;   // [entries]
-  float* weights = nullptr;         // [entries]
+  plan::Copy* copies = nullptr;    // [rows + 1]
+  plan::Entry* entries = nullptr;  // [entries]
+  float* weights = nullptr;        // [entries]
   std::byte* payload = nullptr;
 
   SliceKind kind() const { return static_cast<SliceKind>(header->kind); }
@@ -41,8 +41,8 @@ std::size_t sliceRowStride(std::size_t rowBytes);
 // Writes the header for the given numbers into `slot` and returns the parts to be filled.
 Slice layOutSlice(std::byte* slot, SliceKind kind, std::size_t rows, std::size_t entries, std::size_t rowBytes);
 
-// Finds the parts of a slice that came from a peer; throws Error(internalError) when it does not fit its slot or contradicts
-// itself.
+// Finds the parts of a slice that came from a peer; throws Error(internalError) when it does not fit its slot or
+// contradicts itself.
 Slice readSlice(const std::byte* slot, std::size_t slotBytes);
 
 // How a row is cut when it does not fit into a slice by itself: the largest part, a multiple of 64 (or the row).

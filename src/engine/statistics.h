@@ -9,8 +9,8 @@
 namespace fusco::engine {
 
 struct Statistics {
-  std::atomic<std::uint64_t> operations{0}, rowsPlaced{0}, bytesPlaced{0}, bytesRead{0}, wireBytes{0}, wireSlices{0}, stagedBytes{0},
-      processVmBytes{0}, planNs{0}, extractNs{0}, wireNs{0}, placeNs{0}, sumNs{0}, waitNs{0};
+  std::atomic<std::uint64_t> operations{0}, rowsPlaced{0}, bytesPlaced{0}, bytesRead{0}, wireBytes{0}, wireSlices{0},
+      stagedBytes{0}, processVmBytes{0}, planNs{0}, extractNs{0}, wireNs{0}, placeNs{0}, sumNs{0}, waitNs{0};
 };
 
 // Adds the time of a scope to one of the above.

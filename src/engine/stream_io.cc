@@ -8,7 +8,8 @@ namespace fusco::engine {
 
 namespace {
 
-std::vector<std::pair<std::size_t, std::size_t>> rangesOf(const plan::View& plan, const std::vector<std::int32_t>& flows) {
+std::vector<std::pair<std::size_t, std::size_t>> rangesOf(const plan::View& plan,
+                                                          const std::vector<std::int32_t>& flows) {
   std::vector<std::pair<std::size_t, std::size_t>> ranges;
   for (const std::int32_t flow : flows) {
     const plan::Flow& f = plan.flows[flow];
@@ -97,14 +98,18 @@ const std::byte* StreamBack::row(SliceKind kind, std::uint64_t operation, std::s
     // A slice of another kind on the same link belongs to another step, which takes it first.
     if (slice.kind() != kind) return nullptr;
     if (slice.header->signature != signature_) {
-      fail(Code::invalidUsage, fmt::format("rank {} sent back rows of an operation with other parameters (row parts of {} bytes, {} here); all "
-                                           "ranks must make the same calls with the same parameters in the same order",
-                                           slice.header->source, slice.header->rowBytes, part));
+      fail(Code::invalidUsage,
+           fmt::format(
+               "rank {} sent back rows of an operation with other parameters (row parts of {} bytes, {} here); all "
+               "ranks must make the same calls with the same parameters in the same order",
+               slice.header->source, slice.header->rowBytes, part));
     }
-    if (slice.header->operation != operation || slice.header->rowOffset != rowOffset || slice.header->rowBytes != part || slice.header->rows == 0) {
-      fail(Code::internalError, fmt::format("rank {} sent back rows of operation {} (part {} + {}), expected operation {} (part {} + {})",
-                                            slice.header->source, slice.header->operation, slice.header->rowOffset, slice.header->rowBytes,
-                                            operation, rowOffset, part));
+    if (slice.header->operation != operation || slice.header->rowOffset != rowOffset ||
+        slice.header->rowBytes != part || slice.header->rows == 0) {
+      fail(Code::internalError,
+           fmt::format("rank {} sent back rows of operation {} (part {} + {}), expected operation {} (part {} + {})",
+                       slice.header->source, slice.header->operation, slice.header->rowOffset, slice.header->rowBytes,
+                       operation, rowOffset, part));
     }
     slice_ = slice;
     open_ = true;

@@ -1,5 +1,5 @@
-// The two ends of a stream of slices: which row goes into the next slice, and how a stream that comes back is read. State
-// machines over the PostedLink interface alone, so that they can be tested without IO.
+// The two ends of a stream of slices: which row goes into the next slice, and how a stream that comes back is read.
+// State machines over the PostedLink interface alone, so that they can be tested without IO.
 #pragma once
 
 #include <cstddef>
@@ -25,7 +25,8 @@ class StreamOut {
   };
 
   // `rowBytes[t]` for each tensor. The plan's arrays must stay.
-  void begin(const plan::View& plan, const std::vector<std::int32_t>& flows, std::vector<std::size_t> rowBytes, std::size_t slotBytes);
+  void begin(const plan::View& plan, const std::vector<std::int32_t>& flows, std::vector<std::size_t> rowBytes,
+             std::size_t slotBytes);
   bool finished() const { return finished_; }
   // The next slice's contents; advances. A stream without rows yields one empty last slice.
   Cut next();
@@ -44,7 +45,8 @@ class StreamOut {
 // Rows of partials that come home in the order of a stream's copies: a cursor over slices, one row at a time.
 class StreamBack {
  public:
-  void begin(transport::PostedLink& link, const plan::View& plan, const std::vector<std::int32_t>& flows, std::uint64_t signature = 0);
+  void begin(transport::PostedLink& link, const plan::View& plan, const std::vector<std::int32_t>& flows,
+             std::uint64_t signature = 0);
   // Token of the next row to come, or none when all rows of the pass were taken.
   std::optional<std::uint32_t> nextToken() const;
   // Starts over with the copies for the next part of the rows.

@@ -1,9 +1,9 @@
 #include "engine/transfers.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cstring>
-
-#include <fmt/format.h>
 
 namespace fusco::engine {
 
@@ -43,8 +43,9 @@ Transfers::Transfers(Engine& engine, std::vector<TransferRequest> requests)
   const int self = engine.fabric().rank();
   const std::size_t own = sends_[static_cast<std::size_t>(self)].items.size();
   if (own != receives_[static_cast<std::size_t>(self)].items.size()) {
-    fail(Code::invalidUsage, fmt::format("rank {}: {} sends to itself and {} receives from itself in one group; they must pair up", self, own,
-                                         receives_[static_cast<std::size_t>(self)].items.size()));
+    fail(Code::invalidUsage,
+         fmt::format("rank {}: {} sends to itself and {} receives from itself in one group; they must pair up", self,
+                     own, receives_[static_cast<std::size_t>(self)].items.size()));
   }
   for (int peer = 0; peer < engine.fabric().ranks(); ++peer) {
     if (!sends_[static_cast<std::size_t>(peer)].items.empty()) program_.push_back({StepKind::extract, 1, 1, peer});
@@ -66,9 +67,11 @@ bool Transfers::sameNode(int rank) const {
 }
 
 void Transfers::mismatch(int from, std::size_t sent, int to, std::size_t expected, std::uint64_t k) const {
-  fail(Code::invalidUsage, fmt::format("send/receive {} of the pair: rank {} sends {} bytes, rank {} expects {}; the k-th send must match the "
-                                       "k-th receive",
-                                       k, from, sent, to, expected));
+  fail(Code::invalidUsage,
+       fmt::format(
+           "send/receive {} of the pair: rank {} sends {} bytes, rank {} expects {}; the k-th send must match the "
+           "k-th receive",
+           k, from, sent, to, expected));
 }
 
 // Row lists, and rows that the peers cannot reach, lie in library windows while the group runs.
@@ -77,7 +80,9 @@ void Transfers::prepareWindows() {
   std::size_t landingBytes = 0;
   const auto staged = [&](const Item& item) {
     const TransferRequest& r = item.request;
-    if (r.peer == engine_.fabric().rank() || engine_.fabric().oneProcess() || engine_.fabric().processVm() || r.bytes() == 0) return false;
+    if (r.peer == engine_.fabric().rank() || engine_.fabric().oneProcess() || engine_.fabric().processVm() ||
+        r.bytes() == 0)
+      return false;
     std::size_t span = r.bytes();
     if (r.listed) {
       for (const std::int64_t row : r.list) span = std::max(span, static_cast<std::size_t>(row + 1) * r.rowBytes);
@@ -120,10 +125,15 @@ void Transfers::prepareWindows() {
 
 Outcome Transfers::run(const Step& step) {
   switch (step.kind) {
-    case StepKind::ready: prepareWindows(); return Outcome::complete;
-    case StepKind::extract: return advanceSend(step.index);
-    case StepKind::place: return advanceReceive(step.index);
-    default: return Outcome::complete;
+    case StepKind::ready:
+      prepareWindows();
+      return Outcome::complete;
+    case StepKind::extract:
+      return advanceSend(step.index);
+    case StepKind::place:
+      return advanceReceive(step.index);
+    default:
+      return Outcome::complete;
   }
 }
 
@@ -153,10 +163,12 @@ bool Transfers::sendInNode(Item& item, int peer) {
   const int count = engine_.nodeRanks();
   comm::Fabric& fabric = engine_.fabric();
   const int local = engine_.topology().localIndex(peer);
-  const ReadyCell& cell = cells(fabric.control(fabric.rank()), count, kTransferChannel, local).ready[item.sequence % kCellDepth];
+  const ReadyCell& cell =
+      cells(fabric.control(fabric.rank()), count, kTransferChannel, local).ready[item.sequence % kCellDepth];
   if (cell.sequence.load(std::memory_order_acquire) < item.sequence + 1) return false;
   const TransferRequest& r = item.request;
-  DoneCell& done = cells(fabric.control(peer), count, kTransferChannel, engine_.localIndex()).done[item.sequence % kCellDepth];
+  DoneCell& done =
+      cells(fabric.control(peer), count, kTransferChannel, engine_.localIndex()).done[item.sequence % kCellDepth];
   const auto finish = [&](Code code) {
     engine_.executor().fence();
     done.status = static_cast<std::uint64_t>(code);
@@ -170,9 +182,11 @@ bool Transfers::sendInNode(Item& item, int peer) {
   }
   if (r.bytes() > 0) {
     StageTimer timer(engine_.statistics().placeNs);
-    std::byte* base = peer == fabric.rank() ? reinterpret_cast<std::byte*>(cell.memory[kRows].address) : fabric.reach(peer, cell.memory[kRows]);
+    std::byte* base = peer == fabric.rank() ? reinterpret_cast<std::byte*>(cell.memory[kRows].address)
+                                            : fabric.reach(peer, cell.memory[kRows]);
     const std::int64_t* theirList = nullptr;
-    if (cell.flags & kWantsLandingList) theirList = reinterpret_cast<const std::int64_t*>(fabric.reach(peer, cell.memory[kExtra]));
+    if (cell.flags & kWantsLandingList)
+      theirList = reinterpret_cast<const std::int64_t*>(fabric.reach(peer, cell.memory[kExtra]));
     const PieceWalk mine(r.listed ? r.list.data() : nullptr, r.rowBytes);
     const PieceWalk theirs(theirList, cell.rows);
     const std::size_t end = std::min(r.bytes(), item.moved + kChunkBytes);
@@ -217,7 +231,8 @@ bool Transfers::sendAcross(Item& item, int peer, bool& finished) {
   const std::size_t bytes = std::min(room, r.bytes() - item.moved);
   Slice slice = layOutSlice(slot, SliceKind::bytes, 1, 0, bytes);
   // Nothing is placed by these: they carry the size of the whole transfer, so that a mismatch can name it.
-  slice.copies[0] = slice.copies[1] = {static_cast<std::uint32_t>(r.bytes()), static_cast<std::uint32_t>(r.bytes() >> 32)};
+  slice.copies[0] =
+      slice.copies[1] = {static_cast<std::uint32_t>(r.bytes()), static_cast<std::uint32_t>(r.bytes() >> 32)};
   slice.header->operation = item.sequence;
   slice.header->rowOffset = item.moved;
   slice.header->source = engine_.fabric().rank();
@@ -274,8 +289,8 @@ bool Transfers::receiveInNode(Queue& queue, int peer) {
   Item& item = queue.items.front();
   comm::Fabric& fabric = engine_.fabric();
   const int local = engine_.topology().localIndex(peer);
-  const DoneCell& done =
-      cells(fabric.control(fabric.rank()), engine_.nodeRanks(), kTransferChannel, local).done[item.sequence % kCellDepth];
+  const DoneCell& done = cells(fabric.control(fabric.rank()), engine_.nodeRanks(), kTransferChannel, local)
+                             .done[item.sequence % kCellDepth];
   if (done.sequence.load(std::memory_order_acquire) < item.sequence + 1) return moved;
   const TransferRequest& r = item.request;
   if (done.status != 0) mismatch(peer, done.bytes, fabric.rank(), r.bytes(), item.sequence);
@@ -302,8 +317,8 @@ bool Transfers::receiveAcross(Item& item, int peer, bool& finished) {
   const transport::SliceHeader& h = *slice.header;
   const TransferRequest& r = item.request;
   const std::size_t sent = slice.copies[0].token | static_cast<std::size_t>(slice.copies[0].firstEntry) << 32;
-  if (slice.kind() != SliceKind::bytes || h.rows != 1 || h.operation != item.sequence || h.rowOffset != item.moved || sent != r.bytes() ||
-      h.rowBytes > r.bytes() - item.moved) {
+  if (slice.kind() != SliceKind::bytes || h.rows != 1 || h.operation != item.sequence || h.rowOffset != item.moved ||
+      sent != r.bytes() || h.rowBytes > r.bytes() - item.moved) {
     mismatch(peer, sent, engine_.fabric().rank(), r.bytes(), item.sequence);
   }
   StageTimer timer(engine_.statistics().placeNs);

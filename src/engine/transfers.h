@@ -1,5 +1,5 @@
-// Point to point: sends and receives of one group, matched in order per ordered pair. Each side brings its list of rows; within
-// a node the sender writes straight into the receiver's rows, across nodes bytes travel in slices.
+// Point to point: sends and receives of one group, matched in order per ordered pair. Each side brings its list of
+// rows; within a node the sender writes straight into the receiver's rows, across nodes bytes travel in slices.
 #pragma once
 
 #include <deque>
@@ -49,7 +49,7 @@ class Transfers : public Operation {
   // A transfer under way at one end.
   struct Item {
     TransferRequest request;
-    std::uint64_t sequence = 0;    // k-th of its ordered pair
+    std::uint64_t sequence = 0;  // k-th of its ordered pair
     std::size_t moved = 0;
     bool announced = false;
     std::byte* landing = nullptr;  // receive: where peers write, when not in place
@@ -58,7 +58,7 @@ class Transfers : public Operation {
   // Everything to or from one rank, in order.
   struct Queue {
     std::deque<Item> items;
-    std::size_t next = 0;          // receive in the node: next to announce
+    std::size_t next = 0;  // receive in the node: next to announce
   };
 
   bool sameNode(int rank) const;

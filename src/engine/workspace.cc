@@ -1,9 +1,9 @@
 #include "engine/workspace.h"
 
+#include <fmt/format.h>
+
 #include <cstdlib>
 #include <new>
-
-#include <fmt/format.h>
 
 #include "base/status.h"
 #include "comm/fabric.h"
@@ -14,10 +14,13 @@ std::byte* Buffer::need(std::size_t bytes) {
   if (bytes <= size_) return data_;
   clear();
   const std::size_t size = (bytes + 63) & ~std::size_t{63};
-  void* p = allocator_ != nullptr && allocator_->allocate != nullptr ? allocator_->allocate(size, 64, allocator_->context)
-                                                                     : std::aligned_alloc(64, size);
+  void* p = allocator_ != nullptr && allocator_->allocate != nullptr
+                ? allocator_->allocate(size, 64, allocator_->context)
+                : std::aligned_alloc(64, size);
   if (p == nullptr) {
-    fail(Code::systemError, fmt::format("memory is short: the library needs {} bytes of workspace; free some, or make the plan smaller", size));
+    fail(Code::systemError,
+         fmt::format("memory is short: the library needs {} bytes of workspace; free some, or make the plan smaller",
+                     size));
   }
   data_ = static_cast<std::byte*>(p);
   size_ = size;

@@ -1,4 +1,5 @@
-// Memory that the library holds beyond the caller's tensors: counted, and taken from the caller's allocator where one is given.
+// Memory that the library holds beyond the caller's tensors: counted, and taken from the caller's allocator where one
+// is given.
 #pragma once
 
 #include <atomic>

@@ -24,11 +24,13 @@ std::size_t workspaceBytes(const WorkspaceShape& s) {
   // The plan.
   const std::size_t arena =
       plan::arenaOffsets(map.tokens, map.topk, map.experts, s.ranks, s.nodes, localExperts, s.nodes, options.dedup).end;
-  const std::size_t routing = line(slots * static_cast<std::size_t>(map.idBytes) + 1) + (map.weights == nullptr ? 0 : line(slots * 4 + 1));
+  const std::size_t routing =
+      line(slots * static_cast<std::size_t>(map.idBytes) + 1) + (map.weights == nullptr ? 0 : line(slots * 4 + 1));
   // Beside each row, where the number of rows is known beforehand.
   auto rows = static_cast<std::size_t>(options.capacityRows);
   if (slotted) {
-    const std::size_t places = static_cast<std::size_t>(localExperts) * ranks * static_cast<std::size_t>(options.maxTokens);
+    const std::size_t places =
+        static_cast<std::size_t>(localExperts) * ranks * static_cast<std::size_t>(options.maxTokens);
     rows = rows == 0 ? places : std::min(rows, places);
   }
   std::size_t beside = 0;

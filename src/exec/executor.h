@@ -8,23 +8,28 @@
 
 namespace fusco::exec {
 
-enum class RowType : int { bytes = 0, f16 = 6, f32 = 7, bf16 = 9 };  // numeric values of fuscoDataType_t where they exist
+enum class RowType : int {
+  bytes = 0,
+  f16 = 6,
+  f32 = 7,
+  bf16 = 9
+};  // numeric values of fuscoDataType_t where they exist
 std::size_t elementBytes(RowType type);
 
 // Place: row `token` of `source` (or, when `packed`, row i - begin) is read once and written to its entries' rows:
 // bases[entry.rank] + entry.row * destinationStride. Source and destination never overlap.
 struct PlaceArgs {
   const std::byte* source = nullptr;
-  std::size_t sourceStride = 0;       // bytes from row to row
-  bool packed = false;                // source rows lie in the order of the copies, not by token
-  const plan::Copy* copies = nullptr; // copies[end].firstEntry must be readable
+  std::size_t sourceStride = 0;          // bytes from row to row
+  bool packed = false;                   // source rows lie in the order of the copies, not by token
+  const plan::Copy* copies = nullptr;    // copies[end].firstEntry must be readable
   const plan::Entry* entries = nullptr;  // indexed by Copy::firstEntry
-  std::size_t begin = 0, end = 0;     // range of copies
-  std::byte* const* bases = nullptr;  // by Entry::rank; null: entries for that rank are left out
+  std::size_t begin = 0, end = 0;        // range of copies
+  std::byte* const* bases = nullptr;     // by Entry::rank; null: entries for that rank are left out
   std::size_t destinationStride = 0;
-  std::size_t rowBytes = 0;           // bytes to move of each row, any number
-  bool skipDuplicates = false;        // leave out entries with kDuplicate
-  bool streaming = true;              // destination will not be read soon: non-temporal stores where that pays
+  std::size_t rowBytes = 0;     // bytes to move of each row, any number
+  bool skipDuplicates = false;  // leave out entries with kDuplicate
+  bool streaming = true;        // destination will not be read soon: non-temporal stores where that pays
 };
 
 // A term of a sum. `type` may differ from the sum's row type (FP32 partials).
@@ -40,38 +45,39 @@ struct Term {
 // whatever the instruction set, and every NaN result is the quiet NaN of the type (0x7fc0, 0x7e00, 0x7fc00000), so that
 // all executors give the same bits.
 struct SumArgs {
-  std::byte* const* out = nullptr;          // [rows]
-  const std::byte* const* bias = nullptr;   // [rows] or null; of type outType; a null entry: none
+  std::byte* const* out = nullptr;         // [rows]
+  const std::byte* const* bias = nullptr;  // [rows] or null; of type outType; a null entry: none
   const Term* terms = nullptr;
-  const std::uint32_t* first = nullptr;     // [rows + 1]
+  const std::uint32_t* first = nullptr;  // [rows + 1]
   std::size_t rows = 0;
-  std::size_t elements = 0;                 // per row
+  std::size_t elements = 0;  // per row
   RowType outType = RowType::bf16;
   bool streaming = true;
 };
 
-// Back: for the backward of combine. For each copy, its gradient row g (read once) is scaled and written to the rows of its
-// entries: weight * g (rounded to FP32, then to the type), and dot = sum(g * expertRow) is stored for each entry, where
-// expertRow is the row of the same index under expertBases. Without a base the row is not written, without an expert base
-// or `dots` the product is not taken. A dot product is 32 partial sums, element i added by fma to partial i mod 32, folded
-// in halves (p[i] += p[i + 16], then 8, 4, 2, 1): the same bits from all executors.
+// Back: for the backward of combine. For each copy, its gradient row g (read once) is scaled and written to the rows of
+// its entries: weight * g (rounded to FP32, then to the type), and dot = sum(g * expertRow) is stored for each entry,
+// where expertRow is the row of the same index under expertBases. Without a base the row is not written, without an
+// expert base or `dots` the product is not taken. A dot product is 32 partial sums, element i added by fma to partial i
+// mod 32, folded in halves (p[i] += p[i + 16], then 8, 4, 2, 1): the same bits from all executors.
 struct BackArgs {
-  PlaceArgs place;                          // rowBytes = elements * elementBytes(type)
-  const float* weights = nullptr;           // beside entries; null: 1
+  PlaceArgs place;                                // rowBytes = elements * elementBytes(type)
+  const float* weights = nullptr;                 // beside entries; null: 1
   const std::byte* const* expertBases = nullptr;  // by Entry::rank
   std::size_t expertStride = 0;
   RowType type = RowType::bf16;
-  float* dots = nullptr;                    // beside entries; indexed like entries
+  float* dots = nullptr;  // beside entries; indexed like entries
 };
 
 // Cast: as place, but each BF16 row of `elements` becomes FP8 e4m3 with one FP32 scale per 128 elements
-// (scale = max |x| / 448, at least 1e-4 / 448; value = round(x / scale), to nearest even, saturating). The scale follows the
-// finite elements; infinities become +-448, NaN 0x7f. `elements` is a multiple of 128; place.rowBytes is not used.
+// (scale = max |x| / 448, at least 1e-4 / 448; value = round(x / scale), to nearest even, saturating). The scale
+// follows the finite elements; infinities become +-448, NaN 0x7f. `elements` is a multiple of 128; place.rowBytes is
+// not used.
 struct CastArgs {
-  PlaceArgs place;                          // source rows are BF16; destinationStride is of the FP8 rows
+  PlaceArgs place;  // source rows are BF16; destinationStride is of the FP8 rows
   std::size_t elements = 0;
-  std::byte* const* scaleBases = nullptr;   // by Entry::rank
-  std::size_t scaleStride = 0;              // bytes from row to row of scales (elements / 128 * 4 when dense)
+  std::byte* const* scaleBases = nullptr;  // by Entry::rank
+  std::size_t scaleStride = 0;             // bytes from row to row of scales (elements / 128 * 4 when dense)
 };
 
 // Rows by lists on both sides: row sourceRows[i] (or i when null) to destinationRows[i] (or i when null).

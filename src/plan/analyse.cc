@@ -10,9 +10,9 @@ namespace fusco::plan {
 namespace {
 
 [[noreturn, gnu::cold]] void refuseId(int rank, std::int64_t token, int slot, std::int64_t id, int experts) {
-  fail(Code::invalidArgument, "routing map of rank " + std::to_string(rank) + ": token " + std::to_string(token) + ", slot " +
-                                  std::to_string(slot) + " names expert " + std::to_string(id) + "; ids are 0 to " +
-                                  std::to_string(experts - 1) + ", or -1 for none");
+  fail(Code::invalidArgument, "routing map of rank " + std::to_string(rank) + ": token " + std::to_string(token) +
+                                  ", slot " + std::to_string(slot) + " names expert " + std::to_string(id) +
+                                  "; ids are 0 to " + std::to_string(experts - 1) + ", or -1 for none");
 }
 
 }  // namespace
@@ -65,13 +65,16 @@ void Planner::analyse(const RoutingMap& map, const Options& options, Analysis& r
   if (byRank) rankStamp_.assign(topology_->ranks(), 0);
 
   if (map.idBytes == 4) {
-    byRank ? count<std::int32_t, true>(map, copyPerEntry, result) : count<std::int32_t, false>(map, copyPerEntry, result);
+    byRank ? count<std::int32_t, true>(map, copyPerEntry, result)
+           : count<std::int32_t, false>(map, copyPerEntry, result);
   } else {
-    byRank ? count<std::int64_t, true>(map, copyPerEntry, result) : count<std::int64_t, false>(map, copyPerEntry, result);
+    byRank ? count<std::int64_t, true>(map, copyPerEntry, result)
+           : count<std::int64_t, false>(map, copyPerEntry, result);
   }
 
   if (!byRank) {
-    for (int expert = 0; expert < map.experts; ++expert) cursors_[homes_[expert].node].entry += result.rowsOfKey[expert];
+    for (int expert = 0; expert < map.experts; ++expert)
+      cursors_[homes_[expert].node].entry += result.rowsOfKey[expert];
   }
   for (int node = 0; node < nodes; ++node) {
     result.copiesOfNode[node] = static_cast<std::int32_t>(cursors_[node].copy);

@@ -16,8 +16,8 @@ struct Part {
   std::int64_t amount;
 };
 
-// Splits a load over targets, home first. Both sides of the full balancer fill their targets in this way: every load goes
-// to its home as far as there is room, then what is left over goes where there still is room.
+// Splits a load over targets, home first. Both sides of the full balancer fill their targets in this way: every load
+// goes to its home as far as there is room, then what is left over goes where there still is room.
 class Filling {
  public:
   explicit Filling(std::vector<std::int64_t> room) : room_(std::move(room)) {}
@@ -67,7 +67,8 @@ class FullBalancer {
     return topology_.nodeOf(source) == node ? 0 : copies_[static_cast<std::size_t>(source) * topology_.nodes() + node];
   }
 
-  // The receiving side of a node: each reachable lane takes in as much as the others, and so does each forwarder of a lane.
+  // The receiving side of a node: each reachable lane takes in as much as the others, and so does each forwarder of a
+  // lane.
   void chooseForwarders(int node) {
     const auto members = topology_.ranksOf(node);
     const int size = static_cast<int>(members.size());
@@ -93,8 +94,8 @@ class FullBalancer {
     }
   }
 
-  // The sending side of a node: each lane takes as much as the others. A rank fills its own lanes first (its local index
-  // modulo lanes; with more lanes than ranks it has several), then those of ranks that have less to send.
+  // The sending side of a node: each lane takes as much as the others. A rank fills its own lanes first (its local
+  // index modulo lanes; with more lanes than ranks it has several), then those of ranks that have less to send.
   void chooseLanes(int node) {
     const auto members = topology_.ranksOf(node);
     const int size = static_cast<int>(members.size()), lanes = topology_.lanesPerNode();
@@ -192,9 +193,12 @@ void balanceByGroups(Topology& topology, std::span<const std::int32_t> copies) {
 
 const char* balanceName(Balance balance) {
   switch (balance) {
-    case Balance::none: return "none";
-    case Balance::paper: return "paper";
-    case Balance::full: return "full";
+    case Balance::none:
+      return "none";
+    case Balance::paper:
+      return "paper";
+    case Balance::full:
+      return "full";
   }
   return "unknown";
 }
@@ -215,7 +219,8 @@ void balanceFlows(Topology& topology, std::span<const std::int32_t> copies, Bala
   for (std::size_t i = 0; i < pairs; ++i) {
     if (copies[i] < 0) {
       fail(Code::invalidArgument, "balance: rank " + std::to_string(i / topology.nodes()) + " has " +
-                                      std::to_string(copies[i]) + " copies for node " + std::to_string(i % topology.nodes()));
+                                      std::to_string(copies[i]) + " copies for node " +
+                                      std::to_string(i % topology.nodes()));
     }
   }
   topology.resetFlows();
@@ -224,7 +229,9 @@ void balanceFlows(Topology& topology, std::span<const std::int32_t> copies, Bala
   topology.setVersion(topology.version() + 1);
 }
 
-int laneInto(const Topology& topology, int forwarder) { return topology.localIndex(forwarder) % topology.lanesPerNode(); }
+int laneInto(const Topology& topology, int forwarder) {
+  return topology.localIndex(forwarder) % topology.lanesPerNode();
+}
 
 LaneLoads::LaneLoads(const Topology& topology)
     : out(static_cast<std::size_t>(topology.nodes()) * topology.lanesPerNode(), 0), in(out) {}

@@ -1,5 +1,5 @@
-// The load balancer: which forwarders take a source's tokens for a node, and by which lanes they leave. Pure: every rank
-// that has the same loads gets the same topology.
+// The load balancer: which forwarders take a source's tokens for a node, and by which lanes they leave. Pure: every
+// rank that has the same loads gets the same topology.
 #pragma once
 
 #include <cstdint>
@@ -22,8 +22,8 @@ const char* balanceName(Balance balance);
 // Throws Error(invalidArgument) unless text is none, paper or full.
 Balance parseBalance(std::string_view text);
 
-// Enters flows for the coming step into the topology and raises its version by 1. copies[source * nodes + node]: rows that
-// each source had for each node in the previous step (Analysis::copiesOfNode); those to the own node do not count.
+// Enters flows for the coming step into the topology and raises its version by 1. copies[source * nodes + node]: rows
+// that each source had for each node in the previous step (Analysis::copiesOfNode); those to the own node do not count.
 // Takes time in the order of ranks x nodes.
 void balanceFlows(Topology& topology, std::span<const std::int32_t> copies, Balance balance);
 

@@ -22,12 +22,13 @@ std::int64_t firstOther(const T* a, const T* b, std::int64_t count) {
 std::string words(std::int32_t value) { return fmt::format("{}", value); }
 std::string words(float value) { return fmt::format("{}", value); }
 std::string words(const Flow& f) {
-  return fmt::format("node {} by forwarder {} and lane {}, copies {} to {}", f.node, f.forwarder, f.lane, f.copyBegin, f.copyEnd);
+  return fmt::format("node {} by forwarder {} and lane {}, copies {} to {}", f.node, f.forwarder, f.lane, f.copyBegin,
+                     f.copyEnd);
 }
 std::string words(const Copy& c) { return fmt::format("token {}, first entry {}", c.token, c.firstEntry); }
 std::string words(const Entry& e) {
-  return fmt::format("local rank {}, slot {}{}, row {}", e.rank, e.slot & kSlotMask, (e.slot & kDuplicate) != 0 ? " (duplicate)" : "",
-                     e.row);
+  return fmt::format("local rank {}, slot {}{}, row {}", e.rank, e.slot & kSlotMask,
+                     (e.slot & kDuplicate) != 0 ? " (duplicate)" : "", e.row);
 }
 
 std::string headerDifference(const ArenaHeader& a, const ArenaHeader& b) {

@@ -109,7 +109,8 @@ Topology readTopology(Reader& reader) {
   }
   const std::int64_t table = nodes * (pairs.empty() ? largest : static_cast<std::int64_t>(nodeOf.size()));
   if (table > kMostTableEntries) {
-    reader.refuse(std::to_string(nodeOf.size()) + " ranks on " + std::to_string(nodes) + " nodes are more than a file may bring");
+    reader.refuse(std::to_string(nodeOf.size()) + " ranks on " + std::to_string(nodes) +
+                  " nodes are more than a file may bring");
   }
   if (pairs.size() % 2 != 0) reader.refuse("half a pair of source and node");
   Topology topology({nodeOf.begin(), nodeOf.end()}, lanes);
@@ -126,7 +127,8 @@ RoutingMap PlanFile::map() const {
   return {ids.data(), idBytes, weights.empty() ? nullptr : weights.data(), tokens, topk, experts};
 }
 
-PlanFile record(const RoutingMap& map, const Topology& topology, int rank, const Options& options, const Exchanged& exchanged) {
+PlanFile record(const RoutingMap& map, const Topology& topology, int rank, const Options& options,
+                const Exchanged& exchanged) {
   arenaBytes(map, topology, rank, options);  // refuses a shape that makes no sense before its product is used
   const std::size_t slots = static_cast<std::size_t>(map.tokens) * map.topk;
   const auto* ids = static_cast<const std::byte*>(map.ids);
@@ -165,7 +167,8 @@ PlanFile decode(std::string_view bytes) {
   }
   const auto version = reader.value<std::uint32_t>("the version");
   if (version != kFileVersion) {
-    reader.refuse("version " + std::to_string(version) + "; this library reads version " + std::to_string(kFileVersion));
+    reader.refuse("version " + std::to_string(version) + "; this library reads version " +
+                  std::to_string(kFileVersion));
   }
   const auto rank = reader.value<std::int32_t>("the rank");
   PlanFile file{readTopology(reader), rank, {}, {}, 8, 0, 0, 0, {}, {}};
@@ -183,13 +186,15 @@ PlanFile decode(std::string_view bytes) {
   file.ids = reader.list<std::byte>("expert ids");
   file.weights = reader.list<float>("weights");
   if (!reader.atEnd()) reader.refuse("bytes after the end");
-  if (file.experts > kMostTableEntries) reader.refuse(std::to_string(file.experts) + " experts are more than a file may bring");
+  if (file.experts > kMostTableEntries)
+    reader.refuse(std::to_string(file.experts) + " experts are more than a file may bring");
   RoutingMap shape = file.map();
   static constexpr std::int64_t kNoIds = 0;
-  if (shape.ids == nullptr) shape.ids = &kNoIds;  // the number of ids is judged below
+  if (shape.ids == nullptr) shape.ids = &kNoIds;              // the number of ids is judged below
   arenaBytes(shape, file.topology, file.rank, file.options);  // refuses a shape that makes no sense
   const std::uint64_t slots = static_cast<std::uint64_t>(file.tokens) * file.topk;
-  if (file.ids.size() != slots * file.idBytes) reader.refuse(std::to_string(file.ids.size()) + " bytes of ids for " + std::to_string(slots) + " slots");
+  if (file.ids.size() != slots * file.idBytes)
+    reader.refuse(std::to_string(file.ids.size()) + " bytes of ids for " + std::to_string(slots) + " slots");
   if (!file.weights.empty() && file.weights.size() != slots) {
     reader.refuse(std::to_string(file.weights.size()) + " weights for " + std::to_string(slots) + " slots");
   }
@@ -199,13 +204,15 @@ PlanFile decode(std::string_view bytes) {
 void save(const PlanFile& file, std::ostream& stream) {
   const std::string bytes = encode(file);
   if (!stream.write(bytes.data(), static_cast<std::streamsize>(bytes.size())).flush()) {
-    fail(Code::systemError, "plan file: " + std::to_string(bytes.size()) + " bytes could not be written; is the disk full?");
+    fail(Code::systemError,
+         "plan file: " + std::to_string(bytes.size()) + " bytes could not be written; is the disk full?");
   }
 }
 
 PlanFile load(std::istream& stream) {
   const std::string bytes{std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
-  if (stream.bad()) fail(Code::systemError, "plan file: reading failed after " + std::to_string(bytes.size()) + " bytes");
+  if (stream.bad())
+    fail(Code::systemError, "plan file: reading failed after " + std::to_string(bytes.size()) + " bytes");
   return decode(bytes);
 }
 

@@ -1,5 +1,6 @@
-// A plan as a file: not the arena but what it was made of (routing map, topology, options, rank, what was exchanged), so
-// that it can be replayed without any peer. Little-endian; a file from anywhere may be read: every length is checked.
+// A plan as a file: not the arena but what it was made of (routing map, topology, options, rank, what was exchanged),
+// so that it can be replayed without any peer. Little-endian; a file from anywhere may be read: every length is
+// checked.
 #pragma once
 
 #include <cstddef>
@@ -24,14 +25,15 @@ struct PlanFile {
   std::int64_t tokens = 0;
   int topk = 0;
   int experts = 0;
-  std::vector<std::byte> ids;   // tokens * topk * idBytes
-  std::vector<float> weights;   // tokens * topk, or empty
+  std::vector<std::byte> ids;  // tokens * topk * idBytes
+  std::vector<float> weights;  // tokens * topk, or empty
 
   RoutingMap map() const;  // points into this
 };
 
 // Copies everything that a plan depends on. Throws Error when the shape makes no sense.
-PlanFile record(const RoutingMap& map, const Topology& topology, int rank, const Options& options, const Exchanged& exchanged);
+PlanFile record(const RoutingMap& map, const Topology& topology, int rank, const Options& options,
+                const Exchanged& exchanged);
 
 std::string encode(const PlanFile& file);
 // Throws Error(invalidArgument) that says what is wrong with the bytes, and where.

@@ -1,10 +1,10 @@
-// The plan as bytes: one pointer-free arena that the host planner and the CUDA planner fill alike, byte for byte, and that
-// host code, kernels and links read. Plain C++ without library types, so that kernels may include it.
+// The plan as bytes: one pointer-free arena that the host planner and the CUDA planner fill alike, byte for byte, and
+// that host code, kernels and links read. Plain C++ without library types, so that kernels may include it.
 //
 // A plan is one rank's part of a shuffle (the paper's two levels of segment descriptors, arXiv 2512.22036):
 //   destination node -> flows (one forwarder each) -> copies (one token's row, sent once) -> entries (its final rows).
-// Level 1 is the list of copies of a flow; level 2 is the list of entries of a copy. The own node is one of the nodes: its
-// copies are not sent, only placed.
+// Level 1 is the list of copies of a flow; level 2 is the list of entries of a copy. The own node is one of the nodes:
+// its copies are not sent, only placed.
 #pragma once
 
 #include <cstddef>
@@ -24,8 +24,8 @@ inline constexpr std::uint16_t kSlotMask = 0x7fff;
 enum class Layout : std::uint32_t {
   expertOrder = 0,  // by local expert, then source rank, then token, then slot
   rankOrder = 1,    // one row per token and rank, by source rank, then token
-  slotted = 2,      // row = (local expert * ranks + source rank) * maxTokens + n, no count round. n reaches maxTokens only
-                    // where tokens name an expert twice: what does not fit its block is over capacity (dropped, counted)
+  slotted = 2,  // row = (local expert * ranks + source rank) * maxTokens + n, no count round. n reaches maxTokens only
+                // where tokens name an expert twice: what does not fit its block is over capacity (dropped, counted)
 };
 
 enum class Dedup : std::uint32_t {
@@ -49,8 +49,8 @@ struct Copy {
 };
 static_assert(sizeof(Copy) == 8);
 
-// The copies [copyBegin, copyEnd) go to `node` by way of `forwarder` (a global rank; for the own node the rank itself) and
-// leave by lane `lane` of the source's node.
+// The copies [copyBegin, copyEnd) go to `node` by way of `forwarder` (a global rank; for the own node the rank itself)
+// and leave by lane `lane` of the source's node.
 struct Flow {
   std::int32_t node;
   std::int32_t forwarder;
@@ -60,7 +60,8 @@ struct Flow {
 };
 static_assert(sizeof(Flow) == 20);
 
-// Fixed head of the arena. Everything that shapes it (capacities) comes first; counts that depend on the routing follow.
+// Fixed head of the arena. Everything that shapes it (capacities) comes first; counts that depend on the routing
+// follow.
 struct ArenaHeader {
   std::uint32_t magic;
   std::uint32_t version;
@@ -77,31 +78,33 @@ struct ArenaHeader {
   std::int32_t flows;         // number of flows, known from the topology alone
   Layout layout;
   Dedup dedup;
-  std::int32_t alignment;      // each expert's rows start at a multiple of it (>= 1)
+  std::int32_t alignment;  // each expert's rows start at a multiple of it (>= 1)
   std::int32_t reserved;
-  std::int64_t maxTokens;      // slotted: most tokens of any rank; else 0
-  std::int64_t capacityRows;   // rows that this rank's output can hold; 0: exact, no limit. The same on all ranks.
+  std::int64_t maxTokens;     // slotted: most tokens of any rank; else 0
+  std::int64_t capacityRows;  // rows that this rank's output can hold; 0: exact, no limit. The same on all ranks.
   // counts
-  std::int64_t tokensUsed;     // T of this step (<= tokens)
+  std::int64_t tokensUsed;  // T of this step (<= tokens)
   std::int64_t copies;
   std::int64_t entries;
-  std::int64_t dropped;        // entries beyond capacity, by policy
-  std::int64_t receiveRows;    // rows of this rank's output, alignment gaps included
+  std::int64_t dropped;      // entries beyond capacity, by policy
+  std::int64_t receiveRows;  // rows of this rank's output, alignment gaps included
 };
 static_assert(sizeof(ArenaHeader) % 8 == 0);
 
 // Where each section begins, in bytes from the arena's start. The one place where offsets are computed.
 struct ArenaOffsets {
-  std::uint64_t rowsOfExpert;       // int32 [experts]: this rank's rows to each expert (rankOrder: rows to each rank, in the first `ranks`); before any drop
-  std::uint64_t rowBase;            // int32 [max(experts, ranks)]: final row of this rank's first row for each expert (rankOrder: each rank)
-  std::uint64_t localExpertRows;    // int32 [localExperts]: rows that this rank receives for each of its experts (0 in rankOrder;
-                                    // slotted: the size of its blocks); what capacity cuts off is not counted
-  std::uint64_t localExpertStart;   // int32 [localExperts + 1]: first row of each, aligned, at most capacityRows; the last is
-                                    // receiveRows
-  std::uint64_t flows;              // Flow [flows]
-  std::uint64_t copies;             // Copy [maxCopies + 1], sorted by flow, then token
-  std::uint64_t entries;            // Entry [tokens * topk], in the order of copies, then slot
-  std::uint64_t weights;            // float [tokens * topk], beside entries (1 where no weights were given)
+  std::uint64_t rowsOfExpert;  // int32 [experts]: this rank's rows to each expert (rankOrder: rows to each rank, in the
+                               // first `ranks`); before any drop
+  std::uint64_t rowBase;  // int32 [max(experts, ranks)]: final row of this rank's first row for each expert (rankOrder:
+                          // each rank)
+  std::uint64_t localExpertRows;  // int32 [localExperts]: rows that this rank receives for each of its experts (0 in
+                                  // rankOrder; slotted: the size of its blocks); what capacity cuts off is not counted
+  std::uint64_t localExpertStart;  // int32 [localExperts + 1]: first row of each, aligned, at most capacityRows; the
+                                   // last is receiveRows
+  std::uint64_t flows;    // Flow [flows]
+  std::uint64_t copies;   // Copy [maxCopies + 1], sorted by flow, then token
+  std::uint64_t entries;  // Entry [tokens * topk], in the order of copies, then slot
+  std::uint64_t weights;  // float [tokens * topk], beside entries (1 where no weights were given)
   std::uint64_t end;
 };
 

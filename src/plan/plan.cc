@@ -52,7 +52,8 @@ void Planner::walk(const RoutingMap& map, bool copyPerEntry, Visit&& visit) {
     const auto stamp = static_cast<std::uint32_t>(token + 1);
     for (int slot = 0; slot < map.topk; ++slot) {
       const std::int64_t expert = id[slot];
-      if (static_cast<std::uint64_t>(expert) >= experts) [[unlikely]] continue;  // -1: analyse has refused all others
+      if (static_cast<std::uint64_t>(expert) >= experts) [[unlikely]]
+        continue;  // -1: analyse has refused all others
       const Home home = homes[expert];
       std::uint32_t markedSlot = slot;
       std::uint32_t row;
@@ -75,8 +76,8 @@ void Planner::walk(const RoutingMap& map, bool copyPerEntry, Visit&& visit) {
   }
 }
 
-// Rows of the output as this rank sees it as receiver, and the first row of each key as it sees it as sender. Returns the
-// rows that this rank receives.
+// Rows of the output as this rank sees it as receiver, and the first row of each key as it sees it as sender. Returns
+// the rows that this rank receives.
 std::int64_t Planner::layRows(const RoutingMap& map, const Options& options, const Exchanged& exchanged,
                               std::int32_t* rowBase, std::int32_t* localExpertRows, std::int32_t* localExpertStart) {
   const int ranks = topology_->ranks();
@@ -119,14 +120,16 @@ std::int64_t Planner::layRows(const RoutingMap& map, const Options& options, con
   return receiveRows;
 }
 
-void Planner::checkExchanged(const Options& options, const Analysis& analysis, const Exchanged& exchanged, int keys) const {
+void Planner::checkExchanged(const Options& options, const Analysis& analysis, const Exchanged& exchanged,
+                             int keys) const {
   if (analysis.rowsOfKey.size() != static_cast<std::size_t>(keys) ||
       analysis.copiesOfNode.size() != static_cast<std::size_t>(topology_->nodes()) ||
       analysis.entriesOfNode.size() != static_cast<std::size_t>(topology_->nodes())) {
     refuse(rank_, "the analysis was made for another shape; analyse this routing map with these options first");
   }
   if (options.layout == Layout::slotted) return;
-  if (exchanged.before.size() != static_cast<std::size_t>(keys) || exchanged.total.size() != static_cast<std::size_t>(keys)) {
+  if (exchanged.before.size() != static_cast<std::size_t>(keys) ||
+      exchanged.total.size() != static_cast<std::size_t>(keys)) {
     refuse(rank_, "the exchange brought " + std::to_string(exchanged.before.size()) + " and " +
                       std::to_string(exchanged.total.size()) + " counts for " + std::to_string(keys) + " keys");
   }
@@ -173,12 +176,12 @@ void Planner::lay(const RoutingMap& map, const Options& options, const Analysis&
       endRow_[key] = static_cast<std::uint32_t>(std::min(capacity, rowBase[key] + block));
       wanted += analysis.rowsOfKey[key];
     }
-    walk<Id, kByRank, true>(map, copyPerEntry,
-                            [&](Cursor& cursor, bool isNewCopy, std::uint32_t, int, std::uint32_t, Home, std::uint32_t) {
-                              cursor.copy += isNewCopy;
-                              ++cursor.entry;
-                              ++kept;
-                            });
+    walk<Id, kByRank, true>(
+        map, copyPerEntry, [&](Cursor& cursor, bool isNewCopy, std::uint32_t, int, std::uint32_t, Home, std::uint32_t) {
+          cursor.copy += isNewCopy;
+          ++cursor.entry;
+          ++kept;
+        });
     dropped = wanted - kept;
     nextRow_.assign(rowBase, rowBase + keys);
   } else {
@@ -215,11 +218,11 @@ void Planner::lay(const RoutingMap& map, const Options& options, const Analysis&
   float* const weightList = at<float>(arena, offsets.weights);
   const float* const weights = map.weights;
   const std::int64_t topk = map.topk;
-  const auto put = [&](Cursor& cursor, bool isNewCopy, std::uint32_t token, int slot, std::uint32_t markedSlot, Home home,
-                       std::uint32_t row) {
+  const auto put = [&](Cursor& cursor, bool isNewCopy, std::uint32_t token, int slot, std::uint32_t markedSlot,
+                       Home home, std::uint32_t row) {
     const std::uint32_t entry = cursor.entry++;
-    // An entry of a copy that is there already writes to the sentinel, which is set last. Masks, since a branch would be
-    // a coin toss: it is taken by 2 of 3 entries at top-8 and 8 nodes.
+    // An entry of a copy that is there already writes to the sentinel, which is set last. Masks, since a branch would
+    // be a coin toss: it is taken by 2 of 3 entries at top-8 and 8 nodes.
     const std::uint32_t place = copies ^ ((copies ^ cursor.copy) & (0u - isNewCopy));
     storePair(copyList + place, token, entry);
     cursor.copy += isNewCopy;
@@ -280,9 +283,9 @@ void Planner::makePlan(const RoutingMap& map, const Options& options, const Anal
   auto* bytes = static_cast<std::byte*>(arena);
   zero(bytes, 0, offsets.copies);
   std::copy(analysis.rowsOfKey.begin(), analysis.rowsOfKey.end(), at<std::int32_t>(bytes, offsets.rowsOfExpert));
-  header.receiveRows = layRows(map, options, exchanged, at<std::int32_t>(bytes, offsets.rowBase),
-                               at<std::int32_t>(bytes, offsets.localExpertRows),
-                               at<std::int32_t>(bytes, offsets.localExpertStart));
+  header.receiveRows =
+      layRows(map, options, exchanged, at<std::int32_t>(bytes, offsets.rowBase),
+              at<std::int32_t>(bytes, offsets.localExpertRows), at<std::int32_t>(bytes, offsets.localExpertStart));
   std::memcpy(bytes, &header, sizeof header);
   if (options.layout == Layout::rankOrder) {
     map.idBytes == 4 ? lay<std::int32_t, true>(map, options, analysis, offsets, bytes)
@@ -297,8 +300,8 @@ std::uint64_t arenaBytes(const RoutingMap& map, const Topology& topology, int ra
   return Planner(topology, rank).arenaBytes(map, options);
 }
 
-void makePlan(const RoutingMap& map, const Topology& topology, int rank, const Options& options, const Analysis& analysis,
-              const Exchanged& exchanged, void* arena) {
+void makePlan(const RoutingMap& map, const Topology& topology, int rank, const Options& options,
+              const Analysis& analysis, const Exchanged& exchanged, void* arena) {
   Planner(topology, rank).makePlan(map, options, analysis, exchanged, arena);
 }
 

@@ -30,8 +30,8 @@ struct Options {
   std::int64_t capacityRows = 0;  // 0: exact
 };
 
-// Pure counts of one rank's routing map. `rowsOfKey` is what the exchange scans over source ranks: rows for each expert,
-// or in rankOrder for each rank (a token counts once a rank).
+// Pure counts of one rank's routing map. `rowsOfKey` is what the exchange scans over source ranks: rows for each
+// expert, or in rankOrder for each rank (a token counts once a rank).
 struct Analysis {
   std::vector<std::int32_t> rowsOfKey;      // [keys]
   std::vector<std::int32_t> copiesOfNode;   // [nodes]
@@ -48,8 +48,8 @@ struct Exchanged {
   std::vector<std::int32_t> total;
 };
 
-// Throws Error(invalidArgument) that names token, slot and id when an id is below -1 or >= experts, or when an option does
-// not fit. The result may be kept and used again as scratch (`reuse`) to save allocations.
+// Throws Error(invalidArgument) that names token, slot and id when an id is below -1 or >= experts, or when an option
+// does not fit. The result may be kept and used again as scratch (`reuse`) to save allocations.
 Analysis analyse(const RoutingMap& map, const Topology& topology, int rank, const Options& options);
 void analyse(const RoutingMap& map, const Topology& topology, int rank, const Options& options, Analysis& reuse);
 

@@ -15,8 +15,8 @@ constexpr std::int64_t kMaxRows = std::numeric_limits<std::int32_t>::max();
 
 Planner::Planner(const Topology& topology, int rank) : topology_(&topology), rank_(rank) {
   if (rank < 0 || rank >= topology.ranks()) {
-    fail(Code::invalidArgument,
-         "plan: rank " + std::to_string(rank) + " is not one of the topology's " + std::to_string(topology.ranks()) + " ranks");
+    fail(Code::invalidArgument, "plan: rank " + std::to_string(rank) + " is not one of the topology's " +
+                                    std::to_string(topology.ranks()) + " ranks");
   }
   cursors_.resize(topology.nodes());
 }
@@ -25,15 +25,19 @@ void Planner::checkShape(const RoutingMap& map, const Options& options) const {
   const auto refuse = [&](const std::string& what) {
     fail(Code::invalidArgument, "plan of rank " + std::to_string(rank_) + ": " + what);
   };
-  if (map.idBytes != 4 && map.idBytes != 8) refuse("expert ids of " + std::to_string(map.idBytes) + " bytes; give 4 or 8");
+  if (map.idBytes != 4 && map.idBytes != 8)
+    refuse("expert ids of " + std::to_string(map.idBytes) + " bytes; give 4 or 8");
   if (map.topk < 1 || map.topk > kSlotMask) refuse("top-k is " + std::to_string(map.topk) + "; it must be 1 to 32767");
   if (map.experts < 1) refuse(std::to_string(map.experts) + " experts; give at least 1");
   if (map.tokens < 0) refuse(std::to_string(map.tokens) + " tokens");
-  if (map.tokens > 0 && map.ids == nullptr) refuse("the routing map is NULL but has " + std::to_string(map.tokens) + " tokens");
+  if (map.tokens > 0 && map.ids == nullptr)
+    refuse("the routing map is NULL but has " + std::to_string(map.tokens) + " tokens");
   if (map.tokens > kMaxRows / map.topk) {
-    refuse(std::to_string(map.tokens) + " tokens x top-" + std::to_string(map.topk) + " are more than 2^31 - 1 rows; split the batch");
+    refuse(std::to_string(map.tokens) + " tokens x top-" + std::to_string(map.topk) +
+           " are more than 2^31 - 1 rows; split the batch");
   }
-  if (options.layout != Layout::expertOrder && options.layout != Layout::rankOrder && options.layout != Layout::slotted) {
+  if (options.layout != Layout::expertOrder && options.layout != Layout::rankOrder &&
+      options.layout != Layout::slotted) {
     refuse("unknown layout " + std::to_string(static_cast<unsigned>(options.layout)));
   }
   if (options.dedup != Dedup::none && options.dedup != Dedup::node && options.dedup != Dedup::full) {
@@ -52,7 +56,8 @@ void Planner::checkShape(const RoutingMap& map, const Options& options) const {
     const std::int64_t localMost = topology_->expertsOf(0, map.experts);  // rank 0 holds no fewer than any other
     const std::int64_t blocks = localMost * topology_->ranks();
     if (options.maxTokens > kMaxRows / blocks) {
-      refuse("slotted output of " + std::to_string(blocks) + " x " + most + " rows is more than 2^31 - 1; lower the most tokens of a rank");
+      refuse("slotted output of " + std::to_string(blocks) + " x " + most +
+             " rows is more than 2^31 - 1; lower the most tokens of a rank");
     }
     if (options.maxTokens * topology_->ranks() % options.alignment != 0) {
       refuse("slotted: ranks x most tokens (" + std::to_string(options.maxTokens * topology_->ranks()) +

@@ -1,5 +1,5 @@
-// The planner with its tables and scratch: for whoever plans step after step. The free functions of plan/plan.h make one
-// for a single call.
+// The planner with its tables and scratch: for whoever plans step after step. The free functions of plan/plan.h make
+// one for a single call.
 #pragma once
 
 #include <cstddef>

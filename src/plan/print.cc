@@ -12,18 +12,24 @@ namespace fusco::plan {
 
 const char* layoutName(std::uint32_t layout) {
   switch (static_cast<Layout>(layout)) {
-    case Layout::expertOrder: return "expert order";
-    case Layout::rankOrder: return "rank order";
-    case Layout::slotted: return "slotted";
+    case Layout::expertOrder:
+      return "expert order";
+    case Layout::rankOrder:
+      return "rank order";
+    case Layout::slotted:
+      return "slotted";
   }
   return "unknown";
 }
 
 const char* dedupName(std::uint32_t dedup) {
   switch (static_cast<Dedup>(dedup)) {
-    case Dedup::none: return "none";
-    case Dedup::node: return "node";
-    case Dedup::full: return "full";
+    case Dedup::none:
+      return "none";
+    case Dedup::node:
+      return "node";
+    case Dedup::full:
+      return "full";
   }
   return "unknown";
 }
@@ -102,12 +108,13 @@ std::string printJson(const void* arena) {
       Json entries = Json::array();
       for (std::uint32_t e = plan.copies[c].firstEntry; e < plan.copies[c + 1].firstEntry; ++e) {
         const Entry entry = plan.entries[e];
-        entries.push_back(Json::array({entry.rank, entry.slot & kSlotMask, entry.row, plan.weights[e],
-                                       (entry.slot & kDuplicate) != 0}));
+        entries.push_back(Json::array(
+            {entry.rank, entry.slot & kSlotMask, entry.row, plan.weights[e], (entry.slot & kDuplicate) != 0}));
       }
       copies.push_back({{"token", plan.copies[c].token}, {"entries", std::move(entries)}});
     }
-    flows.push_back({{"node", flow.node}, {"forwarder", flow.forwarder}, {"lane", flow.lane}, {"copies", std::move(copies)}});
+    flows.push_back(
+        {{"node", flow.node}, {"forwarder", flow.forwarder}, {"lane", flow.lane}, {"copies", std::move(copies)}});
   }
   json["flow_list"] = std::move(flows);
   return json.dump();

@@ -10,7 +10,7 @@ namespace fusco::plan {
 
 namespace {
 
-constexpr int kMaxNodes = 65536;       // node numbers and local indices fit 16 bits in the planner's tables and entries
+constexpr int kMaxNodes = 65536;  // node numbers and local indices fit 16 bits in the planner's tables and entries
 constexpr int kMaxRanksOfNode = 65536;
 constexpr std::uint32_t kWholeShare = 65536;
 constexpr std::size_t kMaxFlowsOfPair = 65535;
@@ -19,14 +19,16 @@ constexpr std::size_t kMaxFlowsOfPair = 65535;
 
 }  // namespace
 
-Topology::Topology(std::vector<int> nodeOfRank, int lanesPerNode) : nodeOf_(std::move(nodeOfRank)), lanes_(lanesPerNode) {
+Topology::Topology(std::vector<int> nodeOfRank, int lanesPerNode)
+    : nodeOf_(std::move(nodeOfRank)), lanes_(lanesPerNode) {
   if (nodeOf_.empty()) refuse("no ranks; give the node of at least one rank");
   if (lanes_ < 1) refuse(std::to_string(lanes_) + " lanes a node; give at least 1");
   std::unordered_map<int, int> numberOfLabel;
   localIndex_.reserve(nodeOf_.size());
   for (int rank = 0; rank < ranks(); ++rank) {
     const int label = nodeOf_[rank];
-    if (label < 0) refuse("rank " + std::to_string(rank) + " has node label " + std::to_string(label) + "; labels are 0 or more");
+    if (label < 0)
+      refuse("rank " + std::to_string(rank) + " has node label " + std::to_string(label) + "; labels are 0 or more");
     const int node = numberOfLabel.emplace(label, static_cast<int>(numberOfLabel.size())).first->second;
     if (node == static_cast<int>(ranksOf_.size())) ranksOf_.emplace_back();
     nodeOf_[rank] = node;
@@ -128,7 +130,8 @@ void Topology::setFlows(int source, int node, const std::vector<FlowShare>& flow
   if (pairs_.empty()) pairs_.resize(static_cast<std::size_t>(ranks()) * nodes());
   Range& range = pairs_[static_cast<std::size_t>(source) * nodes() + node];
   if (range.room < flows.size()) {
-    // The old place is given up; room at least doubles, so that the pool stays within twice what was ever in use at once.
+    // The old place is given up; room at least doubles, so that the pool stays within twice what was ever in use at
+    // once.
     const std::size_t room = std::min(std::max(flows.size(), std::size_t{2} * range.room), kMaxFlowsOfPair);
     range.begin = static_cast<std::uint32_t>(pool_.size());
     range.room = static_cast<std::uint16_t>(room);

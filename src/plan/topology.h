@@ -39,8 +39,8 @@ class Topology {
   std::span<const FlowShare> flowsTo(int source, int node) const;
   // Flows of a source rank in plan order: nodes rising, own node included once (as forwarder itself), then by share.
   int flowCount(int source) const;
-  // The sources of other nodes whose flows lead to this forwarder, rising: {source, index of the flow among the source's
-  // flows in plan order}.
+  // The sources of other nodes whose flows lead to this forwarder, rising: {source, index of the flow among the
+  // source's flows in plan order}.
   struct Inflow {
     std::int32_t source;
     std::int32_t flow;

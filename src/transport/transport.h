@@ -1,5 +1,5 @@
-// What the engine knows of the ways to a peer. A mapped link yields an address, nothing else. A posted link takes slices
-// and later completes. Transports know no plan and no operation: they carry bytes.
+// What the engine knows of the ways to a peer. A mapped link yields an address, nothing else. A posted link takes
+// slices and later completes. Transports know no plan and no operation: they carry bytes.
 #pragma once
 
 #include <cstddef>
@@ -11,28 +11,28 @@ namespace fusco::transport {
 struct MemoryRef {
   enum Kind : std::uint32_t { none = 0, privateMemory = 1, window = 2 };
   std::uint32_t kind = none;
-  std::uint32_t windowId = 0;    // of the owning process; window only
-  std::uint64_t offset = 0;      // in the window
-  std::uint64_t address = 0;     // in the owner's address space
+  std::uint32_t windowId = 0;  // of the owning process; window only
+  std::uint64_t offset = 0;    // in the window
+  std::uint64_t address = 0;   // in the owner's address space
   std::uint64_t bytes = 0;
 };
 static_assert(sizeof(MemoryRef) == 32);
 
-// The head of every slice: on the wire, in a ring slot that a kernel fills, and in what a proxy reads. A slice describes
-// itself: behind the header lie `rows` + 1 plan::Copy, `entries` plan::Entry, `entries` float weights, then the payload at
-// payloadOffset (a multiple of 64), rows of rowBytes each, in the order of the copies.
+// The head of every slice: on the wire, in a ring slot that a kernel fills, and in what a proxy reads. A slice
+// describes itself: behind the header lie `rows` + 1 plan::Copy, `entries` plan::Entry, `entries` float weights, then
+// the payload at payloadOffset (a multiple of 64), rows of rowBytes each, in the order of the copies.
 struct SliceHeader {
-  std::uint64_t signature;      // of the operation's parameters: ranks that disagree find out here
-  std::uint64_t operation;      // counts the operations of the communicator's channel
-  std::uint32_t kind;           // engine/slice.h
-  std::uint32_t flags;          // engine/slice.h: last slice of the operation, ...
+  std::uint64_t signature;  // of the operation's parameters: ranks that disagree find out here
+  std::uint64_t operation;  // counts the operations of the communicator's channel
+  std::uint32_t kind;       // engine/slice.h
+  std::uint32_t flags;      // engine/slice.h: last slice of the operation, ...
   std::uint32_t rows;
   std::uint32_t entries;
   std::uint64_t payloadOffset;
-  std::uint64_t rowBytes;       // bytes of each row part in this slice
-  std::uint64_t rowOffset;      // where in its row a part lies (rows longer than a slice travel in parts)
+  std::uint64_t rowBytes;   // bytes of each row part in this slice
+  std::uint64_t rowOffset;  // where in its row a part lies (rows longer than a slice travel in parts)
   std::uint32_t reserved;
-  std::int32_t source;          // rank that posted it
+  std::int32_t source;  // rank that posted it
 };
 static_assert(sizeof(SliceHeader) == 64);
 
@@ -40,13 +40,13 @@ static_assert(sizeof(SliceHeader) == 64);
 class PostedLink {
  public:
   virtual ~PostedLink() = default;
-  virtual std::size_t slotBytes() const = 0;     // header included
+  virtual std::size_t slotBytes() const = 0;  // header included
   // Sending: memory for the next slice, or null without a credit. The same slot until post().
   virtual std::byte* acquire() = 0;
-  virtual void post(std::size_t bytes) = 0;      // hands the acquired slot over and wakes the peer
+  virtual void post(std::size_t bytes) = 0;  // hands the acquired slot over and wakes the peer
   // Receiving: the oldest slice that has arrived and was not released, or null.
   virtual const std::byte* peek() = 0;
-  virtual void release() = 0;                    // gives the credit back
+  virtual void release() = 0;  // gives the credit back
   // All that was posted has left this rank's memory.
   virtual bool drained() = 0;
 };

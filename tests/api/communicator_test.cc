@@ -43,7 +43,8 @@ TEST(Communicator, knowsItsRanks) {
 }
 
 TEST(Communicator, splitByColourAndKey) {
-  for (const World& world : {World{"threads", 4, 4, {}, true, 16384}, World{"processes", 4, 1, {}, true, 16384}, kThreadNodes, kMixed}) {
+  for (const World& world :
+       {World{"threads", 4, 4, {}, true, 16384}, World{"processes", 4, 1, {}, true, 16384}, kThreadNodes, kMixed}) {
     runWell(world, [](Rank& self) {
       fuscoComm_t comm = self.connect();
       // Ranks 0 and 2 together, in reverse order; rank 1 and 3 apart, the last without any.
@@ -58,7 +59,8 @@ TEST(Communicator, splitByColourAndKey) {
         FUSCO_OK(fuscoCommCount(child, &count));
         REQUIRE(count == (self.rank() == 1 ? 1 : 2));
         REQUIRE(rank == (self.rank() == 0 ? 1 : 0));
-        if (count == 2) REQUIRE((nodeOf(child, 0) == nodeOf(child, 1)) == (self.world().nodeOf(0) == self.world().nodeOf(2)));
+        if (count == 2)
+          REQUIRE((nodeOf(child, 0) == nodeOf(child, 1)) == (self.world().nodeOf(0) == self.world().nodeOf(2)));
         const std::string wrong = runRank(randomCase(17, count), child, rank);
         require(wrong.empty(), wrong);
         leave(child);
@@ -331,7 +333,8 @@ TEST(Communicator, leavesNothingBehind) {
       self.barrier();
       for (int k = 2; k < 8; ++k) round(k);
       // What ends by itself (the meeting place of the last id) has a moment for it.
-      for (int wait = 0; wait < 300 && (entries("/proc/self/fd") > descriptors || entries("/proc/self/task") > threads); ++wait) {
+      for (int wait = 0; wait < 300 && (entries("/proc/self/fd") > descriptors || entries("/proc/self/task") > threads);
+           ++wait) {
         std::this_thread::sleep_for(std::chrono::milliseconds(10));
       }
       const int more = entries("/proc/self/fd");

@@ -20,7 +20,8 @@ TEST(Input, idOutOfRangeIsNamedWhereItIs) {
       Routing routing(5, 3, 8);
       if (self.rank() == 1) routing.ids[2 * 3 + 1] = bad;
       auto* plan = reinterpret_cast<fuscoPlan_t>(1);
-      const std::string text = EXPECT_CODE(fuscoPlanCreate(&plan, &routing.config, comm, nullptr), fuscoInvalidArgument);
+      const std::string text =
+          EXPECT_CODE(fuscoPlanCreate(&plan, &routing.config, comm, nullptr), fuscoInvalidArgument);
       REQUIRE(plan == nullptr);
       if (self.rank() == 1) {
         requireContains(text, "token 2");
@@ -45,7 +46,8 @@ TEST(Input, idOutOfRangeInTheSlottedLayout) {
     if (self.rank() == 1) routing.ids[7] = 9;
     fuscoPlan_t plan = nullptr;
     if (self.rank() == 1) {
-      requireContains(EXPECT_CODE(fuscoPlanCreate(&plan, &routing.config, comm, nullptr), fuscoInvalidArgument), "token 3");
+      requireContains(EXPECT_CODE(fuscoPlanCreate(&plan, &routing.config, comm, nullptr), fuscoInvalidArgument),
+                      "token 3");
     } else {
       FUSCO_OK(fuscoPlanCreate(&plan, &routing.config, comm, nullptr));
       FUSCO_OK(fuscoPlanDestroy(plan));
@@ -55,7 +57,8 @@ TEST(Input, idOutOfRangeInTheSlottedLayout) {
   });
 }
 
-Case plainCase(int ranks, const std::vector<std::int64_t>& tokens, int topk, int experts, const std::function<std::int64_t(int, std::int64_t, int)>& id) {
+Case plainCase(int ranks, const std::vector<std::int64_t>& tokens, int topk, int experts,
+               const std::function<std::int64_t(int, std::int64_t, int)>& id) {
   Case c = randomCase(1, ranks);
   c.seed = 12;
   c.experts = experts;
@@ -83,17 +86,21 @@ TEST(Input, edgesThatAreLegal) {
   runEverywhere([](Rank& self) {
     fuscoComm_t comm = self.connect();
     const int n = self.ranks();
-    const auto all = [&](std::int64_t tokens) { return std::vector<std::int64_t>(static_cast<std::size_t>(n), tokens); };
+    const auto all = [&](std::int64_t tokens) {
+      return std::vector<std::int64_t>(static_cast<std::size_t>(n), tokens);
+    };
     std::vector<std::int64_t> some = all(0);
     some.back() = 17;
     const std::vector<Case> cases = {
-        plainCase(n, all(0), 2, 8, [](int, std::int64_t, int) { return 0; }),                                  // no tokens anywhere
-        plainCase(n, some, 2, 8, [](int, std::int64_t t, int k) { return (t + k) % 8; }),                      // tokens on one rank only
-        plainCase(n, all(9), 3, 8, [](int, std::int64_t, int) { return -1; }),                                 // nothing is routed
-        plainCase(n, all(9), 3, 8, [](int, std::int64_t, int) { return 7; }),                                  // one expert, three times a token
-        plainCase(n, all(9), 1, 1, [](int, std::int64_t, int) { return 0; }),                                  // fewer experts than ranks
-        plainCase(n, all(1), 64, 100, [](int r, std::int64_t, int k) { return (r * 31 + k * 7) % 100; }),      // a wide top-k
-        plainCase(n, all(33), 2, 5, [](int r, std::int64_t t, int k) { return (r + 2 * t + k) % 5; }),         // experts do not divide
+        plainCase(n, all(0), 2, 8, [](int, std::int64_t, int) { return 0; }),              // no tokens anywhere
+        plainCase(n, some, 2, 8, [](int, std::int64_t t, int k) { return (t + k) % 8; }),  // tokens on one rank only
+        plainCase(n, all(9), 3, 8, [](int, std::int64_t, int) { return -1; }),             // nothing is routed
+        plainCase(n, all(9), 3, 8, [](int, std::int64_t, int) { return 7; }),  // one expert, three times a token
+        plainCase(n, all(9), 1, 1, [](int, std::int64_t, int) { return 0; }),  // fewer experts than ranks
+        plainCase(n, all(1), 64, 100,
+                  [](int r, std::int64_t, int k) { return (r * 31 + k * 7) % 100; }),  // a wide top-k
+        plainCase(n, all(33), 2, 5,
+                  [](int r, std::int64_t t, int k) { return (r + 2 * t + k) % 5; }),  // experts do not divide
     };
     for (const Case& c : cases) {
       const std::string wrong = runRank(c, comm, self.rank());
@@ -127,7 +134,8 @@ TEST(Input, rowsAreBytes) {
     Routing routing(64, 2, 4);
     fuscoPlan_t plan = routing.make(comm);
     std::vector<std::uint32_t> in(64 * 16), out(static_cast<std::size_t>(receiveRows(plan)) * 16);
-    for (std::size_t i = 0; i < in.size(); ++i) in[i] = 0x7f800000u + static_cast<std::uint32_t>(i % 16 * 0x10001 + i / 16);
+    for (std::size_t i = 0; i < in.size(); ++i)
+      in[i] = 0x7f800000u + static_cast<std::uint32_t>(i % 16 * 0x10001 + i / 16);
     FUSCO_OK(fuscoDispatch(plan, in.data(), out.data(), 64, nullptr));
     std::size_t found = 0;
     for (std::size_t row = 0; row < out.size() / 16; ++row) {
@@ -165,7 +173,12 @@ TEST(Input, argumentsOfPlansAreChecked) {
     // Shapes beyond the formats' 32 bits are refused before memory is asked for.
     refused([](fuscoPlanConfig_t& c) { c.tokens = std::int64_t{1} << 40; }, "tokens");
     refused([](fuscoPlanConfig_t& c) { c.capacityRows = std::int64_t{1} << 40; }, "capacity");
-    refused([](fuscoPlanConfig_t& c) { c.alignment = 1 << 30; c.experts = 1 << 10; }, "2^31");
+    refused(
+        [](fuscoPlanConfig_t& c) {
+          c.alignment = 1 << 30;
+          c.experts = 1 << 10;
+        },
+        "2^31");
     EXPECT_CODE(fuscoPlanCreate(nullptr, nullptr, comm, nullptr), fuscoInvalidArgument);
     shuffleWorks(self, comm);
     leave(comm);
@@ -194,14 +207,23 @@ TEST(Input, tensorsAreChecked) {
     dispatch([](fuscoDispatchArgs_t& a) { a.rowBytes = kHuge; }, "rowBytes");
     dispatch([](fuscoDispatchArgs_t& a) { a.rowBytes2 = 8; }, "input2 is NULL");
     dispatch([&](fuscoDispatchArgs_t& a) { a.rowBytes2 = 8, a.input2 = third.data(); }, "output2 is NULL");
-    dispatch([&](fuscoDispatchArgs_t& a) { a.rowBytes2 = kHuge, a.input2 = third.data(), a.output2 = fourth.data(); }, "rowBytes2");
+    dispatch([&](fuscoDispatchArgs_t& a) { a.rowBytes2 = kHuge, a.input2 = third.data(), a.output2 = fourth.data(); },
+             "rowBytes2");
     dispatch([&](fuscoDispatchArgs_t& a) { a.output = memory.data() + 4; }, "overlap");
-    dispatch([&](fuscoDispatchArgs_t& a) { a.rowBytes2 = 64, a.input2 = third.data(), a.output2 = third.data() + 3; }, "overlap");
-    dispatch([&](fuscoDispatchArgs_t& a) { a.rowBytes2 = 64, a.input2 = third.data(), a.output2 = other.data() + 3; }, "overlap");
-    dispatch([&](fuscoDispatchArgs_t& a) { a.rowBytes2 = 64, a.input2 = third.data(), a.output2 = memory.data() + 3; }, "overlap");
+    dispatch([&](fuscoDispatchArgs_t& a) { a.rowBytes2 = 64, a.input2 = third.data(), a.output2 = third.data() + 3; },
+             "overlap");
+    dispatch([&](fuscoDispatchArgs_t& a) { a.rowBytes2 = 64, a.input2 = third.data(), a.output2 = other.data() + 3; },
+             "overlap");
+    dispatch([&](fuscoDispatchArgs_t& a) { a.rowBytes2 = 64, a.input2 = third.data(), a.output2 = memory.data() + 3; },
+             "overlap");
     dispatch([&](fuscoDispatchArgs_t& a) { a.cast = 7; }, "cast 7");
-    dispatch([&](fuscoDispatchArgs_t& a) { a.cast = fuscoCastBf16ToFp8e4m3, a.rowBytes = 128, a.outputScales = third.data(); }, "multiple of 128");
-    dispatch([&](fuscoDispatchArgs_t& a) { a.cast = fuscoCastBf16ToFp8e4m3, a.rowBytes = 256; }, "outputScales is NULL");
+    dispatch(
+        [&](fuscoDispatchArgs_t& a) {
+          a.cast = fuscoCastBf16ToFp8e4m3, a.rowBytes = 128, a.outputScales = third.data();
+        },
+        "multiple of 128");
+    dispatch([&](fuscoDispatchArgs_t& a) { a.cast = fuscoCastBf16ToFp8e4m3, a.rowBytes = 256; },
+             "outputScales is NULL");
     dispatch([&](fuscoDispatchArgs_t& a) { a.magic = 0; }, "magic");
     dispatch([&](fuscoDispatchArgs_t& a) { a.size = 4; }, "size 4");
     const auto combine = [&](auto change, const char* says) {
@@ -253,10 +275,16 @@ TEST(Input, transfersAreChecked) {
     const std::int64_t far[] = {std::int64_t{1} << 60};
     EXPECT_CODE(fuscoSend(nullptr, 1, fuscoInt8, 0, comm, nullptr), fuscoInvalidArgument);
     EXPECT_CODE(fuscoRecv(nullptr, 1, fuscoInt8, 0, comm, nullptr), fuscoInvalidArgument);
-    requireContains(EXPECT_CODE(fuscoSend(memory.data(), kHuge, fuscoFloat32, 0, comm, nullptr), fuscoInvalidArgument), "overflow");
-    requireContains(EXPECT_CODE(fuscoSend(memory.data(), static_cast<std::size_t>(-1), fuscoInt8, 0, comm, nullptr), fuscoInvalidArgument), "overflow");
-    requireContains(EXPECT_CODE(fuscoSend(memory.data(), 1, fuscoInt8, self.ranks(), comm, nullptr), fuscoInvalidArgument), "peer is");
-    requireContains(EXPECT_CODE(fuscoRecv(memory.data(), 1, fuscoInt8, -1, comm, nullptr), fuscoInvalidArgument), "peer is -1");
+    requireContains(EXPECT_CODE(fuscoSend(memory.data(), kHuge, fuscoFloat32, 0, comm, nullptr), fuscoInvalidArgument),
+                    "overflow");
+    requireContains(EXPECT_CODE(fuscoSend(memory.data(), static_cast<std::size_t>(-1), fuscoInt8, 0, comm, nullptr),
+                                fuscoInvalidArgument),
+                    "overflow");
+    requireContains(
+        EXPECT_CODE(fuscoSend(memory.data(), 1, fuscoInt8, self.ranks(), comm, nullptr), fuscoInvalidArgument),
+        "peer is");
+    requireContains(EXPECT_CODE(fuscoRecv(memory.data(), 1, fuscoInt8, -1, comm, nullptr), fuscoInvalidArgument),
+                    "peer is -1");
     EXPECT_CODE(fuscoRecv(memory.data(), 1, static_cast<fuscoDataType_t>(15), 0, comm, nullptr), fuscoInvalidArgument);
     EXPECT_CODE(fuscoGatherSend(memory.data(), 2, 8, negative, fuscoInt32, 0, comm, nullptr), fuscoInvalidArgument);
     EXPECT_CODE(fuscoGatherSend(memory.data(), 1, 8, far, fuscoInt64, 0, comm, nullptr), fuscoInvalidArgument);
@@ -264,10 +292,12 @@ TEST(Input, transfersAreChecked) {
     EXPECT_CODE(fuscoGatherSend(memory.data(), kHuge, 8, nullptr, fuscoInt32, 0, comm, nullptr), fuscoInvalidArgument);
     const std::vector<std::size_t> counts(2, 8), displacements{0, 8}, huge(2, kHuge);
     const auto all = [&](const void* in, const std::size_t* sends, void* out, const std::size_t* receives) {
-      return fuscoAllToAllv(in, sends, displacements.data(), out, receives, displacements.data(), fuscoFloat32, comm, nullptr);
+      return fuscoAllToAllv(in, sends, displacements.data(), out, receives, displacements.data(), fuscoFloat32, comm,
+                            nullptr);
     };
     std::vector<float> in(64), out(64);
-    requireContains(EXPECT_CODE(all(in.data(), counts.data(), in.data() + 4, counts.data()), fuscoInvalidArgument), "overlap");
+    requireContains(EXPECT_CODE(all(in.data(), counts.data(), in.data() + 4, counts.data()), fuscoInvalidArgument),
+                    "overlap");
     EXPECT_CODE(all(nullptr, counts.data(), out.data(), counts.data()), fuscoInvalidArgument);
     EXPECT_CODE(all(in.data(), counts.data(), nullptr, counts.data()), fuscoInvalidArgument);
     EXPECT_CODE(all(in.data(), huge.data(), out.data(), counts.data()), fuscoInvalidArgument);
@@ -292,8 +322,10 @@ TEST(Input, ranksThatDisagreeAreToldBothValues) {
       fuscoComm_t comm = self.connect();
       const bool odd = self.rank() == 1;
       // "rank 0 has experts 8, rank 1 has 9", the own value first.
-      const auto both = [&](const std::string& text, const std::string& what, const std::string& zero, const std::string& one) {
-        requireContains(text, odd ? "rank 1 has " + what + " " + one + ", rank 0 has " + zero : "rank 0 has " + what + " " + zero + ", rank 1 has " + one);
+      const auto both = [&](const std::string& text, const std::string& what, const std::string& zero,
+                            const std::string& one) {
+        requireContains(text, odd ? "rank 1 has " + what + " " + one + ", rank 0 has " + zero
+                                  : "rank 0 has " + what + " " + zero + ", rank 1 has " + one);
       };
       const auto plans = [&](auto change, const char* what, const char* zero, const char* one) {
         Routing routing(4, 2, 8);
@@ -311,17 +343,21 @@ TEST(Input, ranksThatDisagreeAreToldBothValues) {
       fuscoPlan_t plan = routing.make(comm), second = routing.make(comm);
       const int first = 5;  // plans were tried before
       std::vector<float> in(4096), out(4096);
-      std::string text = EXPECT_CODE(fuscoDispatch(plan, in.data(), out.data(), odd ? 48 : 64, nullptr), fuscoInvalidUsage);
+      std::string text =
+          EXPECT_CODE(fuscoDispatch(plan, in.data(), out.data(), odd ? 48 : 64, nullptr), fuscoInvalidUsage);
       both(text, "row bytes", "64", "48");
       text = EXPECT_CODE(fuscoDispatch(odd ? plan : second, in.data(), out.data(), 64, nullptr), fuscoInvalidUsage);
       both(text, "plan", std::to_string(first + 1), std::to_string(first));
       FUSCO_OK(fuscoDispatch(plan, in.data(), out.data(), 64, nullptr));
-      text = EXPECT_CODE(odd ? fuscoDispatch(plan, in.data(), out.data(), 64, nullptr) : fuscoCombine(plan, in.data(), out.data(), 16, fuscoFloat32, nullptr),
+      text = EXPECT_CODE(odd ? fuscoDispatch(plan, in.data(), out.data(), 64, nullptr)
+                             : fuscoCombine(plan, in.data(), out.data(), 16, fuscoFloat32, nullptr),
                          fuscoInvalidUsage);
       both(text, "operation", "combine", "dispatch");
-      text = EXPECT_CODE(fuscoCombine(plan, in.data(), out.data(), 16, odd ? fuscoBfloat16 : fuscoFloat16, nullptr), fuscoInvalidUsage);
+      text = EXPECT_CODE(fuscoCombine(plan, in.data(), out.data(), 16, odd ? fuscoBfloat16 : fuscoFloat16, nullptr),
+                         fuscoInvalidUsage);
       both(text, "data type", "6", "9");
-      text = EXPECT_CODE(fuscoCombine(plan, in.data(), out.data(), odd ? 16 : 8, fuscoFloat32, nullptr), fuscoInvalidUsage);
+      text = EXPECT_CODE(fuscoCombine(plan, in.data(), out.data(), odd ? 16 : 8, fuscoFloat32, nullptr),
+                         fuscoInvalidUsage);
       both(text, "row bytes", "32", "64");
       FUSCO_OK(fuscoPlanDestroy(plan));
       FUSCO_OK(fuscoPlanDestroy(second));
@@ -331,7 +367,8 @@ TEST(Input, ranksThatDisagreeAreToldBothValues) {
   }
 }
 
-// Across nodes it is found when slices arrive, and the others are told by what breaks the communicator. A new one works.
+// Across nodes it is found when slices arrive, and the others are told by what breaks the communicator. A new one
+// works.
 TEST(Input, nodesThatDisagreeAreTold) {
   for (const World& world : {kTwoNodes, kThreadNodes, kMixed}) {
     runWell(world, [](Rank& self) {

@@ -1,4 +1,5 @@
-// Memory: what the library holds is what it says that it holds, from where the caller wants it, and all of it comes back.
+// Memory: what the library holds is what it says that it holds, from where the caller wants it, and all of it comes
+// back.
 #include <cstdlib>
 #include <map>
 #include <mutex>
@@ -118,10 +119,14 @@ TEST(Memory, workspaceIsWhatTheFormulaSays) {
   const World nodes{"two nodes of two", 4, 4, {0, 0, 1, 1}, true, 65536};
   const World four{"four nodes of one", 4, 4, {0, 1, 2, 3}, true, 65536};
   const std::vector<Shape> shapes = {
-      {threads, 4096, 8, 64, 2048, fuscoLayoutExpertOrder, false}, {threads, 512, 2, 8, 512, fuscoLayoutExpertOrder, false},
-      {threads, 4096, 8, 64, 512, fuscoLayoutRankOrder, false},    {threads, 128, 8, 64, 512, fuscoLayoutSlotted, false},
-      {processes, 4096, 4, 16, 1024, fuscoLayoutExpertOrder, false}, {staged, 2048, 4, 16, 1024, fuscoLayoutExpertOrder, true},
-      {nodes, 2048, 4, 16, 1024, fuscoLayoutExpertOrder, false},   {four, 2048, 4, 16, 1024, fuscoLayoutExpertOrder, false},
+      {threads, 4096, 8, 64, 2048, fuscoLayoutExpertOrder, false},
+      {threads, 512, 2, 8, 512, fuscoLayoutExpertOrder, false},
+      {threads, 4096, 8, 64, 512, fuscoLayoutRankOrder, false},
+      {threads, 128, 8, 64, 512, fuscoLayoutSlotted, false},
+      {processes, 4096, 4, 16, 1024, fuscoLayoutExpertOrder, false},
+      {staged, 2048, 4, 16, 1024, fuscoLayoutExpertOrder, true},
+      {nodes, 2048, 4, 16, 1024, fuscoLayoutExpertOrder, false},
+      {four, 2048, 4, 16, 1024, fuscoLayoutExpertOrder, false},
   };
   for (const Shape& shape : shapes) {
     runWell(shape.world, [&shape](Rank& self) {
@@ -135,13 +140,15 @@ TEST(Memory, workspaceIsWhatTheFormulaSays) {
       fuscoPlan_t plan = routing.make(comm);
       const std::int64_t rows = receiveRows(plan);
       const std::size_t inBytes = static_cast<std::size_t>(shape.tokens) * shape.rowBytes;
-      std::vector<std::uint8_t> in(inBytes), out(inBytes), privateMid(shape.isPrivate ? static_cast<std::size_t>(rows) * shape.rowBytes : 1);
+      std::vector<std::uint8_t> in(inBytes), out(inBytes),
+          privateMid(shape.isPrivate ? static_cast<std::size_t>(rows) * shape.rowBytes : 1);
       void* window = nullptr;
       FUSCO_OK(fuscoMemAlloc(&window, static_cast<std::size_t>(rows) * shape.rowBytes));
       void* mid = shape.isPrivate ? privateMid.data() : window;
       // Twice in a row each, and two plans: both operation slots take what they need.
       for (int run = 0; run < 2; ++run) FUSCO_OK(fuscoDispatch(plan, in.data(), mid, shape.rowBytes, nullptr));
-      for (int run = 0; run < 2; ++run) FUSCO_OK(fuscoCombine(plan, mid, out.data(), shape.rowBytes / 2, fuscoBfloat16, nullptr));
+      for (int run = 0; run < 2; ++run)
+        FUSCO_OK(fuscoCombine(plan, mid, out.data(), shape.rowBytes / 2, fuscoBfloat16, nullptr));
       for (int run = 0; run < 2; ++run) FUSCO_OK(fuscoPlanDestroy(routing.make(comm)));
       fuscoStatistics_t statistics = FUSCO_STATISTICS_INIT;
       FUSCO_OK(fuscoCommGetStatistics(comm, &statistics));
@@ -149,11 +156,15 @@ TEST(Memory, workspaceIsWhatTheFormulaSays) {
       int nodeCount = 1;
       for (int r = 0; r < self.ranks(); ++r) nodeCount = std::max(nodeCount, self.world().nodeOf(r) + 1);
       std::size_t bytes = 0;
-      FUSCO_OK(fuscoWorkspaceSize(&config, &routing.config, self.ranks(), nodeCount, shape.rowBytes, shape.isPrivate ? rows : 0, &bytes));
-      const std::string text = "measured " + std::to_string(statistics.workspaceBytes) + ", formula " + std::to_string(bytes) + " (layout " +
-                               std::to_string(shape.layout) + ", " + std::to_string(shape.tokens) + " tokens, " + std::to_string(rows) + " rows)";
+      FUSCO_OK(fuscoWorkspaceSize(&config, &routing.config, self.ranks(), nodeCount, shape.rowBytes,
+                                  shape.isPrivate ? rows : 0, &bytes));
+      const std::string text = "measured " + std::to_string(statistics.workspaceBytes) + ", formula " +
+                               std::to_string(bytes) + " (layout " + std::to_string(shape.layout) + ", " +
+                               std::to_string(shape.tokens) + " tokens, " + std::to_string(rows) + " rows)";
       if (std::getenv("FUSCO_TEST_PRINT") != nullptr) std::fprintf(stderr, "%s: %s\n", self.world().name, text.c_str());
-      require(bytes >= statistics.workspaceBytes && static_cast<double>(bytes) <= 1.1 * static_cast<double>(statistics.workspaceBytes), text);
+      require(bytes >= statistics.workspaceBytes &&
+                  static_cast<double>(bytes) <= 1.1 * static_cast<double>(statistics.workspaceBytes),
+              text);
       FUSCO_OK(fuscoMemFree(window));
       FUSCO_OK(fuscoPlanDestroy(plan));
       leave(comm);

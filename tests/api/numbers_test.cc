@@ -1,12 +1,13 @@
-// Numbers: the cast to FP8 against a reference in doubles, results that repeat bit by bit, partial sums in FP32, and counters
-// that grow while rows arrive.
+// Numbers: the cast to FP8 against a reference in doubles, results that repeat bit by bit, partial sums in FP32, and
+// counters that grow while rows arrive.
+#include "shuffle/numbers.h"
+
 #include <atomic>
 #include <cmath>
 #include <cstring>
 #include <thread>
 
 #include "api/worlds.h"
-#include "shuffle/numbers.h"
 
 namespace fusco::test {
 namespace {
@@ -89,11 +90,13 @@ TEST(Numbers, castToFp8BitByBit) {
         FUSCO_OK(fuscoPlanTickets(plan, &tickets));
         for (std::size_t row = 0; row < rows; ++row) {
           const std::vector<std::uint16_t> sent = bf16Rows(tickets[row].source, kTokens);
-          const CastRow expected = castReference(sent.data() + static_cast<std::size_t>(tickets[row].token) * kElements);
+          const CastRow expected =
+              castReference(sent.data() + static_cast<std::size_t>(tickets[row].token) * kElements);
           const auto* got = static_cast<const std::uint8_t*>(args.output) + row * kElements;
           for (std::size_t i = 0; i < kElements; ++i) {
-            require(got[i] == expected.codes[i], "row " + std::to_string(row) + " element " + std::to_string(i) + " is " + std::to_string(got[i]) +
-                                                     ", expected " + std::to_string(expected.codes[i]));
+            require(got[i] == expected.codes[i], "row " + std::to_string(row) + " element " + std::to_string(i) +
+                                                     " is " + std::to_string(got[i]) + ", expected " +
+                                                     std::to_string(expected.codes[i]));
           }
           REQUIRE(std::memcmp(scales.data() + row * 3, expected.scales.data(), 12) == 0);
         }
@@ -133,10 +136,12 @@ TEST(Numbers, partialsInFp32) {
   runWell(kTwoNodes, [](Rank& self) {
     fuscoComm_t comm = self.connect();
     Routing routing(16, 2, 4);
-    for (std::size_t i = 0; i < routing.ids.size(); ++i) routing.ids[i] = 2 * (1 - self.rank()) + static_cast<int>(i % 2);  // all to the other node
+    for (std::size_t i = 0; i < routing.ids.size(); ++i)
+      routing.ids[i] = 2 * (1 - self.rank()) + static_cast<int>(i % 2);  // all to the other node
     std::vector<float> weights(32, 1.0f);
     for (std::size_t i = 1; i < weights.size(); i += 2) weights[i] = 0x1p-9f;
-    std::vector<std::uint16_t> in(16 * 128, 0x3f80), mid(32 * 128), out(16 * 128), bias(16 * 128, 0xbf80);  // ones, minus one
+    std::vector<std::uint16_t> in(16 * 128, 0x3f80), mid(32 * 128), out(16 * 128),
+        bias(16 * 128, 0xbf80);  // ones, minus one
     routing.config.weights = weights.data();
     fuscoPlan_t plan = routing.make(comm);
     REQUIRE(receiveRows(plan) == 32);
@@ -195,7 +200,8 @@ TEST(Numbers, expertCountersGrowAsRowsArrive) {
             for (std::size_t e = 0; e < last.size(); ++e) {
               const std::uint64_t now = __atomic_load_n(&counters[e], __ATOMIC_ACQUIRE);
               if (now < last[e] && !zeroed) zeroed = true, last.assign(last.size(), 0);  // the run begins
-              if (now < last[e]) wrong = "a counter fell from " + std::to_string(last[e]) + " to " + std::to_string(now);
+              if (now < last[e])
+                wrong = "a counter fell from " + std::to_string(last[e]) + " to " + std::to_string(now);
               last[e] = now;
               if (now > static_cast<std::uint64_t>(info.localExpertRows[e])) wrong = "a counter is beyond its rows";
             }
@@ -206,7 +212,8 @@ TEST(Numbers, expertCountersGrowAsRowsArrive) {
         watcher.join();
         FUSCO_OK(result);
         require(wrong.empty(), wrong);
-        for (int e = 0; e < info.localExperts; ++e) REQUIRE(counters[e] == static_cast<std::uint64_t>(info.localExpertRows[e]));
+        for (int e = 0; e < info.localExperts; ++e)
+          REQUIRE(counters[e] == static_cast<std::uint64_t>(info.localExpertRows[e]));
       }
       FUSCO_OK(fuscoMemFree(memory));
       FUSCO_OK(fuscoPlanDestroy(plan));

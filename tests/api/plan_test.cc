@@ -3,7 +3,6 @@
 
 #include <cstdio>
 #include <fstream>
-
 #include <nlohmann/json.hpp>
 
 #include "api/worlds.h"
@@ -48,7 +47,8 @@ TEST(Plan, isReplayedFromItsFile) {
       config.dedup = c.dedup;
       fuscoPlan_t plan = nullptr;
       FUSCO_OK(fuscoPlanCreate(&plan, &config, comm, nullptr));
-      const std::string path = testing::TempDir() + "fusco_plan_" + std::to_string(getpid()) + "_" + std::to_string(self.rank());
+      const std::string path =
+          testing::TempDir() + "fusco_plan_" + std::to_string(getpid()) + "_" + std::to_string(self.rank());
       FUSCO_OK(fuscoPlanSave(plan, path.c_str()));
       std::ifstream stream(path, std::ios::binary);
       const plan::PlanFile file = plan::load(stream);
@@ -126,7 +126,8 @@ TEST(Plan, aThirdStartIsRefused) {
     FUSCO_OK(fuscoFinish(plan));
     FUSCO_OK(fuscoFinish(plan));
     EXPECT_CODE(fuscoFinish(plan), fuscoInvalidUsage);
-    REQUIRE(out[0] == std::vector<float>(rows * 16, 2.0f) && out[1] == out[0] && out[2] == std::vector<float>(rows * 16, 0.0f));
+    REQUIRE(out[0] == std::vector<float>(rows * 16, 2.0f) && out[1] == out[0] &&
+            out[2] == std::vector<float>(rows * 16, 0.0f));
     FUSCO_OK(fuscoPlanDestroy(plan));
     shuffleWorks(self, comm);
     leave(comm);

@@ -60,12 +60,16 @@ struct Planned {
     return sendListed ? static_cast<std::size_t>(sendList[at / sendRowBytes]) * sendRowBytes + at % sendRowBytes : at;
   }
   std::size_t receiveAt(std::size_t at) const {
-    return receiveListed ? static_cast<std::size_t>(receiveList[at / receiveRowBytes]) * receiveRowBytes + at % receiveRowBytes : at;
+    return receiveListed
+               ? static_cast<std::size_t>(receiveList[at / receiveRowBytes]) * receiveRowBytes + at % receiveRowBytes
+               : at;
   }
 };
 
 Planned randomTransfer(std::mt19937_64& random, int ranks) {
-  const auto pick = [&](std::size_t low, std::size_t high) { return std::uniform_int_distribution<std::size_t>(low, high)(random); };
+  const auto pick = [&](std::size_t low, std::size_t high) {
+    return std::uniform_int_distribution<std::size_t>(low, high)(random);
+  };
   Planned t{};
   t.from = static_cast<int>(pick(0, static_cast<std::size_t>(ranks) - 1));
   t.to = static_cast<int>(pick(0, static_cast<std::size_t>(ranks) - 1));
@@ -85,7 +89,8 @@ Planned randomTransfer(std::mt19937_64& random, int ranks) {
   t.sendListed = !t.plain && pick(0, 3) != 0;
   t.receiveListed = !t.plain && pick(0, 3) != 0;
   if (t.sendListed) {
-    for (std::size_t i = 0; i < t.sendRows; ++i) t.sendList.push_back(static_cast<std::int64_t>(pick(0, 2 * t.sendRows)));
+    for (std::size_t i = 0; i < t.sendRows; ++i)
+      t.sendList.push_back(static_cast<std::int64_t>(pick(0, 2 * t.sendRows)));
     if (pick(0, 1) == 0) std::sort(t.sendList.begin(), t.sendList.end());
   }
   if (t.receiveListed) {
@@ -155,15 +160,17 @@ void randomGroup(Rank& self, fuscoComm_t comm, std::uint64_t seed) {
     fillRow(t.seed, 0, 0, 0, sent.data(), t.sendSpan());
     for (std::size_t at = 0; at < t.bytes(); ++at) expected[t.receiveAt(at)] = sent[t.sendAt(at)];
     require(std::equal(expected.begin(), expected.end(), tensors[i]->data()),
-            "seed " + std::to_string(seed) + ", transfer " + std::to_string(ends[i].transfer) + " from " + std::to_string(t.from) + " to " +
-                std::to_string(t.to) + " of " + std::to_string(t.bytes()) + " bytes arrived");
+            "seed " + std::to_string(seed) + ", transfer " + std::to_string(ends[i].transfer) + " from " +
+                std::to_string(t.from) + " to " + std::to_string(t.to) + " of " + std::to_string(t.bytes()) +
+                " bytes arrived");
   }
 }
 
 TEST(Transfers, randomGroups) {
   runEverywhere([](Rank& self) {
     fuscoComm_t comm = self.connect();
-    for (std::uint64_t seed = 1; seed <= 120; ++seed) randomGroup(self, comm, seed * 100 + static_cast<std::uint64_t>(self.ranks()));
+    for (std::uint64_t seed = 1; seed <= 120; ++seed)
+      randomGroup(self, comm, seed * 100 + static_cast<std::uint64_t>(self.ranks()));
     leave(comm);
   });
 }
@@ -189,10 +196,13 @@ TEST(Transfers, randomAllToAllv) {
         receiveEnd += receives[p] + seed % 2;
       }
       Tensor in(sendEnd * 4, window), out(receiveEnd * 4, window);
-      for (std::size_t p = 0; p < n; ++p) fillRow(seed, static_cast<int>(p), self.rank(), 0, in.data() + sendAt[p] * 4, sends[p] * 4);
-      FUSCO_OK(fuscoAllToAllv(in.data(), sends.data(), sendAt.data(), out.data(), receives.data(), receiveAt.data(), fuscoInt32, comm, nullptr));
+      for (std::size_t p = 0; p < n; ++p)
+        fillRow(seed, static_cast<int>(p), self.rank(), 0, in.data() + sendAt[p] * 4, sends[p] * 4);
+      FUSCO_OK(fuscoAllToAllv(in.data(), sends.data(), sendAt.data(), out.data(), receives.data(), receiveAt.data(),
+                              fuscoInt32, comm, nullptr));
       std::vector<std::uint8_t> expected(receiveEnd * 4, kPoison);
-      for (std::size_t p = 0; p < n; ++p) fillRow(seed, self.rank(), static_cast<int>(p), 0, expected.data() + receiveAt[p] * 4, receives[p] * 4);
+      for (std::size_t p = 0; p < n; ++p)
+        fillRow(seed, self.rank(), static_cast<int>(p), 0, expected.data() + receiveAt[p] * 4, receives[p] * 4);
       require(std::equal(expected.begin(), expected.end(), out.data()), "all-to-all of seed " + std::to_string(seed));
     }
     leave(comm);
@@ -236,7 +246,8 @@ TEST(Transfers, sizesThatDifferAreTold) {
         }
         self.barrier();
         if (oneWay) {
-          const std::string text = EXPECT_CODE(fuscoRecv(memory.data(), 1, fuscoUint8, 1, comm, nullptr), fuscoInvalidUsage);
+          const std::string text =
+              EXPECT_CODE(fuscoRecv(memory.data(), 1, fuscoUint8, 1, comm, nullptr), fuscoInvalidUsage);
           requireContains(text, "rank 1 expects 64");
         }
         self.barrier();
@@ -307,20 +318,25 @@ TEST(Groups, oneThreadDrivesSeveralRanks) {
       std::vector<std::vector<float>> in, mid, out;
       for (int r = 0; r < kRanks; ++r) {
         in.emplace_back(7 * 8);
-        for (std::size_t i = 0; i < in.back().size(); ++i) in.back()[i] = static_cast<float>(i) + 100.0f * static_cast<float>(r);
+        for (std::size_t i = 0; i < in.back().size(); ++i)
+          in.back()[i] = static_cast<float>(i) + 100.0f * static_cast<float>(r);
         mid.emplace_back(static_cast<std::size_t>(receiveRows(plans[r])) * 8);
         out.emplace_back(7 * 8);
       }
       FUSCO_OK(fuscoGroupStart());
-      for (int r = 0; r < kRanks; ++r) FUSCO_OK(fuscoDispatch(plans[r], in[static_cast<std::size_t>(r)].data(), mid[static_cast<std::size_t>(r)].data(), 32, nullptr));
+      for (int r = 0; r < kRanks; ++r)
+        FUSCO_OK(fuscoDispatch(plans[r], in[static_cast<std::size_t>(r)].data(),
+                               mid[static_cast<std::size_t>(r)].data(), 32, nullptr));
       FUSCO_OK(fuscoGroupEnd());
       FUSCO_OK(fuscoGroupStart());
       for (int r = kRanks; r-- > 0;) {
-        FUSCO_OK(fuscoCombine(plans[r], mid[static_cast<std::size_t>(r)].data(), out[static_cast<std::size_t>(r)].data(), 8, fuscoFloat32, nullptr));
+        FUSCO_OK(fuscoCombine(plans[r], mid[static_cast<std::size_t>(r)].data(),
+                              out[static_cast<std::size_t>(r)].data(), 8, fuscoFloat32, nullptr));
       }
       FUSCO_OK(fuscoGroupEnd());
       for (int r = 0; r < kRanks; ++r) {
-        for (std::size_t i = 0; i < 7 * 8; ++i) REQUIRE(out[static_cast<std::size_t>(r)][i] == 2 * in[static_cast<std::size_t>(r)][i]);
+        for (std::size_t i = 0; i < 7 * 8; ++i)
+          REQUIRE(out[static_cast<std::size_t>(r)][i] == 2 * in[static_cast<std::size_t>(r)][i]);
         FUSCO_OK(fuscoPlanDestroy(plans[r]));
       }
       for (fuscoComm_t comm : comms) FUSCO_OK(fuscoCommDestroy(comm));

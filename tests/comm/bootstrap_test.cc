@@ -35,7 +35,8 @@ std::vector<FabricConfig> configsOf(int ranks) {
 void expectAll(const std::vector<std::string>& texts, const std::string& code, const std::vector<std::string>& words) {
   for (const std::string& text : texts) {
     EXPECT_TRUE(text.starts_with(code)) << text;
-    for (const std::string& word : words) EXPECT_NE(text.find(word), std::string::npos) << "no '" << word << "' in: " << text;
+    for (const std::string& word : words)
+      EXPECT_NE(text.find(word), std::string::npos) << "no '" << word << "' in: " << text;
   }
 }
 
@@ -218,7 +219,8 @@ TEST(Bootstrap, GarbageAndSilenceHoldNobodyUp) {
     ASSERT_TRUE(strangers.back());
   }
   std::string rubbish(100000, 'x');
-  for (std::size_t size : {std::size_t{1}, std::size_t{64}, sizeof(Hello) - 1, sizeof(Hello), sizeof(Hello) + 1, rubbish.size()}) {
+  for (std::size_t size :
+       {std::size_t{1}, std::size_t{64}, sizeof(Hello) - 1, sizeof(Hello), sizeof(Hello) + 1, rubbish.size()}) {
     UniqueFd stranger = transport::connectAbstract(id.socketName, Deadline::afterMs(1000));
     ASSERT_EQ(transport::sendMessage(stranger.get(), rubbish.data(), size), transport::Io::done);
     strangers.push_back(std::move(stranger));
@@ -250,7 +252,8 @@ TEST(Bootstrap, TheSilentAreSentAwayAndProgressIsReported) {
   const UniqueId id = openMeetingPlace(patience);
   UniqueFd silent = transport::connectAbstract(id.socketName, Deadline::afterMs(1000));
   ::testing::internal::CaptureStderr();
-  std::vector<std::string> texts = connectOnly(Kind::threads, {configOf(1, 2, 400)}, reinterpret_cast<const char*>(&id));
+  std::vector<std::string> texts =
+      connectOnly(Kind::threads, {configOf(1, 2, 400)}, reinterpret_cast<const char*>(&id));
   const std::string output = ::testing::internal::GetCapturedStderr();
   expectAll(texts, "code 6", {"missing: rank 0"});
   EXPECT_NE(output.find("1 of 2 ranks have come; missing: rank 0"), std::string::npos) << output;

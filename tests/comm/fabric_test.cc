@@ -52,13 +52,16 @@ TEST_P(FabricTest, ControlMemoryIsTheSameForAll) {
     expectRanks(GetParam(), ranks, smallConfig(), [](Fabric& fabric) {
       const int me = fabric.rank();
       require(reinterpret_cast<std::uintptr_t>(fabric.control(me)) % 64 == 0, "not aligned");
-      for (int i = 0; i < 4096; ++i) require(i < 4 * fabric.ranks() || fabric.control(me)[i] == std::byte{0}, "not zeroed");
+      for (int i = 0; i < 4096; ++i)
+        require(i < 4 * fabric.ranks() || fabric.control(me)[i] == std::byte{0}, "not zeroed");
       for (int peer = 0; peer < fabric.ranks(); ++peer) {
         word(fabric.control(peer) + 4 * me).store(static_cast<std::uint32_t>(100 * me + peer + 1));
         fabric.ring(peer);
       }
       for (int peer = 0; peer < fabric.ranks(); ++peer) {
-        await(fabric, [&] { return word(fabric.control(me) + 4 * peer).load() == static_cast<std::uint32_t>(100 * peer + me + 1); });
+        await(fabric, [&] {
+          return word(fabric.control(me) + 4 * peer).load() == static_cast<std::uint32_t>(100 * peer + me + 1);
+        });
       }
       require(fabric.topology().ranks() == fabric.ranks() && fabric.topology().nodes() == 1, "topology");
       require(fabric.describeRank(me).starts_with("rank " + std::to_string(me) + " ("), fabric.describeRank(me));
@@ -68,9 +71,8 @@ TEST_P(FabricTest, ControlMemoryIsTheSameForAll) {
 
 TEST_P(FabricTest, OneProcessIsKnown) {
   const bool threads = GetParam() == Kind::threads;
-  expectRanks(GetParam(), 2, smallConfig(), [threads](Fabric& fabric) {
-    require(fabric.oneProcess() == threads, "oneProcess is wrong");
-  });
+  expectRanks(GetParam(), 2, smallConfig(),
+              [threads](Fabric& fabric) { require(fabric.oneProcess() == threads, "oneProcess is wrong"); });
 }
 
 TEST_P(FabricTest, WindowsOfManySizesAreReached) {
@@ -190,37 +192,37 @@ TEST_P(FabricTest, PostedLinksKeepOrderAndCredits) {
   FabricConfig config = smallConfig();
   config.slotBytes = 1024;
   config.slots = 3;
-  expectRanks(
-      GetParam(), 4, config,
-      [](Fabric& fabric) {
-        const int peer = 3 - fabric.rank();
-        require(fabric.topology().nodes() == 2 && fabric.topology().nodeOf(peer) != fabric.topology().nodeOf(fabric.rank()),
-                "nodes");
-        constexpr std::uint64_t kSlices = 200;
-        for (int channel = 0; channel < Fabric::kChannels; channel += 2) {
-          transport::PostedLink& link = fabric.link(peer, channel);
-          require(link.slotBytes() == 1024 && link.drained(), "fresh link");
-          std::uint64_t sent = 0, received = 0;
-          await(fabric, [&] {
-            for (std::byte* slot; sent < kSlices && (slot = link.acquire()) != nullptr; ++sent) {
-              require(slot == link.acquire(), "acquire must give the same slot");
-              std::memcpy(slot, &sent, sizeof(sent));
-              std::memset(slot + 8, static_cast<int>(sent), 1016);
-              link.post(1024);
-            }
-            while (const std::byte* slot = link.peek()) {
-              std::uint64_t sequence;
-              std::memcpy(&sequence, slot, sizeof(sequence));
-              require(sequence == received, "out of order");
-              require(slot[1023] == static_cast<std::byte>(received), "payload");
-              link.release();
-              ++received;
-            }
-            return sent == kSlices && received == kSlices && link.drained();
-          });
-        }
-      },
-      {0, 0, 1, 1});
+  expectRanks(GetParam(), 4, config,
+              [](Fabric& fabric) {
+                const int peer = 3 - fabric.rank();
+                require(fabric.topology().nodes() == 2 &&
+                            fabric.topology().nodeOf(peer) != fabric.topology().nodeOf(fabric.rank()),
+                        "nodes");
+                constexpr std::uint64_t kSlices = 200;
+                for (int channel = 0; channel < Fabric::kChannels; channel += 2) {
+                  transport::PostedLink& link = fabric.link(peer, channel);
+                  require(link.slotBytes() == 1024 && link.drained(), "fresh link");
+                  std::uint64_t sent = 0, received = 0;
+                  await(fabric, [&] {
+                    for (std::byte* slot; sent < kSlices && (slot = link.acquire()) != nullptr; ++sent) {
+                      require(slot == link.acquire(), "acquire must give the same slot");
+                      std::memcpy(slot, &sent, sizeof(sent));
+                      std::memset(slot + 8, static_cast<int>(sent), 1016);
+                      link.post(1024);
+                    }
+                    while (const std::byte* slot = link.peek()) {
+                      std::uint64_t sequence;
+                      std::memcpy(&sequence, slot, sizeof(sequence));
+                      require(sequence == received, "out of order");
+                      require(slot[1023] == static_cast<std::byte>(received), "payload");
+                      link.release();
+                      ++received;
+                    }
+                    return sent == kSlices && received == kSlices && link.drained();
+                  });
+                }
+              },
+              {0, 0, 1, 1});
 }
 
 TEST_P(FabricTest, GathersOfAnySizeInTurn) {

@@ -67,7 +67,8 @@ std::string waitInVain(Fabric& fabric, std::int64_t* milliseconds = nullptr) {
 }
 
 // What rank 2 of 3 does makes the others' waits end within two seconds, with a text that names it.
-void expectNoticed(const std::function<void(Fabric&)>& misbehave, const std::string& words, std::vector<int> nodes = {}) {
+void expectNoticed(const std::function<void(Fabric&)>& misbehave, const std::string& words,
+                   std::vector<int> nodes = {}) {
   SharedPage<Stage> stage;
   Children children(3, [&](int rank) -> std::string {
     auto fabric = stage->connect(rank, 3, nodes);
@@ -270,7 +271,8 @@ TEST(Fault, NothingIsLeftBehind) {
   auto compare = [](const Footprint& before) -> std::string {
     const Footprint after = footprint();
     if (after.descriptors != before.descriptors) {
-      return "descriptors: " + std::to_string(before.descriptors) + " before, " + std::to_string(after.descriptors) + " after";
+      return "descriptors: " + std::to_string(before.descriptors) + " before, " + std::to_string(after.descriptors) +
+             " after";
     }
     if (after.threads != before.threads) return "threads: " + std::to_string(after.threads) + " after";
     if (after.mappings != before.mappings) return "mappings: " + std::to_string(after.mappings) + " after";
@@ -280,7 +282,8 @@ TEST(Fault, NothingIsLeftBehind) {
   Children alone(1, [&](int) -> std::string {
     std::string text = threadRound({});
     const Footprint before = footprint();
-    for (int round = 0; round < 50; ++round) text += threadRound(round % 2 ? std::vector<int>{0, 1} : std::vector<int>{});
+    for (int round = 0; round < 50; ++round)
+      text += threadRound(round % 2 ? std::vector<int>{0, 1} : std::vector<int>{});
     return text + compare(before);
   });
   EXPECT_EQ(alone.join()[0], "") << "threads";

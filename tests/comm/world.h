@@ -17,13 +17,14 @@ const char* nameOf(Kind kind);
 
 using Body = std::function<void(Fabric& fabric)>;
 
-// Connects `ranks` ranks with `config` (rank and ranks are filled in) and runs the body on each. Returns one text per rank:
-// empty, or what it threw. nodes: label per rank, empty for one node.
+// Connects `ranks` ranks with `config` (rank and ranks are filled in) and runs the body on each. Returns one text per
+// rank: empty, or what it threw. nodes: label per rank, empty for one node.
 std::vector<std::string> runRanks(Kind kind, int ranks, FabricConfig config, const Body& body,
                                   const std::vector<int>& nodes = {});
 
 // The same, expecting no error.
-void expectRanks(Kind kind, int ranks, const FabricConfig& config, const Body& body, const std::vector<int>& nodes = {});
+void expectRanks(Kind kind, int ranks, const FabricConfig& config, const Body& body,
+                 const std::vector<int>& nodes = {});
 
 // One rank each with its own configuration; `connect` only.
 std::vector<std::string> connectOnly(Kind kind, const std::vector<FabricConfig>& configs, const char id[128]);

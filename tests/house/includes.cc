@@ -55,7 +55,7 @@ bool isForeignDevice(const std::string& target) {
 bool mayNameDevices(const std::string& path) {
   return path.starts_with("kernels/") || path.starts_with("plugin/") || path == "src/exec/cuda.cc" ||
          path.starts_with("src/transport/peer/") || path.starts_with("src/transport/verbs/") ||
-         path.starts_with("bench/peers/");
+         path.starts_with("bench/peers/") || path.starts_with("bench/gpu/");
 }
 
 }  // namespace

@@ -77,7 +77,8 @@ TEST(Balance, FullIsEvenOnAnyTopology) {
     const int nodes = topology.nodes(), lanes = topology.lanesPerNode();
     std::vector<std::int32_t> loads(topology.ranks() * nodes);
     for (std::int32_t& load : loads) load = random() % 4 == 0 ? 0 : static_cast<std::int32_t>(random() % 60000);
-    for (int rank = 0; rank < topology.ranks(); ++rank) loads[rank * nodes + topology.nodeOf(rank)] = 12345678;  // own: no matter
+    for (int rank = 0; rank < topology.ranks(); ++rank)
+      loads[rank * nodes + topology.nodeOf(rank)] = 12345678;  // own: no matter
     balanceFlows(topology, loads, Balance::full);
     EXPECT_EQ(topology.version(), 1u);
     const Carried carried = carry(topology, loads);
@@ -88,7 +89,8 @@ TEST(Balance, FullIsEvenOnAnyTopology) {
         const std::int64_t* mine = &load[node * lanes];
         const std::int64_t sum = std::accumulate(mine, mine + lanes, std::int64_t{0});
         for (int lane = 0; lane < reachable; ++lane) {
-          ASSERT_NEAR(static_cast<double>(mine[lane]), static_cast<double>(sum) / reachable, static_cast<double>(slack) * nodes);
+          ASSERT_NEAR(static_cast<double>(mine[lane]), static_cast<double>(sum) / reachable,
+                      static_cast<double>(slack) * nodes);
         }
       };
       check(carried.lanes.out, lanes);
@@ -96,8 +98,8 @@ TEST(Balance, FullIsEvenOnAnyTopology) {
       // Forwarders of one lane share alike.
       const auto members = topology.ranksOf(node);
       for (std::size_t i = lanes; i < members.size(); ++i) {
-        ASSERT_NEAR(static_cast<double>(carried.forwarders[members[i]]), static_cast<double>(carried.forwarders[members[i - lanes]]),
-                    static_cast<double>(slack));
+        ASSERT_NEAR(static_cast<double>(carried.forwarders[members[i]]),
+                    static_cast<double>(carried.forwarders[members[i - lanes]]), static_cast<double>(slack));
       }
     }
     // Cutting costs few flows: those that there must be, and one more for each cut.

@@ -1,11 +1,11 @@
 // The exchange's formula against a scan that is carried out, message by message.
+#include "../../bench/plan/exchange_cost.h"
+
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <numeric>
 #include <vector>
-
-#include "../../bench/plan/exchange_cost.h"
 
 namespace fusco::bench {
 namespace {

@@ -1,4 +1,6 @@
 // Plans as values: stored, replayed, compared, printed.
+#include "plan/file.h"
+
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -7,7 +9,6 @@
 
 #include "base/status.h"
 #include "plan/compare.h"
-#include "plan/file.h"
 #include "plan/print.h"
 #include "world.h"
 

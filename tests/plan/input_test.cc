@@ -108,7 +108,9 @@ TEST_F(PlanInput, ExchangedCountsThatDoNotFit) {
   const Analysis analysis = analyse(map, topology, 1, options);
   Arena arena(arenaBytes(map, topology, 1, options));
   const Exchanged good{std::vector<std::int32_t>(8, 0), analysis.rowsOfKey};
-  const auto plan = [&](const Analysis& a, const Exchanged& e) { makePlan(map, topology, 1, options, a, e, arena.get()); };
+  const auto plan = [&](const Analysis& a, const Exchanged& e) {
+    makePlan(map, topology, 1, options, a, e, arena.get());
+  };
   plan(analysis, good);
   Exchanged bad = good;
   bad.before.pop_back();

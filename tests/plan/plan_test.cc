@@ -114,8 +114,9 @@ void checkWorld(const World& world) {
   std::sort(rows.begin(), rows.end());
   ASSERT_EQ(rows.size(), expected.rows.size());
   for (std::size_t i = 0; i < rows.size(); ++i) {
-    ASSERT_TRUE(rows[i] == expected.rows[i]) << "delivered row " << i << ": rank " << rows[i].destination << " row "
-                                             << rows[i].row << " holds token " << rows[i].token << " of " << rows[i].source;
+    ASSERT_TRUE(rows[i] == expected.rows[i])
+        << "delivered row " << i << ": rank " << rows[i].destination << " row " << rows[i].row << " holds token "
+        << rows[i].token << " of " << rows[i].source;
     ASSERT_TRUE(i == 0 || rows[i - 1].destination != rows[i].destination || rows[i - 1].row != rows[i].row);
   }
   std::size_t kept = 0, wanted = 0;
@@ -158,11 +159,13 @@ TEST(Plan, RandomShufflesCoverWhatTheyShould) {
     seen["several nodes"] += world.topology.nodes() > 1;
     seen["dropped"] += std::any_of(expected.dropped.begin(), expected.dropped.end(), [](auto n) { return n > 0; });
     seen["dropped by a full slot block"] +=
-        world.options.capacityRows == 0 && std::any_of(expected.dropped.begin(), expected.dropped.end(), [](auto n) { return n > 0; });
+        world.options.capacityRows == 0 &&
+        std::any_of(expected.dropped.begin(), expected.dropped.end(), [](auto n) { return n > 0; });
     seen["split flow"] += world.topology.flowCount(0) > world.topology.nodes();
   }
-  for (const char* what : {"layout 0", "layout 1", "layout 2", "dedup 0", "dedup 1", "dedup 2", "experts < ranks",
-                           "uneven experts", "several nodes", "dropped", "dropped by a full slot block", "split flow"}) {
+  for (const char* what :
+       {"layout 0", "layout 1", "layout 2", "dedup 0", "dedup 1", "dedup 2", "experts < ranks", "uneven experts",
+        "several nodes", "dropped", "dropped by a full slot block", "split flow"}) {
     EXPECT_GT(seen[what], 10) << what;
   }
 }

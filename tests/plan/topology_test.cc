@@ -1,9 +1,10 @@
+#include "plan/topology.h"
+
 #include <gtest/gtest.h>
 
 #include <set>
 
 #include "base/status.h"
-#include "plan/topology.h"
 
 namespace fusco::plan {
 namespace {
@@ -84,7 +85,8 @@ TEST(Topology, FlowsCanBeReplacedAgainAndAgain) {
   for (int round = 0; round < 50; ++round) {
     const int count = 1 + round % 3;
     std::vector<FlowShare> flows;
-    for (int i = 0; i < count; ++i) flows.push_back({1 + i, (round + i) % 4, i == 0 ? 65536u - 100 * (count - 1) : 100});
+    for (int i = 0; i < count; ++i)
+      flows.push_back({1 + i, (round + i) % 4, i == 0 ? 65536u - 100 * (count - 1) : 100});
     topology.setFlows(0, 1, flows);
     ASSERT_EQ(topology.flowsTo(0, 1).size(), static_cast<std::size_t>(count));
     EXPECT_EQ(topology.flowsTo(0, 1)[count - 1].lane, (round + count - 1) % 4);

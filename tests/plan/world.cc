@@ -82,17 +82,19 @@ World randomWorld(std::mt19937& random) {
     world.wide.push_back(std::move(ids));
   }
   if (world.options.layout == Layout::slotted) world.options.maxTokens = largest + pick(random, 0, 3);
-  if (world.options.layout == Layout::expertOrder && pick(random, 0, 1) != 0) world.options.alignment = pick(random, 1, 17);
+  if (world.options.layout == Layout::expertOrder && pick(random, 0, 1) != 0)
+    world.options.alignment = pick(random, 1, 17);
   if (pick(random, 0, 2) == 0) world.options.capacityRows = pick(random, 1, 60);
   return world;
 }
 
 std::string describe(const World& world) {
   std::ostringstream text;
-  text << world.topology.ranks() << " ranks, " << world.topology.nodes() << " nodes, " << world.experts << " experts, top-"
-       << world.topk << ", ids of " << world.idBytes << " bytes, layout " << static_cast<unsigned>(world.options.layout)
-       << ", dedup " << static_cast<unsigned>(world.options.dedup) << ", alignment " << world.options.alignment
-       << ", most tokens " << world.options.maxTokens << ", capacity " << world.options.capacityRows;
+  text << world.topology.ranks() << " ranks, " << world.topology.nodes() << " nodes, " << world.experts
+       << " experts, top-" << world.topk << ", ids of " << world.idBytes << " bytes, layout "
+       << static_cast<unsigned>(world.options.layout) << ", dedup " << static_cast<unsigned>(world.options.dedup)
+       << ", alignment " << world.options.alignment << ", most tokens " << world.options.maxTokens << ", capacity "
+       << world.options.capacityRows;
   return text.str();
 }
 
@@ -120,7 +122,8 @@ Expected naive(const World& world) {
         int owner = 0;
         while (expert >= topology.firstExpert(owner, world.experts) + topology.expertsOf(owner, world.experts)) ++owner;
         if (byRank && !reached.insert(owner).second) continue;
-        wishes[owner].push_back({byRank ? 0 : expert - topology.firstExpert(owner, world.experts), source, token, slot});
+        wishes[owner].push_back(
+            {byRank ? 0 : expert - topology.firstExpert(owner, world.experts), source, token, slot});
         ++expected.rowsOfKey[source][byRank ? owner : expert];
       }
     }
@@ -153,7 +156,8 @@ Expected naive(const World& world) {
           if (options.layout == Layout::slotted) {
             const int source = std::get<1>(wish);
             const std::int64_t n = seenOfBlock[{expert, source}]++;
-            deliver(wish, (static_cast<std::int64_t>(expert) * ranks + source) * options.maxTokens + n, n < options.maxTokens);
+            deliver(wish, (static_cast<std::int64_t>(expert) * ranks + source) * options.maxTokens + n,
+                    n < options.maxTokens);
           } else {
             deliver(wish, next++, true);
           }

@@ -51,11 +51,11 @@ struct Row {
 };
 
 struct Expected {
-  std::vector<Exchanged> exchanged;                  // [ranks]
-  std::vector<std::vector<std::int32_t>> rowsOfKey;  // [ranks][keys], before any drop
-  std::vector<Row> rows;                             // sorted
-  std::vector<std::int64_t> dropped;                 // by source
-  std::vector<std::int64_t> receiveRows;             // by destination
+  std::vector<Exchanged> exchanged;                                // [ranks]
+  std::vector<std::vector<std::int32_t>> rowsOfKey;                // [ranks][keys], before any drop
+  std::vector<Row> rows;                                           // sorted
+  std::vector<std::int64_t> dropped;                               // by source
+  std::vector<std::int64_t> receiveRows;                           // by destination
   std::vector<std::vector<std::int64_t>> expertRows, expertStart;  // by destination
 };
 

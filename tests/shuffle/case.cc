@@ -14,9 +14,9 @@ namespace fusco::test {
 
 std::string Case::describe() const {
   std::ostringstream s;
-  s << "seed " << seed << ": " << ranks << " ranks, " << experts << " experts, topk " << topk << ", rowBytes " << rowBytes << " + " << rowBytes2
-    << ", layout " << layout << ", alignment " << alignment << ", dedup " << dedup << ", capacity " << capacityRows << ", maxTokens " << maxTokens
-    << ", tokens";
+  s << "seed " << seed << ": " << ranks << " ranks, " << experts << " experts, topk " << topk << ", rowBytes "
+    << rowBytes << " + " << rowBytes2 << ", layout " << layout << ", alignment " << alignment << ", dedup " << dedup
+    << ", capacity " << capacityRows << ", maxTokens " << maxTokens << ", tokens";
   for (const auto t : tokens) s << ' ' << t;
   return s.str();
 }
@@ -32,7 +32,8 @@ int Case::rankOfExpert(int expert) const {
 
 void fillRow(std::uint64_t seed, int tensor, int rank, std::int64_t row, std::uint8_t* bytes, std::size_t count) {
   std::uint64_t state = seed * 0x9e3779b97f4a7c15ull + static_cast<std::uint64_t>(tensor) * 0xd1b54a32d192ed03ull +
-                        static_cast<std::uint64_t>(rank) * 0x8cb92ba72f3d8dd7ull + static_cast<std::uint64_t>(row) * 0xaef17502108ef2d9ull;
+                        static_cast<std::uint64_t>(rank) * 0x8cb92ba72f3d8dd7ull +
+                        static_cast<std::uint64_t>(row) * 0xaef17502108ef2d9ull;
   for (std::size_t i = 0; i < count; i += 8) {
     std::uint64_t x = state += 0x9e3779b97f4a7c15ull;
     x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
@@ -44,7 +45,9 @@ void fillRow(std::uint64_t seed, int tensor, int rank, std::int64_t row, std::ui
 
 Case randomCase(std::uint64_t seed, int ranks) {
   std::mt19937_64 random(seed);
-  const auto pick = [&](std::int64_t low, std::int64_t high) { return std::uniform_int_distribution<std::int64_t>(low, high)(random); };
+  const auto pick = [&](std::int64_t low, std::int64_t high) {
+    return std::uniform_int_distribution<std::int64_t>(low, high)(random);
+  };
   Case c;
   c.seed = seed;
   c.ranks = ranks;
@@ -64,10 +67,11 @@ Case randomCase(std::uint64_t seed, int ranks) {
       std::vector<std::int64_t> chosen;
       for (int k = 0; k < c.topk; ++k) {
         std::int64_t id = pick(0, c.experts - 1);
-        if (style == 0) id = c.experts - 1;                      // all to one expert
-        if (style == 1 && pick(0, 3) == 0) id = -1;              // masked
-        if (style >= 2) {                                        // distinct where possible
-          for (int tries = 0; tries < 20 && std::count(chosen.begin(), chosen.end(), id) > 0; ++tries) id = pick(0, c.experts - 1);
+        if (style == 0) id = c.experts - 1;          // all to one expert
+        if (style == 1 && pick(0, 3) == 0) id = -1;  // masked
+        if (style >= 2) {                            // distinct where possible
+          for (int tries = 0; tries < 20 && std::count(chosen.begin(), chosen.end(), id) > 0; ++tries)
+            id = pick(0, c.experts - 1);
         }
         chosen.push_back(id);
         weights.push_back(static_cast<float>(pick(-100, 100)) / 77.0f);
@@ -134,7 +138,9 @@ Expected expectedAt(const Case& c, int rank) {
         for (int k = 0; k < c.topk; ++k) {
           if (idAt(s, t, k) != first + e) continue;
           // A block of the slotted layout has room for as many rows as a rank has tokens: repeats may be too many.
-          const std::int64_t row = !slotted ? x.rows : n < c.maxTokens ? (static_cast<std::int64_t>(e) * c.ranks + s) * c.maxTokens + n : INT64_MAX;
+          const std::int64_t row = !slotted          ? x.rows
+                                   : n < c.maxTokens ? (static_cast<std::int64_t>(e) * c.ranks + s) * c.maxTokens + n
+                                                     : INT64_MAX;
           arrive(s, t, k, row, e);
           ++n;
           ++x.rows;
@@ -164,11 +170,13 @@ Cases::Cases(std::int64_t cases, int offset)
       only_(fromEnvironment("FUSCO_TEST_SEED", -1)),
       offset_(offset) {
   if (only_ >= 0) count = 1;
-  std::printf("%lld shuffles, seeds %llu to %llu in steps of 1000\n", static_cast<long long>(count), static_cast<unsigned long long>(seed(0)),
-              static_cast<unsigned long long>(seed(count - 1)));
+  std::printf("%lld shuffles, seeds %llu to %llu in steps of 1000\n", static_cast<long long>(count),
+              static_cast<unsigned long long>(seed(0)), static_cast<unsigned long long>(seed(count - 1)));
 }
 
-std::uint64_t Cases::seed(std::int64_t i) const { return static_cast<std::uint64_t>(only_ >= 0 ? only_ + i : (first_ + i) * 1000 + offset_); }
+std::uint64_t Cases::seed(std::int64_t i) const {
+  return static_cast<std::uint64_t>(only_ >= 0 ? only_ + i : (first_ + i) * 1000 + offset_);
+}
 
 void runThreads(int ranks, const std::function<void(int)>& body) {
   std::vector<std::thread> threads;

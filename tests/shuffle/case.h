@@ -17,8 +17,8 @@ struct Case {
   int ranks = 2;
   int experts = 8;
   int topk = 2;
-  std::vector<std::int64_t> tokens;              // by rank
-  std::vector<std::vector<std::int64_t>> ids;    // by rank [tokens * topk]
+  std::vector<std::int64_t> tokens;            // by rank
+  std::vector<std::vector<std::int64_t>> ids;  // by rank [tokens * topk]
   std::vector<std::vector<float>> weights;
   bool int32Ids = false;
   int layout = fuscoLayoutExpertOrder;
@@ -50,10 +50,10 @@ struct Arrival {
   int localExpert;
 };
 struct Expected {
-  std::int64_t rows = 0;                  // of the output
+  std::int64_t rows = 0;  // of the output
   std::vector<Arrival> arrivals;
-  std::vector<std::int64_t> rowsOfExpert; // by local expert
-  std::vector<std::int64_t> dropped;      // by source: rows beyond the capacity of this rank
+  std::vector<std::int64_t> rowsOfExpert;  // by local expert
+  std::vector<std::int64_t> dropped;       // by source: rows beyond the capacity of this rank
 };
 Expected expectedAt(const Case& c, int rank);
 
@@ -67,8 +67,8 @@ void runThreads(int ranks, const std::function<void(int)>& body);
 void ok(fuscoResult_t result, const char* what);
 #define FUSCO_OK(call) ::fusco::test::ok((call), #call)
 
-// One rank's part of a case on a communicator: plan, dispatch, combine, backward, all checked. Returns an empty string or
-// what is wrong.
+// One rank's part of a case on a communicator: plan, dispatch, combine, backward, all checked. Returns an empty string
+// or what is wrong.
 std::string runRank(const Case& c, fuscoComm_t comm, int rank);
 // How many cases of a shape or world a test runs, and from which number on. FUSCO_TEST_SEED repeats one of them; else
 // FUSCO_TEST_CASES and FUSCO_TEST_FIRST say it, else `cases` from 0. Prints the seeds.

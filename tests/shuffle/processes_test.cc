@@ -1,5 +1,5 @@
-// Whole shuffles with ranks as processes, against the naive oracle: rows go through windows, by process_vm, or staged, on one
-// node and on emulated nodes, one operation at a time and two at once.
+// Whole shuffles with ranks as processes, against the naive oracle: rows go through windows, by process_vm, or staged,
+// on one node and on emulated nodes, one operation at a time and two at once.
 #include <gtest/gtest.h>
 
 #include "shuffle/case.h"
@@ -22,7 +22,8 @@ void runWorld(const World& world, Memory memory, std::int64_t cases, bool two = 
       [&](Rank& self) {
         fuscoComm_t comm = self.connect();
         for (std::int64_t i = 0; i < some.count; i += two ? 2 : 1) {
-          const std::string text = two ? runTwo(caseOf(i), caseOf(i + 1), comm, self.rank()) : runRank(caseOf(i), comm, self.rank());
+          const std::string text =
+              two ? runTwo(caseOf(i), caseOf(i + 1), comm, self.rank()) : runRank(caseOf(i), comm, self.rank());
           if (!text.empty()) {
             fuscoCommAbort(comm);
             throw std::runtime_error(text);
@@ -64,7 +65,9 @@ TEST(ShuffleProcesses, nodesAcrossProcesses) { runWorld(spread(kTwoByTwo, {0, 1,
 TEST(ShuffleProcesses, smallSlices) { runWorld(spread(kTwo, {0, 1, 1}, 4096), Memory::isPrivate, 100); }
 
 TEST(ShuffleMicroBatches, threads) { runWorld({"three threads", 3, 3, {}, true, 16384}, Memory::either, 100, true); }
-TEST(ShuffleMicroBatches, threadsOnTwoNodes) { runWorld({"threads on nodes", 3, 3, {0, 1, 1}, true, 8192}, Memory::either, 100, true); }
+TEST(ShuffleMicroBatches, threadsOnTwoNodes) {
+  runWorld({"threads on nodes", 3, 3, {0, 1, 1}, true, 8192}, Memory::either, 100, true);
+}
 TEST(ShuffleMicroBatches, windows) { runWorld(kTwo, Memory::window, 100, true); }
 TEST(ShuffleMicroBatches, privateByProcessVm) { runWorld(kTwo, Memory::isPrivate, 75, true); }
 TEST(ShuffleMicroBatches, privateStaged) { runWorld(staged(kTwo), Memory::isPrivate, 75, true); }

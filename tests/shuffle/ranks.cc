@@ -100,7 +100,8 @@ void runOne(const World& world, int rank, SharedBoard* board, const std::functio
   tell(board, rank, text);
 }
 
-[[noreturn]] void runProcess(const World& world, int first, int last, SharedBoard* board, const std::function<void(Rank&)>& body) {
+[[noreturn]] void runProcess(const World& world, int first, int last, SharedBoard* board,
+                             const std::function<void(Rank&)>& body) {
   if (last - first == 1) {
     runOne(world, first, board, body);
   } else {
@@ -187,7 +188,8 @@ std::string expectCode(fuscoResult_t got, fuscoResult_t code, const char* what) 
     throw std::runtime_error(std::string(what) + " gave " + std::to_string(got) + ", expected " + std::to_string(code) +
                              (got != fuscoSuccess ? ": " + text : ""));
   }
-  if (code != fuscoSuccess && text.empty()) throw std::runtime_error(std::string(what) + " gave an error without a text");
+  if (code != fuscoSuccess && text.empty())
+    throw std::runtime_error(std::string(what) + " gave an error without a text");
   return text;
 }
 

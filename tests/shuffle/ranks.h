@@ -18,8 +18,8 @@ namespace fusco::test {
 struct World {
   const char* name = "";
   int ranks = 2;
-  int threadsPerProcess = 1;   // ranks of one process, in rank order
-  std::vector<int> nodes;      // by rank; empty: one node
+  int threadsPerProcess = 1;  // ranks of one process, in rank order
+  std::vector<int> nodes;     // by rank; empty: one node
   bool processVm = true;
   std::int64_t sliceBytes = 16384;
 
@@ -57,8 +57,8 @@ class Rank {
   int rank_;
 };
 
-// Runs body on every rank. One text per rank: empty, what it threw, how its process ended, or that it did not end within
-// `seconds` (it is killed then). A rank that is to be killed by the test says "killed by signal 9".
+// Runs body on every rank. One text per rank: empty, what it threw, how its process ended, or that it did not end
+// within `seconds` (it is killed then). A rank that is to be killed by the test says "killed by signal 9".
 std::vector<std::string> runRanks(const World& world, const std::function<void(Rank&)>& body, int seconds = 60);
 
 // Throws std::runtime_error(text) unless `condition`.

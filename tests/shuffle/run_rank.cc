@@ -37,7 +37,9 @@ class Memory {
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
   std::uint8_t* data() { return base_ + skew_; }
-  std::uint8_t* row(std::int64_t index, std::size_t rowBytes) { return data() + static_cast<std::size_t>(index) * rowBytes; }
+  std::uint8_t* row(std::int64_t index, std::size_t rowBytes) {
+    return data() + static_cast<std::size_t>(index) * rowBytes;
+  }
   bool intactAround() const {
     const std::uint8_t* begin = base_;
     const std::uint8_t* end = begin + skew_ + bytes_;
@@ -99,8 +101,8 @@ class CaseRun {
   const Case& c_;
   int rank_;
   fuscoPlan_t plan_ = nullptr;
-  std::vector<int> nodes_;            // by rank
-  std::vector<Expected> all_;         // by rank
+  std::vector<int> nodes_;     // by rank
+  std::vector<Expected> all_;  // by rank
   std::vector<Place> places_;
   fuscoDataType_t type_ = fuscoFloat32;
   std::size_t elements_ = 1;
@@ -157,7 +159,8 @@ CaseRun::CaseRun(const Case& c, fuscoComm_t comm, int rank) : c_(c), rank_(rank)
   if (info.tokens != tokens()) report("tokens is ", info.tokens);
   if (info.localExperts != c.localExperts(rank)) report("localExperts is ", info.localExperts);
   for (int e = 0; e < info.localExperts && c.layout == fuscoLayoutExpertOrder; ++e) {
-    if (info.localExpertRows[e] != own().rowsOfExpert[static_cast<std::size_t>(e)]) report("rows of local expert ", e, ": ", info.localExpertRows[e]);
+    if (info.localExpertRows[e] != own().rowsOfExpert[static_cast<std::size_t>(e)])
+      report("rows of local expert ", e, ": ", info.localExpertRows[e]);
   }
 }
 
@@ -167,9 +170,11 @@ void CaseRun::dispatch(bool start) {
   for (int tensor = 0; tensor < 2; ++tensor) {
     input_[tensor].resize(static_cast<std::size_t>(tokens()) * rowBytes[tensor] + 1);
     for (std::int64_t t = 0; t < tokens(); ++t) {
-      fillRow(c_.seed, tensor, rank_, t, input_[tensor].data() + static_cast<std::size_t>(t) * rowBytes[tensor], rowBytes[tensor]);
+      fillRow(c_.seed, tensor, rank_, t, input_[tensor].data() + static_cast<std::size_t>(t) * rowBytes[tensor],
+              rowBytes[tensor]);
     }
-    output_[tensor] = std::make_unique<Memory>(static_cast<std::size_t>(own().rows) * rowBytes[tensor], c_.privateMemory, skew);
+    output_[tensor] =
+        std::make_unique<Memory>(static_cast<std::size_t>(own().rows) * rowBytes[tensor], c_.privateMemory, skew);
   }
   fuscoDispatchArgs_t args = FUSCO_DISPATCH_INIT;
   args.input = input_[0].data();
@@ -192,8 +197,10 @@ void CaseRun::checkRows(int tensor, std::size_t rowBytes, Memory& output) {
   const auto compare = [&](std::int64_t row, const auto&... whose) {
     const std::uint8_t* got = output.row(row, rowBytes);
     if (std::memcmp(got, expected.data(), rowBytes) == 0) return;
-    const auto byte = static_cast<std::size_t>(std::mismatch(expected.begin(), expected.end(), got).first - expected.begin());
-    report("tensor ", tensor, " row ", row, " byte ", byte, " is ", int{got[byte]}, ", expected ", int{expected[byte]}, whose...);
+    const auto byte =
+        static_cast<std::size_t>(std::mismatch(expected.begin(), expected.end(), got).first - expected.begin());
+    report("tensor ", tensor, " row ", row, " byte ", byte, " is ", int{got[byte]}, ", expected ", int{expected[byte]},
+           whose...);
   };
   for (const Arrival& a : own().arrivals) {
     written[static_cast<std::size_t>(a.row)] = 1;
@@ -217,10 +224,12 @@ void CaseRun::checkTickets() {
   FUSCO_OK(fuscoPlanTickets(plan_, &tickets));
   std::vector<char> used(static_cast<std::size_t>(own().rows), 0);
   std::vector<std::vector<std::int64_t>> primaries;
-  for (int s = 0; s < c_.ranks; ++s) primaries.emplace_back(static_cast<std::size_t>(c_.tokens[static_cast<std::size_t>(s)]), -1);
+  for (int s = 0; s < c_.ranks; ++s)
+    primaries.emplace_back(static_cast<std::size_t>(c_.tokens[static_cast<std::size_t>(s)]), -1);
   // The first row of a token on this rank is that of its lowest slot here.
   std::vector<std::vector<int>> slots;
-  for (int s = 0; s < c_.ranks; ++s) slots.emplace_back(static_cast<std::size_t>(c_.tokens[static_cast<std::size_t>(s)]), c_.topk);
+  for (int s = 0; s < c_.ranks; ++s)
+    slots.emplace_back(static_cast<std::size_t>(c_.tokens[static_cast<std::size_t>(s)]), c_.topk);
   for (const Arrival& a : own().arrivals) {
     int& lowest = slots[static_cast<std::size_t>(a.source)][static_cast<std::size_t>(a.token)];
     if (a.slot < lowest) {
@@ -232,13 +241,15 @@ void CaseRun::checkTickets() {
     const fuscoTicket_t& ticket = tickets[a.row];
     used[static_cast<std::size_t>(a.row)] = 1;
     if (ticket.source != a.source || ticket.token != a.token || ticket.slot != a.slot) report("ticket of row ", a.row);
-    if (c_.layout != fuscoLayoutRankOrder && ticket.weight != weightOf(a.source, a.token, a.slot)) report("weight in the ticket of row ", a.row);
+    if (c_.layout != fuscoLayoutRankOrder && ticket.weight != weightOf(a.source, a.token, a.slot))
+      report("weight in the ticket of row ", a.row);
     if (ticket.primary != primaries[static_cast<std::size_t>(a.source)][static_cast<std::size_t>(a.token)]) {
       report("primary in the ticket of row ", a.row, " is ", ticket.primary);
     }
   }
   for (std::int64_t row = 0; row < own().rows; ++row) {
-    if (!used[static_cast<std::size_t>(row)] && tickets[row].source != -1) report("a ticket for row ", row, ", where no row belongs");
+    if (!used[static_cast<std::size_t>(row)] && tickets[row].source != -1)
+      report("a ticket for row ", row, ", where no row belongs");
   }
 }
 
@@ -248,11 +259,13 @@ void CaseRun::checkRankOrder() {
   FUSCO_OK(fuscoPlanRankOrder(plan_, &localIds, &weights));
   for (const Arrival& a : own().arrivals) {
     for (int k = 0; k < c_.topk; ++k) {
-      const std::int64_t id = c_.ids[static_cast<std::size_t>(a.source)][static_cast<std::size_t>(a.token * c_.topk + k)];
+      const std::int64_t id =
+          c_.ids[static_cast<std::size_t>(a.source)][static_cast<std::size_t>(a.token * c_.topk + k)];
       const std::int64_t local = id - c_.firstExpert(rank_);
       const bool here = id >= 0 && local >= 0 && local < c_.localExperts(rank_);
       const auto got = static_cast<std::size_t>(a.row * c_.topk + k);
-      if (localIds[got] != (here ? local : -1)) report("local expert id of row ", a.row, " slot ", k, " is ", localIds[got]);
+      if (localIds[got] != (here ? local : -1))
+        report("local expert id of row ", a.row, " slot ", k, " is ", localIds[got]);
       if (weights[got] != (here ? weightOf(a.source, a.token, k) : 0)) report("weight of row ", a.row, " slot ", k);
     }
   }
@@ -265,7 +278,8 @@ void CaseRun::checkBeside() {
     const volatile std::uint64_t* counters = nullptr;
     FUSCO_OK(fuscoPlanExpertCounters(plan_, &counters));
     for (std::size_t e = 0; e < own().rowsOfExpert.size(); ++e) {
-      if (static_cast<std::int64_t>(counters[e]) != own().rowsOfExpert[e]) report("counter of expert ", e, " is ", counters[e]);
+      if (static_cast<std::int64_t>(counters[e]) != own().rowsOfExpert[e])
+        report("counter of expert ", e, " is ", counters[e]);
     }
   }
   if (c_.layout == fuscoLayoutRankOrder) checkRankOrder();
@@ -276,7 +290,8 @@ std::vector<float> CaseRun::numbers(int tensor, int rank, std::int64_t row) cons
   fillRow(c_.seed, tensor, rank, row, bytes.data(), elements_);
   std::vector<float> values(elements_);
   // Sums of these are rounded at every step: their order shows in the bits.
-  for (std::size_t i = 0; i < elements_; ++i) values[i] = roundElement(type_, (static_cast<float>(bytes[i]) - 128.0f) / 17.0f);
+  for (std::size_t i = 0; i < elements_; ++i)
+    values[i] = roundElement(type_, (static_cast<float>(bytes[i]) - 128.0f) / 17.0f);
   return values;
 }
 
@@ -345,7 +360,8 @@ void CaseRun::checkCombine() {
         }
       }
       if (node == home) continue;
-      for (std::size_t i = 0; i < elements_; ++i) sum[i] += partialsFp32_ ? partial[i] : roundElement(type_, partial[i]);
+      for (std::size_t i = 0; i < elements_; ++i)
+        sum[i] += partialsFp32_ ? partial[i] : roundElement(type_, partial[i]);
     }
     for (std::size_t i = 0; i < elements_; ++i) {
       const float got = getElement(type_, combined_->row(t, rowBytes), i);
@@ -353,7 +369,8 @@ void CaseRun::checkCombine() {
       if (got != expected) return report("combine of token ", t, " element ", i, " is ", got, ", expected ", expected);
       // The levels' roundings, and those of FP32 inside each sum.
       const double bound = (2 * unit + static_cast<double>(c_.topk + 2) * 0x1p-24) * scale[i] + 1e-30;
-      if (!(std::fabs(got - exact[i]) <= bound)) return report("combine of token ", t, " element ", i, " is off by ", got - exact[i]);
+      if (!(std::fabs(got - exact[i]) <= bound))
+        return report("combine of token ", t, " element ", i, " is off by ", got - exact[i]);
     }
   }
   if (!combined_->intactAround()) report("bytes around combine's output were written");
@@ -365,7 +382,8 @@ void CaseRun::backward() {
   std::vector<std::uint8_t> gradient(static_cast<std::size_t>(tokens()) * rowBytes + 1);
   Memory inputGradient(static_cast<std::size_t>(own().rows) * rowBytes, c_.privateMemory);
   std::vector<float> weightGradient(static_cast<std::size_t>(tokens() * c_.topk) + 1, NAN);
-  for (std::int64_t t = 0; t < tokens(); ++t) putRow(gradient.data() + static_cast<std::size_t>(t) * rowBytes, numbers(6, rank_, t));
+  for (std::int64_t t = 0; t < tokens(); ++t)
+    putRow(gradient.data() + static_cast<std::size_t>(t) * rowBytes, numbers(6, rank_, t));
   fuscoCombineBackwardArgs_t args = FUSCO_COMBINE_BACKWARD_INIT;
   args.outputGradient = gradient.data();
   args.expertRows = expertRows_->data();
@@ -380,7 +398,8 @@ void CaseRun::backward() {
     for (std::size_t i = 0; i < elements_; ++i) {
       const float got = getElement(type_, inputGradient.row(a.row, rowBytes), i);
       const float expected = roundElement(type_, weight * row[i]);
-      if (got != expected) return report("input gradient of row ", a.row, " element ", i, " is ", got, ", expected ", expected);
+      if (got != expected)
+        return report("input gradient of row ", a.row, " element ", i, " is ", got, ", expected ", expected);
     }
   }
   if (!inputGradient.intactAround()) report("bytes around the input gradient were written");

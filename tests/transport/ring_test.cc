@@ -22,7 +22,8 @@ struct Pair {
         b(slotBytes, {[this, slots, slotBytes] { return ring[1] = make(slots, slotBytes); }, [this] { return ring[0]; },
                       [this] { ++rungA; }}) {}
   static std::shared_ptr<RingMemory> make(int slots, std::size_t slotBytes) {
-    return std::make_shared<RingMemory>(SharedMemory::anonymous(RingMemory::bytesFor(slots, slotBytes)), slots, slotBytes);
+    return std::make_shared<RingMemory>(SharedMemory::anonymous(RingMemory::bytesFor(slots, slotBytes)), slots,
+                                        slotBytes);
   }
   std::shared_ptr<RingMemory> ring[2];
   int rungA = 0, rungB = 0;

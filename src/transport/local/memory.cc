@@ -28,9 +28,9 @@ constexpr int kPopulateWrite = 23;  // MADV_POPULATE_WRITE, Linux 5.14
 std::string mebibytes(std::size_t bytes) { return std::to_string((bytes + (1 << 20) - 1) >> 20) + " MiB"; }
 
 [[noreturn]] void failShort(const char* name, std::size_t bytes) {
-  fail(Code::systemError, std::string(name) + " needs " + mebibytes(bytes) + " of shared memory, " +
-                              mebibytes(availableMemory()) +
-                              " are available; use smaller buffers or raise the memory limit of this machine or container");
+  fail(Code::systemError,
+       std::string(name) + " needs " + mebibytes(bytes) + " of shared memory, " + mebibytes(availableMemory()) +
+           " are available; use smaller buffers or raise the memory limit of this machine or container");
 }
 
 std::size_t pageRounded(std::size_t bytes) {
@@ -132,7 +132,8 @@ void SharedMemory::map(int descriptor, bool hugeWanted) {
   }
   if (at == MAP_FAILED) failErrno("cannot map " + mebibytes(bytes_) + " of shared memory");
   data_ = static_cast<std::byte*>(at);
-  if (hugeWanted && bytes_ >= kHugePage && environment().flag(Setting::hugePages)) ::madvise(data_, bytes_, MADV_HUGEPAGE);
+  if (hugeWanted && bytes_ >= kHugePage && environment().flag(Setting::hugePages))
+    ::madvise(data_, bytes_, MADV_HUGEPAGE);
 }
 
 SharedMemory SharedMemory::create(const char* name, std::size_t bytes) {

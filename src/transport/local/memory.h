@@ -1,4 +1,5 @@
-// Memory that processes of one machine share: a sealed memfd, paid for when it is made, so that no later touch can fail.
+// Memory that processes of one machine share: a sealed memfd, paid for when it is made, so that no later touch can
+// fail.
 #pragma once
 
 #include <cstddef>

@@ -15,8 +15,10 @@ namespace fusco::transport {
 namespace {
 
 [[noreturn]] void failDescriptors(const std::string& name) {
-  fail(Code::systemError, name + " has no file descriptors left; it needs about three for each rank of its machine and one for "
-                                 "each window: raise `ulimit -n`");
+  fail(Code::systemError,
+       name +
+           " has no file descriptors left; it needs about three for each rank of its machine and one for "
+           "each window: raise `ulimit -n`");
 }
 
 }  // namespace
@@ -73,7 +75,8 @@ void Mesh::connectLower(const std::uint8_t key[32], Deadline deadline) {
                                   "; it has died or given up, look at its log");
     }
     if (!sameUser(socket.get())) {
-      fail(Code::systemError, "the socket of " + peer.member.name + " belongs to another user; run all ranks as one user");
+      fail(Code::systemError,
+           "the socket of " + peer.member.name + " belongs to another user; run all ranks as one user");
     }
     MeshMessage hello{.kind = MeshMessage::hello, .rank = rank_};
     std::memcpy(hello.key, key, sizeof(hello.key));
@@ -190,7 +193,7 @@ void Mesh::watch(Peer& peer, pid_t pid) {
   if (peer.process) return;
   if (errno == ESRCH) fail(Code::remoteError, peer.member.name + " died at init; look at its log");
   if (errno == EMFILE || errno == ENFILE) failDescriptors(peers_[rank_].member.name);
-  // An old kernel: its socket tells of its end as well.
+    // An old kernel: its socket tells of its end as well.
 #endif
 }
 
@@ -222,8 +225,9 @@ bool Mesh::flush(int rank) {
   Peer& peer = peers_[rank];
   while (!peer.queue.empty()) {
     const Queued& next = peer.queue.front();
-    const Io io = peer.closed ? Io::closed
-                              : sendMessage(peer.socket.get(), &next.message, sizeof(next.message), next.descriptor.get());
+    const Io io = peer.closed
+                      ? Io::closed
+                      : sendMessage(peer.socket.get(), &next.message, sizeof(next.message), next.descriptor.get());
     if (io == Io::again) return false;
     if (io == Io::closed) {
       peer.queue.clear();
@@ -303,8 +307,8 @@ int Mesh::findDead() {
 // Asked after the end was seen: a farewell is written before the process ends or the socket closes.
 bool Mesh::saidFarewell(int rank) const {
   const Peer& peer = peers_[rank];
-  return peer.memory && peer.memory->header().presence.load(std::memory_order_acquire) !=
-                            static_cast<std::uint32_t>(Presence::here);
+  return peer.memory &&
+         peer.memory->header().presence.load(std::memory_order_acquire) != static_cast<std::uint32_t>(Presence::here);
 }
 
 }  // namespace fusco::transport

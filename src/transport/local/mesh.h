@@ -1,5 +1,5 @@
-// One machine's ranks, connected: a socket to each rank of another process, for descriptors and news; the memory in which
-// ranks ring, raise alarms and gather; and a watch over their processes.
+// One machine's ranks, connected: a socket to each rank of another process, for descriptors and news; the memory in
+// which ranks ring, raise alarms and gather; and a watch over their processes.
 #pragma once
 
 #include <sys/types.h>
@@ -24,8 +24,8 @@ struct MeshMessage {
 
   std::uint64_t magic = kMagic;
   std::uint32_t kind = 0;
-  std::int32_t rank = -1;     // of the sender
-  std::uint64_t id = 0;       // window id; channel of a ring
+  std::int32_t rank = -1;  // of the sender
+  std::uint64_t id = 0;    // window id; channel of a ring
   std::uint64_t bytes = 0;
   std::uint8_t key[32] = {};  // hello only
 };

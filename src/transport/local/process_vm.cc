@@ -79,13 +79,15 @@ void checkTotals(std::span<const Segment> local, std::span<const Segment> remote
   const std::string what = "moving rows to or from private memory of " + peer + ": ";
   switch (error) {
     case EFAULT:
-      fail(Code::invalidArgument, what + "a buffer given to this call is not (or no longer) mapped, here or there; keep "
-                                         "buffers until the call has completed on all ranks");
+      fail(Code::invalidArgument, what +
+                                      "a buffer given to this call is not (or no longer) mapped, here or there; keep "
+                                      "buffers until the call has completed on all ranks");
     case ESRCH:
       fail(Code::remoteError, what + "its process has ended");
     default:
-      fail(Code::systemError, what + std::strerror(error) +
-                                  " (process_vm_readv/writev); use memory from fuscoMemAlloc, or switch process_vm off");
+      fail(Code::systemError,
+           what + std::strerror(error) +
+               " (process_vm_readv/writev); use memory from fuscoMemAlloc, or switch process_vm off");
   }
 }
 
@@ -115,9 +117,10 @@ void moveVm(VmDirection direction, pid_t pid, const std::string& peer, std::span
       b.advance(step);
       total += step;
     }
-    const ssize_t moved = direction == VmDirection::write
-                              ? ::process_vm_writev(pid, mine.parts.data(), mine.count, theirs.parts.data(), theirs.count, 0)
-                              : ::process_vm_readv(pid, mine.parts.data(), mine.count, theirs.parts.data(), theirs.count, 0);
+    const ssize_t moved =
+        direction == VmDirection::write
+            ? ::process_vm_writev(pid, mine.parts.data(), mine.count, theirs.parts.data(), theirs.count, 0)
+            : ::process_vm_readv(pid, mine.parts.data(), mine.count, theirs.parts.data(), theirs.count, 0);
     if (moved < 0) {
       if (errno == EINTR) continue;
       failVm(errno, peer);
@@ -149,7 +152,8 @@ bool probeVm(pid_t pid, std::uint64_t address, std::uint64_t value) {
   std::uint64_t word = 0;
   iovec here{&word, sizeof(word)};
   iovec there{reinterpret_cast<void*>(address), sizeof(word)};
-  if (::process_vm_readv(pid, &here, 1, &there, 1, 0) != static_cast<ssize_t>(sizeof(word)) || word != value) return false;
+  if (::process_vm_readv(pid, &here, 1, &there, 1, 0) != static_cast<ssize_t>(sizeof(word)) || word != value)
+    return false;
   // Writing is allowed exactly where reading is; writing the same value shows that the call exists.
   return ::process_vm_writev(pid, &here, 1, &there, 1, 0) == static_cast<ssize_t>(sizeof(word));
 }

@@ -13,8 +13,8 @@ namespace fusco::transport {
 
 enum class VmDirection { read, write };
 
-// Moves all bytes of `local` from or to `remote`, whatever the lists' borders; totals must agree. `peer` names the rank in
-// errors. Throws invalidArgument (a list points to memory that is not there), remoteError (the process has gone),
+// Moves all bytes of `local` from or to `remote`, whatever the lists' borders; totals must agree. `peer` names the rank
+// in errors. Throws invalidArgument (a list points to memory that is not there), remoteError (the process has gone),
 // systemError (the kernel forbids it).
 void moveVm(VmDirection direction, pid_t pid, const std::string& peer, std::span<const Segment> local,
             std::span<const Segment> remote);

@@ -22,8 +22,8 @@ std::byte* RingLink::acquire() {
 void RingLink::post(std::size_t bytes) {
   if (!acquired_) fail(Code::internalError, "a slice was posted without a slot");
   if (bytes > slotBytes_) {
-    fail(Code::internalError, "a slice of " + std::to_string(bytes) + " bytes was written to a slot of " +
-                                  std::to_string(slotBytes_));
+    fail(Code::internalError,
+         "a slice of " + std::to_string(bytes) + " bytes was written to a slot of " + std::to_string(slotBytes_));
   }
   acquired_ = false;
   out_->counters().posted.store(++posted_, std::memory_order_release);

@@ -1,6 +1,6 @@
-// A posted link within one machine: a ring of slots in memory that sender and receiver map, one per direction and channel.
-// The sender makes it when it first has something to send. Two counters that only grow; what is not yet taken up by the
-// difference is credit.
+// A posted link within one machine: a ring of slots in memory that sender and receiver map, one per direction and
+// channel. The sender makes it when it first has something to send. Two counters that only grow; what is not yet taken
+// up by the difference is credit.
 #pragma once
 
 #include <atomic>

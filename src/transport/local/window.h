@@ -1,5 +1,5 @@
-// Windows: memory that this process has made shareable. One registry a process; ids are never given twice, so that a peer
-// that still knows a freed window cannot take a new one for it, at whatever address it lies.
+// Windows: memory that this process has made shareable. One registry a process; ids are never given twice, so that a
+// peer that still knows a freed window cannot take a new one for it, at whatever address it lies.
 #pragma once
 
 #include <cstddef>

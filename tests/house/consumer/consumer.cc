@@ -1,7 +1,6 @@
 // One rank alone: a window, a plan, there and back.
-#include <fusco/fusco.hpp>
-
 #include <cstdio>
+#include <fusco/fusco.hpp>
 
 int main() try {
   const fusco::Communicator comm(1, fusco::uniqueId(), 0);
