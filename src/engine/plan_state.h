@@ -2,6 +2,7 @@
 // it.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <vector>
 
@@ -56,7 +57,7 @@ struct PlanState {
   plan::Exchanged exchanged;
   std::vector<std::int32_t> localExpertRows;  // filled from counters in the slotted layout
 
-  bool dispatched = false;            // tickets, records and landing lists are there
+  std::atomic<bool> dispatched{false};            // tickets, records and landing lists are there
   int dispatchesUnderWay = 0;         // that have announced themselves
   std::vector<InflowRecord> inflows;  // by stream in
 
