@@ -134,7 +134,10 @@ Outcome Dispatch::announceReady() {
   if (plan.tickets.data() != nullptr && !plan.dispatched) flags_ |= kWantsTickets;
   if (plan.counters.data() != nullptr) {
     auto* board = plan.counters.as<CounterBoard>();
-    std::fill_n(board->counters(), board->localExperts, 0);
+    // Consumers may be looking.
+    for (std::uint64_t e = 0; e < board->localExperts; ++e) {
+      std::atomic_ref<std::uint64_t>(board->counters()[e]).store(0, std::memory_order_relaxed);
+    }
     if (kept == 0) flags_ |= kWantsCounters;
   }
   recording_ = !plan.dispatched && !engine_.streams().in.empty();

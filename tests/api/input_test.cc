@@ -379,8 +379,8 @@ TEST(Input, nodesThatDisagreeAreTold) {
         std::vector<float> in(4096), out(4096);
         fuscoPlan_t plan = nullptr;
         fuscoResult_t result = fuscoPlanCreate(&plan, &routing.config, comm, nullptr);
-        if (round == 1) {
-          FUSCO_OK(result);
+        // A rank that is still on its way out of the plan may meet the others' disagreement on the dispatch there.
+        if (round == 1 && result == fuscoSuccess) {
           result = fuscoDispatch(plan, in.data(), out.data(), odd ? 48 : 64, nullptr);
         }
         const std::string text = fuscoGetLastError(nullptr);
