@@ -32,6 +32,14 @@ void* mapShared(std::size_t bytes) {
 void unmapShared(void* at, std::size_t bytes) { munmap(at, bytes); }
 
 Children::Children(int count, const std::function<std::string(int)>& body) {
+#if defined(__SANITIZE_ADDRESS__)
+  // This sanitizer's allocator stays locked in the child of a fork that another thread's allocation coincides with: let
+  // the meeting place's thread fall asleep.
+  usleep(50'000);
+#endif
+  // And nobody begins before all are there: a child that calls the meeting place wakes that thread.
+  int go[2];
+  if (pipe(go) != 0) throw std::runtime_error("pipe");
   for (int i = 0; i < count; ++i) {
     int ends[2];
     if (pipe(ends) != 0) throw std::runtime_error("pipe");
@@ -39,6 +47,11 @@ Children::Children(int count, const std::function<std::string(int)>& body) {
     if (pid == 0) {
       close(ends[0]);
       for (int fd : pipes_) close(fd);
+      close(go[1]);
+      char nothing;
+      while (read(go[0], &nothing, 1) < 0 && errno == EINTR) {
+      }
+      close(go[0]);
       std::string text;
       try {
         text = body(i);
@@ -52,6 +65,8 @@ Children::Children(int count, const std::function<std::string(int)>& body) {
     pids_.push_back(pid);
     pipes_.push_back(ends[0]);
   }
+  close(go[0]);
+  close(go[1]);
 }
 
 std::vector<std::string> Children::join() {
