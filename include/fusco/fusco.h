@@ -85,8 +85,8 @@ FUSCO_API fuscoResult_t fuscoGetVersion(int* version);
 /* A constant text for a code; never NULL. */
 FUSCO_API const char* fuscoGetErrorString(fuscoResult_t result);
 
-/* The text of the last error: of `comm`, or with NULL of the calling thread. "" if none. Valid until this thread's next
- * call of this function. */
+/* The text of the last error of the calling thread (comm = NULL), or of the error that broke `comm`. "" if none. Valid
+ * until this thread's next call of this function. */
 FUSCO_API const char* fuscoGetLastError(fuscoComm_t comm);
 
 /* ---- communicators ------------------------------------------------------------------------------------------------
@@ -165,7 +165,8 @@ FUSCO_API fuscoResult_t fuscoCommCount(fuscoComm_t comm, int* count);
 FUSCO_API fuscoResult_t fuscoCommUserRank(fuscoComm_t comm, int* rank);
 /* The node of `rank`, numbered from 0 by first appearance. */
 FUSCO_API fuscoResult_t fuscoCommNode(fuscoComm_t comm, int rank, int* node);
-/* fuscoSuccess, fuscoInProgress, or the error that broke the communicator: such an error stays. */
+/* fuscoSuccess, fuscoInProgress, or the error that broke the communicator: such an error stays. What befell a peer is
+ * seen by this rank's operations, not by this call. */
 FUSCO_API fuscoResult_t fuscoCommGetAsyncError(fuscoComm_t comm, fuscoResult_t* error);
 
 #define FUSCO_STATISTICS_MAGIC 0x46535441u

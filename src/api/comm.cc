@@ -47,9 +47,9 @@ const char* fuscoGetLastError(fuscoComm_t comm) {
   try {
     const auto state = findCommAnyState(comm);
     std::lock_guard lock(state->errorMutex);
-    text = state->initError != Code::success ? state->initErrorText
-           : state->engine == nullptr        ? ""
-                                             : state->engine->asyncErrorText();
+    text = !state->ready                       ? ""
+           : state->initError != Code::success ? state->initErrorText
+                                               : state->engine->asyncErrorText();
     return text.c_str();
   } catch (const std::exception& e) {
     return (text = e.what()).c_str();
@@ -71,6 +71,12 @@ void finishInit(const std::shared_ptr<CommState>& state, const fuscoUniqueId& id
   } catch (const Error& e) {
     std::lock_guard lock(state->errorMutex);
     state->initError = e.code();
+    state->initErrorText = e.what();
+    state->ready = true;
+    throw;
+  } catch (const std::exception& e) {
+    std::lock_guard lock(state->errorMutex);
+    state->initError = Code::systemError;
     state->initErrorText = e.what();
     state->ready = true;
     throw;
@@ -135,6 +141,8 @@ fuscoResult_t fuscoCommSplit(fuscoComm_t comm, int color, int key, fuscoComm_t* 
     struct Wish {
       int color, key;
     };
+    // Before anything is exchanged: a bad configuration must not leave the others waiting.
+    const fuscoConfig_t childConfig = config == nullptr ? parent->config : resolveConfig(config);
     const Wish mine{color, key};
     std::vector<Wish> all(static_cast<std::size_t>(parent->ranks));
     fabric.allGather(&mine, sizeof mine, all.data(), timeout);
@@ -154,7 +162,7 @@ fuscoResult_t fuscoCommSplit(fuscoComm_t comm, int color, int key, fuscoComm_t* 
     state->rank = static_cast<int>(std::find(members.begin(), members.end(), parent->rank) - members.begin());
     state->ranks = static_cast<int>(members.size());
     state->pid = getpid();
-    state->config = config == nullptr ? parent->config : resolveConfig(config);
+    state->config = childConfig;
     // The child keeps the parent's nodes unless the caller says otherwise.
     if (config == nullptr || config->nodeId == FUSCO_UNSET)
       state->config.nodeId = fabric.topology().nodeOf(parent->rank);

@@ -89,20 +89,17 @@ void runOperations(std::vector<Running>& running) {
 
 void run(Group& work) {
   runInits(std::move(work.inits));
+  // All is made, and so checked, before anything is started.
+  for (TransferItems& items : work.transfers) {
+    auto operation = std::make_unique<engine::Transfers>(*items.comm->engine, std::move(items.requests));
+    work.collectives.push_back({items.comm, std::move(operation), {}});
+  }
   std::vector<Running> running;
   for (CollectiveItem& item : work.collectives) {
     auto submission = item.comm->engine->submit(std::move(item.operation));
     running.push_back({item.comm, submission, std::move(item.after)});
   }
   std::exception_ptr error;
-  for (TransferItems& items : work.transfers) {
-    try {
-      auto operation = std::make_unique<engine::Transfers>(*items.comm->engine, std::move(items.requests));
-      running.push_back({items.comm, items.comm->engine->submit(std::move(operation)), {}});
-    } catch (...) {
-      if (!error) error = std::current_exception();
-    }
-  }
   runOperations(running);
   for (Running& r : running) {
     if (r.submission->error) {

@@ -16,7 +16,7 @@
 namespace fusco {
 namespace {
 
-constexpr std::int64_t kMostMs = std::int64_t{1} << 40;
+constexpr std::int64_t kMostMs = INT32_MAX;
 constexpr std::int64_t kMostBytes = std::int64_t{1} << 50;
 using enum SettingType;
 
@@ -26,9 +26,9 @@ constexpr SettingInfo kTable[] = {
      "the "
      "host."},
     {Setting::hostId, "FUSCO_HOSTID", text, "", "NCCL_HOSTID", 0, 0, "",
-     "What tells this host from others. Ranks with the same value are taken to share memory. Default: the kernel's "
-     "boot id "
-     "and the host's name."},
+     "What tells this host from others: ranks with different values are on different nodes, also on one machine. "
+     "Default: "
+     "the kernel's boot id."},
     {Setting::node, "FUSCO_NODE", integer, "", "", 0, 1 << 20, "",
      "The node that this process's ranks belong to, for trying several nodes on one host. Default: by host."},
     {Setting::debug, "FUSCO_DEBUG", choice, "WARN", "NCCL_DEBUG", 0, 0, "NONE|VERSION|WARN|INFO|TRACE",

@@ -9,7 +9,6 @@ namespace fusco::engine {
 
 using plan::Copy;
 using plan::Entry;
-using plan::kSlotMask;
 
 namespace {
 // Bytes of rows read before the other steps get their turn; with rows fetched into scratch, what should stay in the

@@ -117,8 +117,10 @@ Outcome Dispatch::announceReady() {
   if (expand) flags_ |= kWantsPrimariesOnly;
   if (reach == Reach::staged) flags_ |= kStaged;
   const std::uint32_t kept = flags_;
-  // What a dispatch leaves beside the plan for those that follow is written by one at a time.
-  if (plan.dispatchesUnderWay > 0 && (!plan.dispatched || (kept != 0 && plan.landingFlags != kept))) {
+  // What belongs to the plan and is written by a dispatch (tickets, landing lists, counters, a cast input) is written
+  // by one at a time.
+  const bool shares = plan.counters.data() != nullptr || request_.castToFp8;
+  if (plan.dispatchesUnderWay > 0 && (shares || !plan.dispatched || (kept != 0 && plan.landingFlags != kept))) {
     tensors_.clear();
     return Outcome::idle;
   }
@@ -128,7 +130,7 @@ Outcome Dispatch::announceReady() {
     flags_ |= kWantsLandingList;
     plan.landing.need(plan.rowsToHold() * 4 + 4);
     std::fill_n(plan.landing.as<std::uint32_t>(), rows, kNoRow);
-    plan.landingFlags = kept;
+    plan.landingFlags = 0;  // until it has been written
     plan.landingSorted = false;
   }
   if (plan.tickets.data() != nullptr && !plan.dispatched) flags_ |= kWantsTickets;
@@ -412,6 +414,7 @@ void Dispatch::finishTickets() {
 }
 
 Outcome Dispatch::finish() {
+  if (flags_ & kWantsLandingList) plan_->landingFlags = flags_ & (kWantsPrimariesOnly | kStaged);
   if (flags_ & (kWantsPrimariesOnly | kStaged)) {
     StageTimer timer(engine_.statistics().placeNs);
     sortLanding();

@@ -13,6 +13,7 @@ class Dispatch : public ShuffleOperation {
  public:
   Dispatch(Engine& engine, std::shared_ptr<PlanState> plan, const DispatchRequest& request);
   ~Dispatch() override { noLongerUnderWay(); }
+  void giveUp() override { noLongerUnderWay(); }
 
  protected:
   void reset() override;

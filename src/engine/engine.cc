@@ -64,6 +64,7 @@ std::shared_ptr<Submission> Engine::submit(std::unique_ptr<Operation> operation,
 
 void Engine::failOperation(Submission& submission, std::exception_ptr error) {
   submission.error = error;
+  submission.operation->giveUp();
   submission.finished = true;
   // What all ranks have seen before anything moved leaves nothing half done. Anything else breaks the communicator, and
   // the others are told why.
@@ -131,6 +132,7 @@ Outcome Engine::runStage(Operation& operation, int stage) {
 Code Engine::abandon(Operation& operation, std::exception_ptr error) {
   std::lock_guard lock(mutex_);
   operation.clearCounts();
+  operation.giveUp();
   return breakDown(error);
 }
 

@@ -62,6 +62,9 @@ class Engine {
   // Operation slots take turns, the same on all ranks. Called when an operation is made, in the common order.
   int takeSlot() { return static_cast<int>(slotsTaken_++ % kOperationSlots); }
   std::uint64_t nextSequence(int channel) { return sequences_[channel]++; }
+  // A plan is known by the turn that it took, so that ranks agree again after a call that failed on all of them; with a
+  // slot of its own, by its number among such plans.
+  std::uint64_t turn() const { return slotsTaken_ - 1; }
   std::uint64_t nextPlanNumber() { return plans_++; }
   // Counts the transfers of an ordered pair with a peer.
   std::uint64_t nextTransfer(int peer, bool send) { return transfers_[send ? 1 : 0][static_cast<std::size_t>(peer)]++; }
@@ -127,8 +130,8 @@ class Engine {
   WindowBuffer listWindow_;
   std::unique_ptr<plan::Planner> planner_;
 
-  std::mutex mutex_;                         // operations, links and scratch
-  bool channelHeld_[kControlChannels] = {};  // by an operation that is run stage by stage
+  std::mutex mutex_;                             // operations, links and scratch
+  bool channelHeld_[kControlChannels + 1] = {};  // by an operation that is run stage by stage
   std::deque<std::shared_ptr<Submission>> queue_;
   std::deque<std::shared_ptr<Submission>> started_;
 

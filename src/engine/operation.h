@@ -42,6 +42,8 @@ class Operation {
   std::vector<int> stages() const;
   // After a failure: whoever reads this operation's counts finds none.
   virtual void clearCounts() {}
+  // After a failure, under the engine's lock: operations that wait for this one need not any more.
+  virtual void giveUp() {}
   bool complete() const { return openSteps_ == 0; }
   // Whether a step that may run has to do with slices: what is waited for then is a link, else a rank of the node.
   bool waitsForLinks() const;

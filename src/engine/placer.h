@@ -23,7 +23,6 @@ struct PlaceRequest {
   bool packed = false;
   const plan::Copy* copies = nullptr;
   const plan::Entry* entries = nullptr;
-  const float* weights = nullptr;
   std::size_t begin = 0, end = 0;
   std::size_t rowBytes = 0;   // of the whole row
   std::size_t rowOffset = 0;  // where this part of it lies
@@ -49,9 +48,6 @@ class Placer {
   // all ranks can be reached so, without leaving duplicates out.
   std::byte* const* bases(int tensor) const { return all_[tensor].data(); }
   bool everyRank() const { return !anyPrimaries_ && vmRanks_.empty(); }
-  std::uint64_t remoteAddress(int tensor, int localIndex) const {
-    return remote_[tensor][static_cast<std::size_t>(localIndex)];
-  }
   const std::vector<int>& vmRanks() const { return vmRanks_; }
 
  private:

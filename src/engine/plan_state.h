@@ -57,9 +57,9 @@ struct PlanState {
   plan::Exchanged exchanged;
   std::vector<std::int32_t> localExpertRows;  // filled from counters in the slotted layout
 
-  std::atomic<bool> dispatched{false};            // tickets, records and landing lists are there
-  int dispatchesUnderWay = 0;         // that have announced themselves
-  std::vector<InflowRecord> inflows;  // by stream in
+  std::atomic<bool> dispatched{false};  // tickets, records and landing lists are there
+  int dispatchesUnderWay = 0;           // that have announced themselves
+  std::vector<InflowRecord> inflows;    // by stream in
 
   WindowBuffer tickets;         // Ticket [receiveRows]
   WindowBuffer landing;         // uint32 [receiveRows]: row in the landing buffer to copy from, or kNoRow

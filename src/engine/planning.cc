@@ -178,7 +178,7 @@ void Planning::takePlace() {
   counts_.setChannel(slot_);
   sums_.setChannel(slot_);
   scan_.setChannel(slot_);
-  plan_->number = engine_.nextPlanNumber();
+  plan_->number = plan_->request.slot >= 0 ? engine_.nextPlanNumber() : engine_.turn();
 }
 
 std::string Planning::describe() const {

@@ -95,7 +95,6 @@ void Transfers::prepareWindows() {
     for (Item& item : queue.items) {
       item.sequence = engine_.nextTransfer(peer, false);
       item.moved = 0;
-      item.announced = false;
       if (!sameNode(peer)) continue;
       item.listOffset = listBytes;
       if (item.request.listed) listBytes += item.request.rows * 8;
@@ -190,6 +189,7 @@ bool Transfers::sendInNode(Item& item, int peer) {
     const PieceWalk mine(r.listed ? r.list.data() : nullptr, r.rowBytes);
     const PieceWalk theirs(theirList, cell.rows);
     const std::size_t end = std::min(r.bytes(), item.moved + kChunkBytes);
+    const std::size_t start = item.moved;
     std::vector<transport::Segment> from, to;
     while (item.moved < end) {
       std::size_t bytes = 0, theirBytes = 0;
@@ -212,7 +212,7 @@ bool Transfers::sendInNode(Item& item, int peer) {
     }
     if (!from.empty()) {
       fabric.vmWrite(peer, from, to);
-      engine_.statistics().processVmBytes += end;
+      engine_.statistics().processVmBytes += end - start;
     }
   }
   if (item.moved < r.bytes()) return false;
@@ -230,9 +230,8 @@ bool Transfers::sendAcross(Item& item, int peer, bool& finished) {
   const std::size_t room = (link.slotBytes() - sliceHead(1, 0)) & ~std::size_t{63};
   const std::size_t bytes = std::min(room, r.bytes() - item.moved);
   Slice slice = layOutSlice(slot, SliceKind::bytes, 1, 0, bytes);
-  // Nothing is placed by these: they carry the size of the whole transfer, so that a mismatch can name it.
-  slice.copies[0] =
-      slice.copies[1] = {static_cast<std::uint32_t>(r.bytes()), static_cast<std::uint32_t>(r.bytes() >> 32)};
+  slice.copies[0] = slice.copies[1] = {0, 0};
+  slice.header->signature = r.bytes();  // of the whole transfer, so that a mismatch can name it
   slice.header->operation = item.sequence;
   slice.header->rowOffset = item.moved;
   slice.header->source = engine_.fabric().rank();
@@ -276,7 +275,6 @@ void Transfers::announce(Item& item, int peer) {
   }
   cell.sequence.store(item.sequence + 1, std::memory_order_release);
   if (peer != fabric.rank()) fabric.ring(peer);
-  item.announced = true;
 }
 
 // Announces what fits into the cells and takes what has arrived; true if anything moved.
@@ -316,7 +314,7 @@ bool Transfers::receiveAcross(Item& item, int peer, bool& finished) {
   const Slice slice = readSlice(slot, link.slotBytes());
   const transport::SliceHeader& h = *slice.header;
   const TransferRequest& r = item.request;
-  const std::size_t sent = slice.copies[0].token | static_cast<std::size_t>(slice.copies[0].firstEntry) << 32;
+  const std::size_t sent = h.signature;
   if (slice.kind() != SliceKind::bytes || h.rows != 1 || h.operation != item.sequence || h.rowOffset != item.moved ||
       sent != r.bytes() || h.rowBytes > r.bytes() - item.moved) {
     mismatch(peer, sent, engine_.fabric().rank(), r.bytes(), item.sequence);

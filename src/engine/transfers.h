@@ -51,7 +51,6 @@ class Transfers : public Operation {
     TransferRequest request;
     std::uint64_t sequence = 0;  // k-th of its ordered pair
     std::size_t moved = 0;
-    bool announced = false;
     std::byte* landing = nullptr;  // receive: where peers write, when not in place
     std::size_t listOffset = 0;    // receive: in the list window
   };

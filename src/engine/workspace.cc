@@ -14,9 +14,13 @@ std::byte* Buffer::need(std::size_t bytes) {
   if (bytes <= size_) return data_;
   clear();
   const std::size_t size = (bytes + 63) & ~std::size_t{63};
-  void* p = allocator_ != nullptr && allocator_->allocate != nullptr
-                ? allocator_->allocate(size, 64, allocator_->context)
-                : std::aligned_alloc(64, size);
+  void* p = nullptr;
+  if (allocator_ != nullptr && allocator_->allocate != nullptr) {
+    std::lock_guard lock(ledger_->allocating);
+    p = allocator_->allocate(size, 64, allocator_->context);
+  } else {
+    p = std::aligned_alloc(64, size);
+  }
   if (p == nullptr) {
     fail(Code::systemError,
          fmt::format("memory is short: the library needs {} bytes of workspace; free some, or make the plan smaller",
@@ -31,6 +35,7 @@ std::byte* Buffer::need(std::size_t bytes) {
 void Buffer::clear() {
   if (data_ == nullptr) return;
   if (allocator_ != nullptr && allocator_->release != nullptr) {
+    std::lock_guard lock(ledger_->allocating);
     allocator_->release(data_, size_, allocator_->context);
   } else {
     std::free(data_);

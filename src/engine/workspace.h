@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
 #include <utility>
 
 namespace fusco::engine {
@@ -18,6 +19,7 @@ struct Allocator {
 // Bytes held by a communicator and its plans.
 struct Ledger {
   std::atomic<std::uint64_t> bytes{0};
+  std::mutex allocating;  // the caller's allocator is never called by two threads at once
 };
 
 // A private buffer, 64-byte aligned, that only grows. Contents are lost when it grows.

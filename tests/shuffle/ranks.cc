@@ -18,9 +18,11 @@
 #endif
 
 #if defined(__SANITIZE_THREAD__)
-// A rank's process ends by _exit while its meeting place may still wait for latecomers. That threads end is tested where they
-// are counted.
-extern "C" const char* __tsan_default_options() { return "report_thread_leaks=0"; }
+// A rank's process ends by _exit while its meeting place may still wait for latecomers. That threads end is tested
+// where they are counted.
+extern "C" __attribute__((visibility("default"), used)) const char* __tsan_default_options() {
+  return "report_thread_leaks=0";
+}
 #endif
 
 namespace fusco::test {
