@@ -71,6 +71,13 @@ installPackages() {
     echo "Installing failed; going on with what is there. By hand: sudo $line"
 }
 
+# What the configuration NAME looked for and did not find: parts of it are left out.
+missingParts() {
+  sed -n -E 's/^(GTest_DIR|CLI11_DIR|MPI_CXX_COMPILER):[A-Z]+=.*NOTFOUND$/\1/p' "$buildRoot/$1/CMakeCache.txt" 2>/dev/null |
+    sed -e 's/GTest_DIR/GoogleTest (libgtest-dev, libgmock-dev)/' -e 's/CLI11_DIR/CLI11 (libcli11-dev)/' \
+      -e 's/MPI_CXX_COMPILER/Open MPI (openmpi-bin, libopenmpi-dev)/' | paste -sd, - | sed 's/,/, /g'
+}
+
 # configure NAME [-D...]: prepares $buildRoot/NAME; does nothing when that was done with the same options.
 configure() {
   local name=$1 folder=$buildRoot/$1
@@ -82,9 +89,13 @@ configure() {
   local -a generator=()
   if command -v ninja >/dev/null; then generator=(-G Ninja); fi
   local wanted="$PWD $*"
-  if [ -f "$folder/CMakeCache.txt" ] && [ "$(cat "$folder/options" 2>/dev/null)" = "$wanted" ]; then return 0; fi
+  # What was missing may have come since.
+  if [ -f "$folder/CMakeCache.txt" ] && [ "$(cat "$folder/options" 2>/dev/null)" = "$wanted" ] &&
+    [ -z "$(missingParts "$name")" ]; then
+    return 0
+  fi
   say "Configuring $name"
-  # Another generator, compiler or place left this folder: begin anew.
+  # Other options, another place or a missing part left this folder: begin anew.
   if [ -f "$folder/CMakeCache.txt" ]; then rm -rf "$folder/CMakeCache.txt" "$folder/CMakeFiles"; fi
   cmake "${generator[@]}" -S . -B "$folder" "$@" && printf '%s\n' "$wanted" >"$folder/options"
 }
