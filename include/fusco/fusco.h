@@ -89,6 +89,16 @@ FUSCO_API const char* fuscoGetErrorString(fuscoResult_t result);
  * until this thread's next call of this function. */
 FUSCO_API const char* fuscoGetLastError(fuscoComm_t comm);
 
+/* For libraries that stand on this one, so that a process has one set of settings and one log. The text of a setting
+ * of docs/environment.md by its FUSCO_ name: its variable, else the NCCL variable beside it, else its default; "" if
+ * there is none. *value stays valid. InvalidArgument: no such setting. */
+FUSCO_API fuscoResult_t fuscoGetSetting(const char* name, const char** value);
+
+typedef enum { fuscoLogWarn = 2, fuscoLogInfo = 3, fuscoLogTrace = 4 } fuscoLogLevel_t;
+
+/* One line of the log that FUSCO_DEBUG governs; at Info and Trace under the subsystem INIT. */
+FUSCO_API fuscoResult_t fuscoLog(int level, const char* text);
+
 /* ---- communicators ------------------------------------------------------------------------------------------------
  */
 

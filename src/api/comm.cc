@@ -7,6 +7,8 @@
 
 #include "api/group.h"
 #include "api/state.h"
+#include "base/environment.h"
+#include "base/log.h"
 
 using namespace fusco;
 using namespace fusco::api;
@@ -54,6 +56,30 @@ const char* fuscoGetLastError(fuscoComm_t comm) {
   } catch (const std::exception& e) {
     return (text = e.what()).c_str();
   }
+}
+
+fuscoResult_t fuscoGetSetting(const char* name, const char** value) {
+  return guarded("fuscoGetSetting", [&] {
+    if (name == nullptr || value == nullptr) fail(Code::invalidArgument, "name or value is NULL");
+    for (const SettingInfo& info : settingTable()) {
+      if (std::strcmp(info.name, name) != 0) continue;
+      *value = environment().text(info.setting).c_str();
+      return;
+    }
+    const std::string nearest = nearestName(name);
+    fail(Code::invalidArgument,
+         fmt::format("{}: no such setting{}", name, nearest.empty() ? "" : "; is " + nearest + " meant?"));
+  });
+}
+
+fuscoResult_t fuscoLog(int level, const char* text) {
+  return guarded("fuscoLog", [&] {
+    if (text == nullptr) fail(Code::invalidArgument, "text is NULL");
+    if (level < fuscoLogWarn || level > fuscoLogTrace)
+      fail(Code::invalidArgument, fmt::format("level is {}, must be {} to {}", level, static_cast<int>(fuscoLogWarn),
+                                              static_cast<int>(fuscoLogTrace)));
+    FUSCO_LOG(static_cast<LogLevel>(level), kLogInit, "{}", text);
+  });
 }
 
 fuscoResult_t fuscoGetUniqueId(fuscoUniqueId* id) {

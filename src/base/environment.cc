@@ -62,6 +62,16 @@ constexpr SettingInfo kTable[] = {
      "Bound on the library's own window for each direction; 0: none."},
     {Setting::hugePages, "FUSCO_HUGE_PAGES", flag, "1", "", 0, 1, "",
      "1: ask the kernel for huge pages behind windows and workspace; without them work goes on in small ones."},
+    {Setting::enable, "FUSCO_ENABLE", flag, "1", "", 0, 1, "",
+     "0: libfusco hands every NCCL call to the NCCL that it stands in front of, and does nothing else."},
+    {Setting::ncclLibrary, "FUSCO_NCCL_LIB", text, "", "", 0, 0, "",
+     "The NCCL that libfusco stands in front of, as a path. Default: the one that the process has loaded, else the one "
+     "that the loader finds as libnccl.so.2."},
+    {Setting::carry, "FUSCO_CARRY", choice, "mapped", "", 0, 0, "none|mapped|all",
+     "Whose point-to-point traffic libfusco takes over from NCCL: nobody's; that of communicators whose ranks can all "
+     "reach each other's memory; everybody's."},
+    {Setting::statistics, "FUSCO_STATS", flag, "0", "", 0, 1, "",
+     "1: at exit libfusco prints what it carried and what it passed on, for each communicator, and why."},
     {Setting::install, "FUSCO_INSTALL", flag, "1", "", 0, 1, "",
      "0: never install packages, print the line that would and go on with what is there.", true},
     {Setting::buildDirectory, "FUSCO_BUILD_DIR", text, "build", "", 0, 0, "",

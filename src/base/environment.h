@@ -28,6 +28,11 @@ enum class Setting : int {
   processVm,
   maxStagingBytes,
   hugePages,
+  // Of libfusco, the NCCL face.
+  enable,
+  ncclLibrary,
+  carry,
+  statistics,
   // Read by the commands tests/run and bench/run, not by the library.
   install,
   buildDirectory,
