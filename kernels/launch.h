@@ -1,0 +1,70 @@
+// The kernels as the host calls them: one argument struct for each, plain C++. A launch function takes a cudaStream_t as
+// void* and returns a cudaError_t as int. Nothing here waits, allocates or synchronises, and launch shapes depend on
+// capacities and the SM budget only: counts are read on the device, from plan arenas.
+//
+// A launch works for one or more ranks that share a GPU ("local" ranks). They need not wait for each other inside a
+// kernel: the end of a launch is their barrier (docs/design.md). Pointers may lead into any memory that the GPU has
+// mapped, a peer's included.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "plan/layout.h"
+
+namespace fusco::kernels {
+
+inline constexpr int kMaxLocalRanks = 16;  // ranks of one launch
+inline constexpr int kMaxNodeRanks = 72;   // ranks whose memory a launch reaches: a rack of one NVLink fabric
+
+// What a kernel reads of a rank's plan: pointers into its arena in GPU memory. The copies of one flow are worked on.
+struct PlanPointers {
+  const plan::ArenaHeader* header;
+  const plan::Flow* flow;
+  const plan::Copy* copies;
+  const plan::Entry* entries;
+  const float* weights;
+};
+
+// How much of the GPU a launch may take. 0: all of it.
+struct Budget {
+  int blocks = 0;  // counted over all local ranks: one block takes one SM
+};
+
+// Dispatch in a node: each row of a flow is read once and written to bases[entry.rank] + entry.row * destinationStride
+// for all of its entries.
+struct PlaceArgs {
+  struct Rank {
+    PlanPointers plan;
+    const std::byte* source;  // rows by token
+  };
+  Rank ranks[kMaxLocalRanks];
+  int rankCount;
+  int maxTokens;                   // most tokens of a local rank; shapes the launch
+  std::byte* bases[kMaxNodeRanks];  // by Entry::rank; null: entries for that rank are left out
+  std::size_t sourceStride, destinationStride, rowBytes;  // any numbers
+  bool skipDuplicates;             // leave out entries with kDuplicate
+};
+int launchPlace(const PlaceArgs& args, const Budget& budget, void* stream);
+
+// Combine in a node: out[t] = bias[t] + sum over the entries of token t, by rank, then slot, of weight * row, with the
+// arithmetic of exec::SumArgs. Tokens without an entry get their bias, or zeros.
+enum class SumType : int { f16 = 6, f32 = 7, bf16 = 9 };  // numeric values of fuscoDataType_t
+struct SumArgs {
+  struct Rank {
+    PlanPointers plan;
+    std::byte* out;         // rows by token
+    const std::byte* bias;  // rows by token, or null
+  };
+  Rank ranks[kMaxLocalRanks];
+  int rankCount;
+  int maxTokens;
+  int topk;
+  const std::byte* bases[kMaxNodeRanks];  // by Entry::rank
+  std::size_t elements;                   // of a row; rows are dense
+  SumType type;
+  bool weighted;
+};
+int launchSum(const SumArgs& args, const Budget& budget, void* stream);
+
+}  // namespace fusco::kernels

@@ -1,0 +1,64 @@
+// Sixteen-byte vectors of BF16, FP16 and FP32 numbers, to and from FP32. One rounding, to nearest even; every NaN that
+// is written is the type's quiet NaN, as from the host executors.
+#pragma once
+
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+namespace fusco::kernels {
+
+struct Bf16 {
+  static constexpr int kPerVector = 8;
+  using Element = unsigned short;
+  __device__ static float load(Element x) { return __uint_as_float(static_cast<unsigned>(x) << 16); }
+  __device__ static Element round(float x) {
+    if (x != x) return 0x7fc0;
+    const unsigned bits = __float_as_uint(x);
+    return static_cast<Element>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+  }
+};
+
+struct F16 {
+  static constexpr int kPerVector = 8;
+  using Element = unsigned short;
+  __device__ static float load(Element x) { return __half2float(__ushort_as_half(x)); }
+  __device__ static Element round(float x) {
+    if (x != x) return 0x7e00;
+    return __half_as_ushort(__float2half_rn(x));
+  }
+};
+
+struct F32 {
+  static constexpr int kPerVector = 4;
+  using Element = unsigned;
+  __device__ static float load(Element x) { return __uint_as_float(x); }
+  __device__ static Element round(float x) { return x != x ? 0x7fc00000u : __float_as_uint(x); }
+};
+
+// kBytes of a row: 16 where the row allows it, else one element.
+template <typename Number, int kBytes>
+struct Pack {
+  using Element = typename Number::Element;
+  static constexpr int kCount = kBytes / static_cast<int>(sizeof(Element));
+  union {
+    uint4 whole;
+    Element elements[16 / sizeof(Element)];
+  };
+  __device__ void read(const std::byte* from) {
+    if constexpr (kBytes == 16) {
+      whole = __ldcs(reinterpret_cast<const uint4*>(from));
+    } else {
+      elements[0] = __ldcs(reinterpret_cast<const Element*>(from));
+    }
+  }
+  __device__ void write(std::byte* to) const {
+    if constexpr (kBytes == 16) {
+      __stcs(reinterpret_cast<uint4*>(to), whole);
+    } else {
+      __stcs(reinterpret_cast<Element*>(to), elements[0]);
+    }
+  }
+};
+
+}  // namespace fusco::kernels

@@ -1,0 +1,192 @@
+#include "exec/cuda.h"
+
+#include <cuda_runtime_api.h>
+
+#include <cstring>
+#include <string>
+
+#include "base/status.h"
+
+namespace fusco::exec::cuda {
+
+namespace {
+
+void check(int result, const char* call) {
+  if (result == cudaSuccess) return;
+  const auto error = static_cast<cudaError_t>(result);
+  // The error is told once: a sticky one comes back with the next call.
+  cudaGetLastError();
+  int device = -1;
+  cudaGetDevice(&device);
+  fail(Code::unhandledCudaError, std::string("GPU ") + std::to_string(device) + ": " + call + ": " +
+                                     cudaGetErrorString(error) + " (" + cudaGetErrorName(error) + ")");
+}
+#define CHECK(call) check(call, #call)
+
+cudaStream_t native(Stream stream) { return static_cast<cudaStream_t>(stream); }
+
+}  // namespace
+
+bool available(std::string* why) {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error == cudaSuccess && count > 0) return true;
+  cudaGetLastError();
+  if (why != nullptr) *why = error == cudaSuccess ? "the driver shows no GPU" : cudaGetErrorString(error);
+  return false;
+}
+
+int currentDevice() {
+  int device = 0;
+  CHECK(cudaGetDevice(&device));
+  return device;
+}
+
+DeviceId deviceId(int device) {
+  cudaDeviceProp properties{};
+  CHECK(cudaGetDeviceProperties(&properties, device));
+  DeviceId id;
+  static_assert(sizeof properties.uuid == sizeof id);
+  std::memcpy(id.data(), &properties.uuid, sizeof id);
+  return id;
+}
+
+std::string deviceName(int device) {
+  cudaDeviceProp properties{};
+  CHECK(cudaGetDeviceProperties(&properties, device));
+  return properties.name;
+}
+
+int multiprocessors(int device) {
+  int count = 0;
+  CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+  return count;
+}
+
+bool reachDevice(int device, int other) {
+  if (device == other) return true;
+  int can = 0;
+  CHECK(cudaDeviceCanAccessPeer(&can, device, other));
+  if (can == 0) return false;
+  const OnDevice on(device);
+  const cudaError_t error = cudaDeviceEnablePeerAccess(other, 0);
+  if (error == cudaErrorPeerAccessAlreadyEnabled) {
+    cudaGetLastError();
+    return true;
+  }
+  CHECK(error);
+  return true;
+}
+
+OnDevice::OnDevice(int device) {
+  const int now = currentDevice();
+  if (now == device) return;
+  CHECK(cudaSetDevice(device));
+  before_ = now;
+}
+OnDevice::~OnDevice() {
+  if (before_ >= 0) cudaSetDevice(before_);
+}
+
+void* allocate(std::size_t bytes) {
+  void* pointer = nullptr;
+  CHECK(cudaMalloc(&pointer, bytes));
+  return pointer;
+}
+void release(void* pointer) noexcept { cudaFree(pointer); }
+
+void* allocatePinned(std::size_t bytes) {
+  void* pointer = nullptr;
+  CHECK(cudaHostAlloc(&pointer, bytes, cudaHostAllocPortable));
+  return pointer;
+}
+void releasePinned(void* pointer) noexcept { cudaFreeHost(pointer); }
+
+Where whereIs(const void* pointer) {
+  cudaPointerAttributes attributes{};
+  CHECK(cudaPointerGetAttributes(&attributes, pointer));
+  switch (attributes.type) {
+    case cudaMemoryTypeDevice:
+      return {Place::device, attributes.device, false};
+    case cudaMemoryTypeManaged:
+      return {Place::managed, attributes.device, true};
+    default:
+      return {Place::host, -1, attributes.type == cudaMemoryTypeHost};
+  }
+}
+
+void copy(void* to, const void* from, std::size_t bytes, Stream stream) {
+  CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, native(stream)));
+}
+void fill(void* pointer, int byte, std::size_t bytes, Stream stream) {
+  CHECK(cudaMemsetAsync(pointer, byte, bytes, native(stream)));
+}
+void synchronize(Stream stream) { CHECK(cudaStreamSynchronize(native(stream))); }
+
+bool capturing(Stream stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  CHECK(cudaStreamIsCapturing(native(stream), &status));
+  return status != cudaStreamCaptureStatusNone;
+}
+
+Event::Event() {
+  cudaEvent_t event = nullptr;
+  CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+  event_ = event;
+}
+Event::~Event() { cudaEventDestroy(static_cast<cudaEvent_t>(event_)); }
+void Event::record(Stream stream) { CHECK(cudaEventRecord(static_cast<cudaEvent_t>(event_), native(stream))); }
+void Event::waitOn(Stream stream) const {
+  CHECK(cudaStreamWaitEvent(native(stream), static_cast<cudaEvent_t>(event_), 0));
+}
+bool Event::reached() const {
+  const cudaError_t error = cudaEventQuery(static_cast<cudaEvent_t>(event_));
+  if (error == cudaErrorNotReady) {
+    cudaGetLastError();
+    return false;
+  }
+  check(error, "cudaEventQuery");
+  return true;
+}
+
+Exported exportMemory(const void* pointer) {
+  // The handle stands for a whole allocation; where it begins is the driver's to say.
+  using GetRange = int (*)(unsigned long long*, std::size_t*, unsigned long long);
+  void* entry = nullptr;
+  cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
+#if CUDART_VERSION >= 12050
+  CHECK(cudaGetDriverEntryPointByVersion("cuMemGetAddressRange", &entry, 12000, cudaEnableDefault, &found));
+#else
+  CHECK(cudaGetDriverEntryPoint("cuMemGetAddressRange", &entry, cudaEnableDefault, &found));
+#endif
+  if (found != cudaDriverEntryPointSuccess) fail(Code::unhandledCudaError, "the driver lacks cuMemGetAddressRange");
+  unsigned long long start = 0;
+  std::size_t bytes = 0;
+  const auto address = reinterpret_cast<std::uintptr_t>(pointer);
+  check(reinterpret_cast<GetRange>(entry)(&start, &bytes, address), "cuMemGetAddressRange");
+  cudaIpcMemHandle_t handle;
+  CHECK(cudaIpcGetMemHandle(&handle, reinterpret_cast<void*>(start)));
+  Exported exported;
+  static_assert(sizeof handle == sizeof exported.handle);
+  std::memcpy(exported.handle.data(), &handle, sizeof handle);
+  exported.offset = address - start;
+  return exported;
+}
+
+void* import(const std::array<unsigned char, 64>& handle) {
+  cudaIpcMemHandle_t native;
+  std::memcpy(&native, handle.data(), sizeof native);
+  void* start = nullptr;
+  CHECK(cudaIpcOpenMemHandle(&start, native, cudaIpcMemLazyEnablePeerAccess));
+  return start;
+}
+void closeImport(void* start) noexcept { cudaIpcCloseMemHandle(start); }
+
+void place(const kernels::PlaceArgs& args, const kernels::Budget& budget, Stream stream) {
+  check(kernels::launchPlace(args, budget, stream), "launch of the dispatch kernel");
+}
+void sum(const kernels::SumArgs& args, const kernels::Budget& budget, Stream stream) {
+  check(kernels::launchSum(args, budget, stream), "launch of the combine kernel");
+}
+
+}  // namespace fusco::exec::cuda

@@ -1,0 +1,88 @@
+// The GPU as the engine sees it: memory, streams and events, and the kernels of kernels/launch.h. Streams and events are
+// opaque pointers (cudaStream_t, cudaEvent_t). Failed calls throw Error(unhandledCudaError) that names the call. A build
+// without CUDA has the same functions: available() is false and tells why, all others throw.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "kernels/launch.h"
+
+namespace fusco::exec::cuda {
+
+using Stream = void*;
+
+// Whether this build has kernels and this process sees a GPU; else `why` says what is missing.
+bool available(std::string* why = nullptr);
+
+// The GPU of this thread.
+int currentDevice();
+using DeviceId = std::array<unsigned char, 16>;  // the GPU's UUID
+DeviceId deviceId(int device);
+std::string deviceName(int device);
+int multiprocessors(int device);
+// Lets kernels on `device` use the memory of `other`; false where the machine has no such path.
+bool reachDevice(int device, int other);
+
+// Makes a GPU the thread's for a while; the caller's need not be the communicator's.
+class OnDevice {
+ public:
+  explicit OnDevice(int device);
+  ~OnDevice();
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+ private:
+  int before_ = -1;
+};
+
+// Memory of the current GPU.
+void* allocate(std::size_t bytes);
+void release(void* pointer) noexcept;
+// Host memory that the GPU reads and writes.
+void* allocatePinned(std::size_t bytes);
+void releasePinned(void* pointer) noexcept;
+
+enum class Place { host, device, managed };
+struct Where {
+  Place place;
+  int device;
+  bool pinned;  // of host memory: the GPU can reach it
+};
+Where whereIs(const void* pointer);
+
+// In the order of the stream.
+void copy(void* to, const void* from, std::size_t bytes, Stream stream);
+void fill(void* pointer, int byte, std::size_t bytes, Stream stream);
+void synchronize(Stream stream);
+bool capturing(Stream stream);
+
+class Event {
+ public:
+  Event();
+  ~Event();
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+  void record(Stream stream);
+  void waitOn(Stream stream) const;  // what is launched on `stream` from now on comes after the record
+  bool reached() const;              // everything before the record has ended
+
+ private:
+  void* event_ = nullptr;
+};
+
+// How another process reaches device memory: a handle of the allocation, and where in it.
+struct Exported {
+  std::array<unsigned char, 64> handle;
+  std::uint64_t offset;
+};
+Exported exportMemory(const void* pointer);
+void* import(const std::array<unsigned char, 64>& handle);  // the start of the allocation
+void closeImport(void* start) noexcept;
+
+void place(const kernels::PlaceArgs& args, const kernels::Budget& budget, Stream stream);
+void sum(const kernels::SumArgs& args, const kernels::Budget& budget, Stream stream);
+
+}  // namespace fusco::exec::cuda

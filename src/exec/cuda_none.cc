@@ -1,0 +1,44 @@
+// The GPU in a build without CUDA: there is none, and that is said.
+#include "base/status.h"
+#include "exec/cuda.h"
+
+namespace fusco::exec::cuda {
+
+namespace {
+[[noreturn]] void none() {
+  fail(Code::invalidUsage, "this build of the library has no CUDA kernels: build it where nvcc is found");
+}
+}  // namespace
+
+bool available(std::string* why) {
+  if (why != nullptr) *why = "this build of the library has no CUDA kernels";
+  return false;
+}
+int currentDevice() { none(); }
+DeviceId deviceId(int) { none(); }
+std::string deviceName(int) { none(); }
+int multiprocessors(int) { none(); }
+bool reachDevice(int, int) { none(); }
+OnDevice::OnDevice(int) { none(); }
+OnDevice::~OnDevice() = default;
+void* allocate(std::size_t) { none(); }
+void release(void*) noexcept {}
+void* allocatePinned(std::size_t) { none(); }
+void releasePinned(void*) noexcept {}
+Where whereIs(const void*) { none(); }
+void copy(void*, const void*, std::size_t, Stream) { none(); }
+void fill(void*, int, std::size_t, Stream) { none(); }
+void synchronize(Stream) { none(); }
+bool capturing(Stream) { none(); }
+Event::Event() { none(); }
+Event::~Event() = default;
+void Event::record(Stream) { none(); }
+void Event::waitOn(Stream) const { none(); }
+bool Event::reached() const { none(); }
+Exported exportMemory(const void*) { none(); }
+void* import(const std::array<unsigned char, 64>&) { none(); }
+void closeImport(void*) noexcept {}
+void place(const kernels::PlaceArgs&, const kernels::Budget&, Stream) { none(); }
+void sum(const kernels::SumArgs&, const kernels::Budget&, Stream) { none(); }
+
+}  // namespace fusco::exec::cuda
