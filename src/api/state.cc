@@ -228,10 +228,8 @@ std::shared_ptr<engine::Engine> connect(const CommState& state, const char id[12
   f.rank = state.rank;
   f.ranks = state.ranks;
   f.nodeId = c.nodeId;
-  // A host of another name is another node, though it be the same machine.
-  const std::string& hostId = environment().text(Setting::hostId);
-  if (c.nodeId == FUSCO_UNSET && !hostId.empty())
-    f.nodeId = static_cast<int>(std::hash<std::string>{}(hostId)&0x7fffffff);
+  f.hostId = environment().text(Setting::hostId);
+  f.net = static_cast<comm::Net>(environment().number(Setting::net));
   f.lanesPerNode = c.lanesPerNode;
   f.controlBytes = engine::controlBytes(state.ranks);
   f.slotBytes = static_cast<std::size_t>(c.sliceBytes);

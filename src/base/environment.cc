@@ -26,9 +26,8 @@ constexpr SettingInfo kTable[] = {
      "the "
      "host."},
     {Setting::hostId, "FUSCO_HOSTID", text, "", "NCCL_HOSTID", 0, 0, "",
-     "What tells this host from others: ranks with different values are on different nodes, also on one machine. "
-     "Default: "
-     "the kernel's boot id."},
+     "What tells this host from others, beside the kernel's boot id and the network namespace: ranks with different "
+     "values share no memory and reach each other as if they were on different machines."},
     {Setting::node, "FUSCO_NODE", integer, "", "", 0, 1 << 20, "",
      "The node that this process's ranks belong to, for trying several nodes on one host. Default: by host."},
     {Setting::debug, "FUSCO_DEBUG", choice, "WARN", "NCCL_DEBUG", 0, 0, "NONE|VERSION|WARN|INFO|TRACE",
@@ -62,6 +61,15 @@ constexpr SettingInfo kTable[] = {
      "Bound on the library's own window for each direction; 0: none."},
     {Setting::hugePages, "FUSCO_HUGE_PAGES", flag, "1", "", 0, 1, "",
      "1: ask the kernel for huge pages behind windows and workspace; without them work goes on in small ones."},
+    {Setting::net, "FUSCO_NET", choice, "auto", "", 0, 0, "auto|tcp|shm",
+     "How ranks of different nodes reach each other. auto: through shared memory where they are on one machine and in "
+     "one network namespace, else by TCP. tcp: always by TCP. shm: never by TCP."},
+    {Setting::socketInterfaces, "FUSCO_SOCKET_IFNAME", text, "", "NCCL_SOCKET_IFNAME", 0, 0, "",
+     "The network interfaces to use: a list of prefixes (eth,ib); with = in front, of whole names; with ^, all but "
+     "these. "
+     "Ranks meet by the first. Default: the first that is up and no loopback, else loopback."},
+    {Setting::socketFamily, "FUSCO_SOCKET_FAMILY", choice, "any", "NCCL_SOCKET_FAMILY", 0, 0, "any|AF_INET|AF_INET6",
+     "The addresses to use: IPv4 or IPv6. any: an interface's IPv4 address where it has one."},
     {Setting::enable, "FUSCO_ENABLE", flag, "1", "", 0, 1, "",
      "0: libfusco hands every NCCL call to the NCCL that it stands in front of, and does nothing else."},
     {Setting::ncclLibrary, "FUSCO_NCCL_LIB", text, "", "", 0, 0, "",

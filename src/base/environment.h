@@ -28,6 +28,9 @@ enum class Setting : int {
   processVm,
   maxStagingBytes,
   hugePages,
+  net,
+  socketInterfaces,
+  socketFamily,
   // Of libfusco, the NCCL face.
   enable,
   ncclLibrary,

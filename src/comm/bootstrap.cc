@@ -11,16 +11,20 @@
 #include <cstring>
 #include <fstream>
 #include <list>
+#include <map>
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <string>
 #include <thread>
 
+#include "base/environment.h"
 #include "base/log.h"
 #include "base/status.h"
 #include "comm/fabric.h"
+#include "comm/relay.h"
+#include "comm/rendezvous.h"
 #include "transport/local/socket.h"
+#include "transport/tcp/connect.h"
 
 namespace fusco::comm {
 
@@ -28,10 +32,10 @@ namespace {
 
 struct Place {
   UniqueId id;
-  UniqueFd listener;  // under the lock, so that a fork finds it open or closed
+  UniqueFd listener, network;  // under the lock, so that a fork finds them open or closed
   std::atomic<bool> stop{false};
   std::atomic<bool> finished{false};
-  std::optional<Rendezvous> rendezvous;  // here and not in the thread: a forked child still finds its memory
+  std::unique_ptr<Lobby> lobby;  // here and not in the thread: a forked child still finds its memory
   std::thread thread;
 };
 
@@ -41,6 +45,7 @@ struct Process {
   std::list<std::unique_ptr<Place>> inherited;  // of the parent: their threads do not exist here
   std::uint64_t identity[2] = {0, 0};
   std::atomic<unsigned> forks{0};
+  std::map<std::string, std::uint32_t> agreements;  // made so far, by address, secret and job
 };
 
 void joinFinished(std::list<std::unique_ptr<Place>>& places);
@@ -66,7 +71,10 @@ Process& process() {
 // The child has copies of the listeners, but none of the threads behind them.
 void afterForkInChild() {
   Process& self = process();
-  for (auto& place : self.places) place->listener.reset();
+  for (auto& place : self.places) {
+    place->listener.reset();
+    place->network.reset();
+  }
   self.inherited.splice(self.inherited.end(), self.places);
   transport::randomBytes(self.identity, sizeof(self.identity));
   self.forks.fetch_add(1, std::memory_order_relaxed);
@@ -152,13 +160,33 @@ void processIdentity(std::uint64_t identity[2]) {
   identity[1] = self.identity[1];
 }
 
-std::uint64_t machineIdentity() {
+namespace {
+
+std::uint64_t hashOf(std::initializer_list<std::string_view> parts) {
+  std::uint64_t hash = 0xcbf29ce484222325;
+  for (std::string_view part : parts) {
+    for (const char letter : part) hash = (hash ^ static_cast<unsigned char>(letter)) * 0x100000001b3;
+    hash = (hash ^ 0xff) * 0x100000001b3;
+  }
+  return hash;
+}
+
+std::string bootId() {
   std::ifstream file("/proc/sys/kernel/random/boot_id");
   std::string text;
   if (!std::getline(file, text)) text = shortHostName();
-  std::uint64_t hash = 0xcbf29ce484222325;
-  for (unsigned char letter : text) hash = (hash ^ letter) * 0x100000001b3;
-  return hash;
+  return text;
+}
+
+}  // namespace
+
+std::uint64_t bootIdentity() { return hashOf({bootId()}); }
+
+std::uint64_t domainIdentity(const std::string& hostId) {
+  struct stat status {};
+  const std::uint64_t network =
+      ::stat("/proc/self/ns/net", &status) == 0 ? static_cast<std::uint64_t>(status.st_ino) : 0;
+  return hashOf({bootId(), bytesOf(network), hostId});
 }
 
 std::uint64_t pidNamespace() {
@@ -166,37 +194,101 @@ std::uint64_t pidNamespace() {
   return ::stat("/proc/self/ns/pid", &status) == 0 ? static_cast<std::uint64_t>(status.st_ino) : 0;
 }
 
-UniqueId openMeetingPlace(Rendezvous::Patience patience) {
+namespace {
+
+void serve(Place* place) {
+  try {
+    place->lobby->serve(place->stop);
+  } catch (const std::exception& error) {
+    FUSCO_WARN("the meeting place at init has failed: {}", error.what());
+  }
+  {
+    std::lock_guard guard(process().mutex);
+    place->listener.reset();
+    place->network.reset();
+  }
+  place->lobby.reset();
+  place->finished.store(true, std::memory_order_release);
+}
+
+void start(std::unique_ptr<Place> place) {
+  Process& self = process();
+  std::lock_guard lock(self.mutex);
+  joinFinished(self.places);
+  place->thread = std::thread(serve, place.get());
+  self.places.push_back(std::move(place));
+}
+
+// Listens for other machines, where there is a network; without one a machine of its own can still be served.
+UniqueFd listenForOthers(transport::Address* address) {
+  if (static_cast<Net>(environment().number(Setting::net)) == Net::sharedMemory) return UniqueFd();
+  try {
+    *address = transport::usableInterfaces().front().address;
+    UniqueFd listener = transport::listenTcp(address, 4096);
+    FUSCO_INFO(kLogBootstrap, "ranks of other machines meet at {}", transport::textOf(*address));
+    return listener;
+  } catch (const Error& error) {
+    *address = {};
+    FUSCO_INFO(kLogBootstrap, "no meeting place for other machines: {}", error.what());
+    return UniqueFd();
+  }
+}
+
+}  // namespace
+
+UniqueId openMeetingPlace(Lobby::Patience patience) {
   UniqueId id{};
   id.magic = UniqueId::kMagic;
   id.version = UniqueId::kVersion;
   transport::randomBytes(id.key, sizeof(id.key));
+  id.domain = domainIdentity(environment().text(Setting::hostId));
   const std::string name = transport::randomName("fusco-meet-");
   std::memcpy(id.socketName, name.c_str(), name.size() + 1);
+  auto place = std::make_unique<Place>();
+  place->listener = transport::listenAbstract(name, 4096);
+  place->network = listenForOthers(&id.address);
+  place->id = id;
+  place->lobby = std::make_unique<Rendezvous>(id, place->listener.get(), place->network.get(), patience);
+  start(std::move(place));
+  return id;
+}
 
+UniqueId agreeOnMeetingPlace(const std::string& hostAndPort, const std::string& secret, const std::string& job) {
+  static constexpr int kFamilies[] = {0, 4, 6};
+  UniqueId id{};
+  id.magic = UniqueId::kMagic;
+  id.version = UniqueId::kVersion;
+  id.flags = UniqueId::kByAddress;
+  id.address = transport::resolve(hostAndPort, kFamilies[environment().number(Setting::socketFamily)]);
   Process& self = process();
   std::lock_guard lock(self.mutex);
-  joinFinished(self.places);
+  const std::uint32_t count = self.agreements[hostAndPort + '\n' + secret + '\n' + job]++;
+  const std::uint8_t none[32] = {};
+  const Digest key = keyedDigest(none, {"fusco agreed place", bytesOf(id.address), secret, job, bytesOf(count)});
+  std::memcpy(id.key, key.data(), key.size());
+  return id;
+}
+
+void openAgreedPlace(const UniqueId& id) {
   auto place = std::make_unique<Place>();
   place->id = id;
-  place->listener = transport::listenAbstract(name, 4096);
-  Place* raw = place.get();
-  place->rendezvous.emplace(id, place->listener.get(), patience);
-  place->thread = std::thread([raw] {
+  transport::Address address = id.address;
+  // The one before may still hold the port for a moment.
+  for (const Deadline patience = Deadline::afterMs(2000); !place->network; ::poll(nullptr, 0, 20)) {
     try {
-      raw->rendezvous->serve(raw->stop);
-    } catch (const std::exception& error) {
-      FUSCO_WARN("the meeting place at init has failed: {}", error.what());
+      place->network = transport::listenTcp(&address, 4096, true);
+    } catch (const Error& error) {
+      fail(Code::systemError,
+           std::string(error.what()) + ": rank 0 opens the meeting place there, so it has to run on that host");
     }
-    {
-      std::lock_guard guard(process().mutex);
-      raw->listener.reset();
+    if (!place->network && patience.passed()) {
+      fail(Code::systemError, "the port of " + transport::textOf(address) +
+                                  " is taken, so that rank 0 cannot open the meeting place there; agree on another");
     }
-    raw->rendezvous.reset();
-    raw->finished.store(true, std::memory_order_release);
-  });
-  self.places.push_back(std::move(place));
-  return id;
+  }
+  place->listener = transport::listenAbstract(transport::randomName("fusco-meet-"), 1);
+  place->lobby = std::make_unique<Rendezvous>(id, place->listener.get(), place->network.get(), Lobby::Patience{});
+  start(std::move(place));
 }
 
 void leaveMeetingPlace(const UniqueId& id) {
@@ -216,8 +308,36 @@ void leaveMeetingPlace(const UniqueId& id) {
   }
 }
 
+namespace {
+
+// Connects to the relay of this rank's machine, which the first one opens.
+UniqueFd connectRelay(const UniqueId& id, const Record& record, Deadline deadline) {
+  if (!id.address) {
+    fail(Code::remoteError, record.describe() +
+                                " is on another machine (or in another network namespace, or has another FUSCO_HOSTID) "
+                                "than the process that made the id, which has no network or FUSCO_NET=shm");
+  }
+  const std::string name = Relay::nameFor(id, record.domain);
+  for (;;) {
+    if (UniqueFd listener = transport::listenAbstractUnlessTaken(name, 4096)) {
+      auto place = std::make_unique<Place>();
+      place->id = id;
+      place->listener = std::move(listener);
+      place->lobby = std::make_unique<Relay>(id, place->listener.get(), Lobby::Patience{});
+      start(std::move(place));
+    }
+    UniqueFd socket = transport::connectAbstract(name, deadline);
+    if (socket || errno != ECONNREFUSED || deadline.passed()) return socket;
+    // The relay of the moment before has just ended.
+    ::poll(nullptr, 0, 2);
+  }
+}
+
+}  // namespace
+
 std::vector<Record> meet(const UniqueId& id, const Record& record, Deadline deadline) {
-  UniqueFd socket = transport::connectAbstract(id.socketName, deadline);
+  const bool near = id.domain == record.domain && (id.flags & UniqueId::kByAddress) == 0;
+  UniqueFd socket = near ? transport::connectAbstract(id.socketName, deadline) : connectRelay(id, record, deadline);
   if (!socket) {
     if (errno == ECONNREFUSED) failClosed(record);
     failErrno(record.describe() + " cannot reach the meeting place of this id");
@@ -225,8 +345,7 @@ std::vector<Record> meet(const UniqueId& id, const Record& record, Deadline dead
   if (!transport::sameUser(socket.get())) {
     fail(Code::systemError, record.describe() + ": the id was made by another user; run all ranks as one user");
   }
-  Hello hello{};
-  hello.magic = Hello::kMagic;
+  Hello hello;
   std::memcpy(hello.key, id.key, sizeof(hello.key));
   hello.record = record;
   if (transport::sendMessage(socket.get(), &hello, sizeof(hello)) != transport::Io::done) failClosed(record);

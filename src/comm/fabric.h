@@ -13,10 +13,19 @@
 
 namespace fusco::comm {
 
+// How ranks of different nodes reach each other; the choices of FUSCO_NET in the order of the table.
+enum class Net : int {
+  automatic = 0,  // by shared memory where they have a domain in common, else by TCP
+  tcp = 1,
+  sharedMemory = 2,
+};
+
 struct FabricConfig {
   int rank = 0;
   int ranks = 1;
-  int nodeId = -1;  // -1: by host
+  int nodeId = -1;     // divides the ranks of a host further; -1: one node
+  std::string hostId;  // divides a machine into hosts that share no memory
+  Net net = Net::automatic;
   int lanesPerNode = 1;
   std::size_t controlBytes = 0;    // of each rank's control memory
   std::size_t slotBytes = 262144;  // of posted links

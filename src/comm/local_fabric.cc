@@ -133,12 +133,14 @@ void LocalFabric::prepare(const UniqueId& id) {
   record.pid = ::getpid();
   processIdentity(record.process);
   record.member = randomWord();
-  record.machine = machineIdentity();
+  record.domain = domainIdentity(config_.hostId);
+  record.boot = bootIdentity();
   record.pidNamespace = pidNamespace();
   record.signature = config_.signature;
   record.controlBytes = config_.controlBytes;
   record.slotBytes = config_.slotBytes;
   record.slots = config_.slots;
+  record.net = static_cast<std::int32_t>(config_.net);
   record.initTimeoutMs = config_.initTimeoutMs;
   record.probeAddress = config_.allowProcessVm ? reinterpret_cast<std::uint64_t>(&probeWord_) : 0;
   record.probeValue = probeWord_;
@@ -166,6 +168,7 @@ void LocalFabric::prepare(const UniqueId& id) {
 
 void LocalFabric::meetAll(const UniqueId& id) {
   const Deadline deadline = Deadline::afterMs(config_.initTimeoutMs);
+  if ((id.flags & UniqueId::kByAddress) != 0 && config_.rank == 0) openAgreedPlace(id);
   // The meeting place knows who is missing: its answer at the time-out should come before our own.
   const std::int64_t grace = config_.initTimeoutMs / 20 + 50;
   std::vector<Record> records =
@@ -178,16 +181,14 @@ void LocalFabric::meetAll(const UniqueId& id) {
 }
 
 void LocalFabric::arrange(const std::vector<Record>& records) {
-  std::map<std::pair<bool, std::uint64_t>, int> labels;
+  std::map<std::pair<std::uint64_t, int>, int> labels;
   std::vector<int> nodeOf;
   int onMachine = 0;
   for (const Record& record : records) {
     names_.push_back(record.describe());
-    const std::pair<bool, std::uint64_t> place = record.nodeId >= 0
-                                                     ? std::pair(true, static_cast<std::uint64_t>(record.nodeId))
-                                                     : std::pair(false, record.machine);
-    nodeOf.push_back(labels.emplace(place, static_cast<int>(labels.size())).first->second);
-    onMachine += record.machine == record_.machine ? 1 : 0;
+    nodeOf.push_back(
+        labels.emplace(std::pair(record.domain, record.nodeId), static_cast<int>(labels.size())).first->second);
+    onMachine += record.boot == record_.boot ? 1 : 0;
   }
   topology_.emplace(nodeOf, config_.lanesPerNode);
   // With a core for each, waking a sleeper (a halted core, on a virtual machine) costs far more than to look on for a

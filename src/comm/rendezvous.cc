@@ -1,136 +1,174 @@
 #include "comm/rendezvous.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "base/log.h"
 #include "base/status.h"
 #include "transport/local/socket.h"
+#include "transport/tcp/connect.h"
 
 namespace fusco::comm {
 
-using transport::Io;
-
 namespace {
 
-constexpr std::size_t kMostCallers = 8192;
+constexpr std::size_t kMostStrangers = 1024;
 constexpr std::size_t kMostNamed = 16;
-
-bool endsInTime(const char* text, std::size_t room) { return std::memchr(text, 0, room) != nullptr; }
-
-bool wellFormed(const Record& record) {
-  return record.ranks > 0 && record.rank >= 0 && record.rank < record.ranks &&
-         endsInTime(record.hostName, sizeof(record.hostName)) &&
-         endsInTime(record.socketName, sizeof(record.socketName)) && endsInTime(record.failure, sizeof(record.failure));
-}
+constexpr int kSilenceMs = 8000;
 
 }  // namespace
 
-void Rendezvous::serve(const std::atomic<bool>& stop) {
+Rendezvous::Rendezvous(const UniqueId& id, int listener, int network, Patience patience)
+    : Lobby(id.key, listener, patience), network_(network) {
   end_ = Deadline::afterMs(patience_.nobodyMs);
-  while (!stop.load()) {
-    acceptCallers();
-    polled_.assign(1, pollfd{listener_, POLLIN, 0});
-    Deadline next = end_.earlier(timeout_).earlier(progress_);
-    for (const Caller& caller : callers_) {
-      const bool sending = caller.sent < caller.answer.size();
-      polled_.push_back({caller.socket.get(), static_cast<short>(POLLIN | (sending ? POLLOUT : 0)), 0});
-      next = next.earlier(caller.deadline);
-    }
-    ::poll(polled_.data(), polled_.size(), transport::pollMs(next, 60000));
+}
 
-    for (std::size_t k = 0; k < callers_.size(); ++k) {
-      Caller& caller = callers_[k];
-      const short events = polled_[k + 1].revents;
-      if (events & (POLLIN | POLLHUP | POLLERR)) hear(caller);
-      if (!caller.gone && (events & POLLOUT)) push(caller);
-      if (caller.deadline.passed()) caller.gone = true;
-    }
-    if (!decided_) {
-      if (timeout_.passed()) {
-        failAll(static_cast<int>(Code::remoteError), "not all ranks came to init within the time-out of " +
-                                                         std::to_string((nowNs() - firstCameNs_) / 1000000) +
-                                                         " ms: " + std::to_string(records_.size()) + " of " +
-                                                         std::to_string(ranks_) + " came; missing: " + missing() +
-                                                         "; look whether they were started and got the same id");
-        end_ = Deadline::afterMs(200);
-      } else if (progress_.passed()) {
-        reportProgress();
+// ---- guests: relays of other machines
+
+Deadline Rendezvous::addPolled(std::vector<pollfd>* polled) {
+  Deadline next = end_.earlier(timeout_).earlier(progress_);
+  polled->push_back({network_, POLLIN, 0});
+  for (const Guest& guest : guests_) {
+    const short events = guest.handshake ? guest.handshake->waitsFor()
+                                         : static_cast<short>(POLLIN | (guest.frames->queued() ? POLLOUT : 0));
+    polled->push_back({guest.socket.get(), events, 0});
+    next = next.earlier(guest.deadline);
+  }
+  return next;
+}
+
+void Rendezvous::onPolled(const pollfd* polled, std::size_t count) {
+  for (std::size_t k = 1; k < count; ++k) {
+    Guest& guest = guests_[k - 1];
+    if (polled[k].revents != 0) hearGuest(&guest);
+    if (guest.deadline.passed()) guest.gone = true;
+  }
+  std::erase_if(guests_, [](const Guest& guest) { return guest.gone; });
+  if (polled[0].revents != 0) acceptGuests();
+}
+
+void Rendezvous::acceptGuests() {
+  // A few at a time: a flood of strangers must not keep the ranks waiting.
+  for (int turn = 0; turn < 256; ++turn) {
+    bool exhausted = false;
+    UniqueFd socket = transport::acceptOne(network_, &exhausted);
+    if (!socket && !exhausted) return;
+    const auto strangers = std::count_if(guests_.begin(), guests_.end(), [](const Guest& g) { return !g.frames; });
+    if (exhausted || static_cast<std::size_t>(strangers) >= kMostStrangers) {
+      // The longest silent makes room.
+      const auto oldest = std::find_if(guests_.begin(), guests_.end(), [](const Guest& g) { return !g.frames; });
+      if (oldest != guests_.end()) guests_.erase(oldest);
+      if (oldest == guests_.end() || exhausted) {
+        ::poll(nullptr, 0, 10);
+        return;
       }
     }
-    std::erase_if(callers_, [](const Caller& caller) { return caller.gone; });
-    if (end_.passed()) return;
-    if (decided_ && answered_ >= mostRanks_) {
-      bool flushed = true;
-      for (const Caller& caller : callers_) flushed = flushed && caller.sent == caller.answer.size();
-      if (flushed) return;
-    }
+    transport::watchConnection(socket.get(), kSilenceMs);
+    guests_.emplace_back();
+    guests_.back().socket = std::move(socket);
+    guests_.back().deadline = Deadline::afterMs(patience_.silentCallerMs);
+    guests_.back().handshake = std::make_unique<Handshake>(Handshake::Side::host, key_);
   }
 }
 
-void Rendezvous::acceptCallers() {
-  for (bool exhausted = false;;) {
-    UniqueFd socket = transport::acceptOne(listener_, &exhausted);
-    if (socket) {
-      try {
-        if (!transport::sameUser(socket.get())) continue;
-      } catch (const Error&) {
-        continue;
-      }
-      callers_.emplace_back();
-      callers_.back().socket = std::move(socket);
-      callers_.back().deadline = Deadline::afterMs(patience_.silentCallerMs);
-      if (callers_.size() <= kMostCallers) continue;
-    } else if (!exhausted) {
-      return;
+void Rendezvous::hearGuest(Guest* guest) {
+  if (guest->handshake) {
+    switch (guest->handshake->step(guest->socket.get())) {
+      case Handshake::Result::again:
+        return;
+      case Handshake::Result::proved:
+        break;
+      default:
+        guest->gone = true;
+        return;
     }
-    // The longest silent makes room.
-    bool freed = false;
-    for (auto caller = callers_.begin(); caller != callers_.end() && !freed; ++caller) {
-      if (caller->rank >= 0 || caller->answered) continue;
-      callers_.erase(caller);
-      freed = true;
-    }
-    if (!freed) {
-      ::poll(nullptr, 0, 10);
-      return;
-    }
+    const bool wanted = guest->handshake->purpose().kind == Purpose::records;
+    Handshake::answer(guest->socket.get(), wanted);
+    guest->handshake.reset();
+    guest->deadline = Deadline::never();
+    guest->gone = !wanted;
+    guest->frames = std::make_unique<Frames>(sizeof(Hello));
+    return;
   }
+  Frames::State state = guest->frames->receive(
+      guest->socket.get(), [&](std::uint32_t kind, std::string_view body) { hearFrame(guest, kind, body); });
+  if (state == Frames::State::open) state = guest->frames->flush(guest->socket.get());
+  if (state == Frames::State::open) return;
+  guest->gone = true;
+  if (decided() || guest->ranks.empty()) return;
+  const int first = *guest->ranks.begin();
+  guest->ranks.clear();
+  lost(first);
 }
 
-void Rendezvous::hear(Caller& caller) {
+void Rendezvous::hearFrame(Guest* guest, std::uint32_t kind, std::string_view body) {
   Hello hello;
-  std::size_t bytes = 0;
-  const Io io = transport::receiveMessage(caller.socket.get(), &hello, sizeof(hello), &bytes);
-  if (io == Io::again) return;
-  if (caller.rank >= 0 || caller.answered) {
-    // A rank says one thing only; its end or a second message means that it waits no more.
-    caller.gone = true;
-    if (!decided_ && caller.rank >= 0) {
-      failAll(
-          static_cast<int>(Code::remoteError),
-          records_.at(caller.rank).describe() + " died or gave up at init, before all ranks had come; look at its log");
-    }
+  if (kind == static_cast<std::uint32_t>(RecordFrame::gone) && body.size() == sizeof(std::int32_t)) {
+    std::int32_t rank;
+    std::memcpy(&rank, body.data(), sizeof(rank));
+    if (guest->ranks.erase(rank) == 0) return;
+    if (!decided()) lost(rank);
     return;
   }
-  if (io == Io::closed || bytes != sizeof(hello) || hello.magic != Hello::kMagic ||
-      !transport::sameSecret(hello.key, id_.key, sizeof(id_.key)) || !wellFormed(hello.record)) {
-    caller.gone = true;
-    return;
+  if (kind != static_cast<std::uint32_t>(RecordFrame::hello) || body.size() < kHelloHead) return;
+  std::memcpy(&hello, body.data(), std::min(body.size(), sizeof(hello)));
+  if (hello.format != Hello::kFormat || hello.bytes != sizeof(Record)) {
+    if (!decided()) fail(static_cast<int>(Code::invalidUsage), skew("a rank of another machine", hello.format));
+    return answerGuest(guest);
   }
-  welcome(caller, hello.record);
+  if (body.size() != sizeof(hello) || !wellFormed(hello.record)) return;
+  guest->ranks.insert(hello.record.rank);
+  if (take(hello.record)) {
+    succeedIfComplete();
+  } else {
+    answerGuest(guest);
+  }
 }
 
-void Rendezvous::welcome(Caller& caller, const Record& record) {
-  caller.deadline = Deadline::never();
+// The relay passes it on to all that it has heard of, and to who still comes.
+void Rendezvous::answerGuest(Guest* guest) {
+  answeredByRelay_ += static_cast<std::int64_t>(guest->ranks.size());
+  guest->ranks.clear();
+  const AnswerHead head = answerHead();
+  guest->frames->queue(static_cast<std::uint32_t>(RecordFrame::answer), {bytesOf(head), verdict()});
+  guest->frames->flush(guest->socket.get());
+}
+
+// ---- ranks
+
+bool Rendezvous::finishTurn() {
+  if (!decided()) {
+    if (timeout_.passed()) {
+      fail(static_cast<int>(Code::remoteError),
+           "not all ranks came to init within the time-out of " + std::to_string((nowNs() - firstCameNs_) / 1000000) +
+               " ms: " + std::to_string(records_.size()) + " of " + std::to_string(ranks_) +
+               " came; missing: " + missing() + "; look whether they were started and got the same id");
+      end_ = Deadline::afterMs(200);
+    } else if (progress_.passed()) {
+      reportProgress();
+    }
+  }
+  if (end_.passed()) return true;
+  if (!decided() || answeredCallers() + answeredByRelay_ < mostRanks_ || !flushed()) return false;
+  return std::none_of(guests_.begin(), guests_.end(), [](const Guest& g) { return g.frames && g.frames->queued(); });
+}
+
+void Rendezvous::came(Caller* caller, const Record& record) {
+  if (!take(record)) return answer(caller);
+  caller->rank = record.rank;
+  succeedIfComplete();
+}
+
+bool Rendezvous::take(const Record& record) {
   mostRanks_ = std::max<std::int64_t>(mostRanks_, record.ranks);
-  if (records_.empty() && !decided_) {
+  if (records_.empty() && !decided()) {
     ranks_ = record.ranks;
     firstCameNs_ = nowNs();
     timeout_ = Deadline::afterMs(record.initTimeoutMs);
     progress_ = Deadline::afterMs(patience_.firstProgressMs);
     end_ = Deadline::never();
   }
-  if (decided_) return answer(caller);
+  if (decided()) return false;
 
   std::string text;
   Code code = Code::invalidUsage;
@@ -144,22 +182,41 @@ void Rendezvous::welcome(Caller& caller, const Record& record) {
     text = disagreement(records_.begin()->second, record);
   }
   if (!text.empty()) {
-    caller.rank = -1;
-    caller.answered = false;
-    failAll(static_cast<int>(code), text);
-    return answer(caller);
+    fail(static_cast<int>(code), text);
+    return false;
   }
-  caller.rank = record.rank;
   records_.emplace(record.rank, record);
-  if (static_cast<std::int64_t>(records_.size()) < ranks_) return;
+  return true;
+}
 
-  decided_ = true;
-  code_ = 0;
-  for (const auto& [rank, one] : records_) verdict_.append(reinterpret_cast<const char*>(&one), sizeof(one));
+void Rendezvous::succeedIfComplete() {
+  if (decided() || static_cast<std::int64_t>(records_.size()) < ranks_) return;
+  std::string all;
+  for (const auto& [rank, one] : records_) all.append(reinterpret_cast<const char*>(&one), sizeof(one));
+  decide(0, std::move(all));
   end_ = Deadline::afterMs(patience_.lateComersMs);
-  for (Caller& one : callers_) {
-    if (one.rank >= 0) answer(one);
+  for (Guest& guest : guests_) {
+    if (guest.frames && !guest.gone) answerGuest(&guest);
   }
+}
+
+void Rendezvous::lost(int rank) {
+  const auto found = records_.find(rank);
+  if (found == records_.end()) return;
+  fail(static_cast<int>(Code::remoteError),
+       found->second.describe() + " died or gave up at init, before all ranks had come; look at its log");
+}
+
+std::string Rendezvous::skew(const std::string& who, std::uint32_t format) {
+  return "ranks have different versions of FUSCO: " + who + " speaks format " + std::to_string(format) +
+         ", the process that made the id format " + std::to_string(Hello::kFormat) +
+         "; use one version of the library on all ranks";
+}
+
+void Rendezvous::differs(Caller* caller, std::uint32_t format) {
+  fail(static_cast<int>(Code::invalidUsage),
+       skew("a process of its machine (pid " + std::to_string(transport::credentialsOf(caller->socket.get()).pid) + ")",
+            format));
 }
 
 std::string Rendezvous::disagreement(const Record& first, const Record& other) const {
@@ -174,6 +231,8 @@ std::string Rendezvous::disagreement(const Record& first, const Record& other) c
       {"the size of control memory", first.controlBytes, other.controlBytes},
       {"the size of a slot", first.slotBytes, other.slotBytes},
       {"the number of slots", static_cast<std::uint64_t>(first.slots), static_cast<std::uint64_t>(other.slots)},
+      {"FUSCO_NET (0: auto, 1: tcp, 2: shm)", static_cast<std::uint64_t>(first.net),
+       static_cast<std::uint64_t>(other.net)},
       {"the hash of their settings", first.signature, other.signature},
   };
   for (const Item& item : items) {
@@ -185,46 +244,17 @@ std::string Rendezvous::disagreement(const Record& first, const Record& other) c
   return {};
 }
 
-void Rendezvous::failAll(int code, const std::string& text) {
-  if (decided_) return;
-  decided_ = true;
-  code_ = code;
-  verdict_ = text;
+void Rendezvous::fail(int code, const std::string& text) {
+  if (decided()) return;
+  decide(code, text);
   end_ = Deadline::afterMs(patience_.lateComersMs);
-  for (Caller& caller : callers_) {
-    if (caller.rank >= 0 && !caller.gone) answer(caller);
-  }
   // Whoever has gone needs no answer.
-  for (const auto& [rank, record] : records_) {
-    bool here = false;
-    for (const Caller& caller : callers_) here = here || (caller.rank == rank && !caller.gone);
-    if (!here) ++answered_;
+  std::set<int> behindRelays;
+  for (Guest& guest : guests_) {
+    behindRelays.insert(guest.ranks.begin(), guest.ranks.end());
+    if (guest.frames && !guest.gone) answerGuest(&guest);
   }
-}
-
-void Rendezvous::answer(Caller& caller) {
-  if (caller.answered) return;
-  caller.answered = true;
-  ++answered_;
-  AnswerHead head{Hello::kMagic, code_, 0, verdict_.size()};
-  caller.answer.emplace_back(reinterpret_cast<const char*>(&head), sizeof(head));
-  for (std::size_t at = 0; at < verdict_.size(); at += kAnswerPart) {
-    caller.answer.push_back(verdict_.substr(at, kAnswerPart));
-  }
-  push(caller);
-}
-
-void Rendezvous::push(Caller& caller) {
-  while (caller.sent < caller.answer.size()) {
-    const std::string& part = caller.answer[caller.sent];
-    const Io io = transport::sendMessage(caller.socket.get(), part.data(), part.size());
-    if (io == Io::again) return;
-    if (io == Io::closed) {
-      caller.sent = caller.answer.size();
-      return;
-    }
-    ++caller.sent;
-  }
+  for (const auto& [rank, record] : records_) answeredByRelay_ += isHere(rank) || behindRelays.contains(rank) ? 0 : 1;
 }
 
 std::string Rendezvous::missing() const {

@@ -1,72 +1,67 @@
 // The meeting place behind a unique id: hears every rank once, then tells all of them about all, or why it cannot be.
+// Ranks of its own machine come one by one through its Unix socket; those of another come together, by one TCP
+// connection, through the relay that runs there.
 #pragma once
 
-#include <poll.h>
-
-#include <atomic>
-#include <cstdint>
 #include <deque>
 #include <map>
+#include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
-#include "base/clock.h"
-#include "base/handle.h"
-#include "comm/record.h"
+#include "comm/frames.h"
+#include "comm/handshake.h"
+#include "comm/lobby.h"
 
 namespace fusco::comm {
 
-class Rendezvous {
+class Rendezvous final : public Lobby {
  public:
-  struct Patience {
-    std::int64_t silentCallerMs = 10000;       // for who connects and says nothing
-    std::int64_t firstProgressMs = 10000;      // after the first rank; then once a minute
-    std::int64_t lateComersMs = 5000;          // after a failure, to tell it also to ranks that come later
-    std::int64_t nobodyMs = 24 * 3600 * 1000;  // until the first rank
-  };
-  // The listener stays the caller's.
-  Rendezvous(const UniqueId& id, int listener, Patience patience) : id_(id), listener_(listener), patience_(patience) {}
-
-  // Returns when all ranks have been answered, the time-out has passed, or `stop` is set and the listener shut down.
-  void serve(const std::atomic<bool>& stop);
+  // Both listeners stay the caller's; `network` may be -1.
+  Rendezvous(const UniqueId& id, int listener, int network, Patience patience);
 
  private:
-  struct Caller {
+  // A relay, or a stranger that has yet to prove itself: no more than the handshake is held for those.
+  struct Guest {
     UniqueFd socket;
     Deadline deadline = Deadline::never();
-    int rank = -1;  // -1: has not said who it is
-    std::vector<std::string> answer;
-    std::size_t sent = 0;
-    bool answered = false;
+    std::unique_ptr<Handshake> handshake;
+    std::unique_ptr<Frames> frames;
+    std::set<int> ranks;
     bool gone = false;
   };
 
-  void acceptCallers();
-  void hear(Caller& caller);
-  void welcome(Caller& caller, const Record& record);
+  Deadline addPolled(std::vector<pollfd>* polled) override;
+  void onPolled(const pollfd* polled, std::size_t count) override;
+  bool finishTurn() override;
+  void came(Caller* caller, const Record& record) override;
+  void lost(int rank) override;
+  void differs(Caller* caller, std::uint32_t format) override;
+
+  void acceptGuests();
+  void hearGuest(Guest* guest);
+  void hearFrame(Guest* guest, std::uint32_t kind, std::string_view body);
+  void answerGuest(Guest* guest);
+  // True if the rank has been taken; false: it has been, or now is, decided.
+  bool take(const Record& record);
+  void succeedIfComplete();
+  void fail(int code, const std::string& text);
+  static std::string skew(const std::string& who, std::uint32_t format);
   std::string disagreement(const Record& first, const Record& other) const;
-  void failAll(int code, const std::string& text);
-  void answer(Caller& caller);
-  void push(Caller& caller);
   std::string missing() const;
   void reportProgress();
 
-  const UniqueId id_;
-  const int listener_;
-  const Patience patience_;
-  std::deque<Caller> callers_;
-  std::vector<pollfd> polled_;
+  const int network_;
+  std::deque<Guest> guests_;
   std::map<int, Record> records_;
-  std::int64_t ranks_ = 0;      // as the first one says
-  std::int64_t mostRanks_ = 0;  // as anyone says
-  std::int64_t answered_ = 0;
+  std::int64_t ranks_ = 0;            // as the first one says
+  std::int64_t mostRanks_ = 0;        // as anyone says
+  std::int64_t answeredByRelay_ = 0;  // or gone
   std::int64_t firstCameNs_ = 0;
   Deadline timeout_ = Deadline::never();
   Deadline progress_ = Deadline::never();
   Deadline end_ = Deadline::never();
-  bool decided_ = false;
-  int code_ = 0;
-  std::string verdict_;  // bytes of the answer
 };
 
 }  // namespace fusco::comm

@@ -129,14 +129,13 @@ TEST(Bootstrap, ARankWithoutMemoryTellsTheOthers) {
 
 Hello helloOf(const UniqueId& id, int rank, int ranks) {
   const FabricConfig config = configOf(rank, ranks);
-  Hello hello{};
-  hello.magic = Hello::kMagic;
+  Hello hello;
   std::memcpy(hello.key, id.key, sizeof(hello.key));
   hello.record.rank = rank;
   hello.record.ranks = ranks;
   hello.record.nodeId = config.nodeId;
   hello.record.lanesPerNode = config.lanesPerNode;
-  hello.record.machine = machineIdentity();
+  hello.record.domain = domainIdentity("");
   hello.record.initTimeoutMs = config.initTimeoutMs;
   hello.record.controlBytes = config.controlBytes;
   hello.record.slotBytes = config.slotBytes;
@@ -225,8 +224,7 @@ TEST(Bootstrap, GarbageAndSilenceHoldNobodyUp) {
     ASSERT_EQ(transport::sendMessage(stranger.get(), rubbish.data(), size), transport::Io::done);
     strangers.push_back(std::move(stranger));
   }
-  Hello hello{};
-  hello.magic = Hello::kMagic;
+  Hello hello;
   hello.record.ranks = 2;
   for (int which = 0; which < 3; ++which) {
     // A wrong key; the right key with a rank out of range; the right key with a text that does not end.
@@ -246,7 +244,7 @@ TEST(Bootstrap, GarbageAndSilenceHoldNobodyUp) {
 }
 
 TEST(Bootstrap, TheSilentAreSentAwayAndProgressIsReported) {
-  Rendezvous::Patience patience;
+  Lobby::Patience patience;
   patience.silentCallerMs = 50;
   patience.firstProgressMs = 100;
   const UniqueId id = openMeetingPlace(patience);

@@ -33,10 +33,17 @@ UniqueFd newSocket() {
 }  // namespace
 
 UniqueFd listenAbstract(const std::string& name, int backlog) {
+  UniqueFd socket = listenAbstractUnlessTaken(name, backlog);
+  if (!socket) fail(Code::systemError, "the abstract Unix socket '" + name + "' exists already");
+  return socket;
+}
+
+UniqueFd listenAbstractUnlessTaken(const std::string& name, int backlog) {
   UniqueFd socket = newSocket();
   sockaddr_un address;
   socklen_t length = abstractAddress(name, &address);
   if (::bind(socket.get(), reinterpret_cast<sockaddr*>(&address), length) != 0) {
+    if (errno == EADDRINUSE) return UniqueFd();
     failErrno("cannot bind the abstract Unix socket '" + name + "'");
   }
   if (::listen(socket.get(), backlog) != 0) failErrno("cannot listen on the abstract Unix socket '" + name + "'");

@@ -23,6 +23,9 @@ enum class Io { done, again, closed };
 
 UniqueFd listenAbstract(const std::string& name, int backlog);
 
+// Empty when somebody has that name already.
+UniqueFd listenAbstractUnlessTaken(const std::string& name, int backlog);
+
 // Empty when nobody listens there any more or the deadline has passed (errno tells which).
 UniqueFd connectAbstract(const std::string& name, Deadline deadline);
 

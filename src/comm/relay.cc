@@ -1,0 +1,182 @@
+#include "comm/relay.h"
+
+#include <cerrno>
+#include <cstring>
+
+#include "base/log.h"
+#include "base/status.h"
+#include "transport/tcp/connect.h"
+
+namespace fusco::comm {
+
+namespace {
+
+constexpr std::int64_t kAttemptMs = 5000;
+constexpr std::int64_t kPauseMs = 50;
+constexpr int kSilenceMs = 8000;
+constexpr std::size_t kMostAnswer = std::size_t{1} << 30;
+
+}  // namespace
+
+Relay::Relay(const UniqueId& id, int listener, Patience patience)
+    : Lobby(id.key, listener, patience), id_(id), handshake_(Handshake::Side::caller, id.key), frames_(kMostAnswer) {
+  end_ = Deadline::afterMs(patience_.silentCallerMs);
+}
+
+std::string Relay::nameFor(const UniqueId& id, std::uint64_t domain) {
+  return keyedName("fusco-relay-", id.key, domain);
+}
+
+Deadline Relay::addPolled(std::vector<pollfd>* polled) {
+  pollfd own{-1, 0, 0};
+  if (phase_ == Phase::connecting) own = {socket_.get(), POLLOUT, 0};
+  if (phase_ == Phase::proving) own = {socket_.get(), handshake_.waitsFor(), 0};
+  if (phase_ == Phase::open) {
+    own = {socket_.get(), static_cast<short>(POLLIN | (frames_.queued() ? POLLOUT : 0)), 0};
+  }
+  polled->push_back(own);
+  return end_.earlier(next_).earlier(progress_).earlier(timeout_);
+}
+
+void Relay::onPolled(const pollfd* polled, std::size_t) {
+  if (polled[0].revents != 0) proceed();
+}
+
+bool Relay::finishTurn() {
+  if (decided()) {
+    // A success concerns nobody else; a failure is told to ranks that come later, too.
+    return end_.passed() || (code() == 0 && flushed());
+  }
+  if (!anyone_) return end_.passed();
+  if (empty()) return true;
+  if (timeout_.passed()) {
+    giveUp("the meeting place of this id at " + transport::textOf(id_.address) +
+           " did not answer within the time-out; look whether the process that opens it (rank 0, or who made the id) "
+           "is alive, and whether that address can be reached from here");
+  } else if (next_.passed()) {
+    if (phase_ == Phase::resting) {
+      begin();
+    } else if (phase_ == Phase::connecting || phase_ == Phase::proving) {
+      retry("no answer", true);
+    }
+  }
+  if (progress_.passed() && phase_ != Phase::open) {
+    FUSCO_WARN("init has waited for {} s for the meeting place at {}: is the process that opens it started?",
+               (nowNs() - firstCameNs_) / 1000000000, transport::textOf(id_.address));
+    progress_ = Deadline::afterMs(60000);
+  }
+  return false;
+}
+
+void Relay::came(Caller* caller, const Record& record) {
+  if (decided()) return answer(caller);
+  if (!anyone_) {
+    anyone_ = true;
+    end_ = Deadline::never();
+    firstCameNs_ = nowNs();
+    // The meeting place knows who is missing: its word at the time-out should come first.
+    if (record.initTimeoutMs > 0) timeout_ = Deadline::afterMs(record.initTimeoutMs + record.initTimeoutMs / 40 + 25);
+    progress_ = Deadline::afterMs(patience_.firstProgressMs);
+  }
+  caller->rank = record.rank;
+  Hello hello;
+  hello.record = record;
+  frames_.queue(static_cast<std::uint32_t>(RecordFrame::hello), bytesOf(hello));
+  if (phase_ == Phase::resting && next_.isNever()) begin();
+  if (phase_ == Phase::open) proceed();
+}
+
+void Relay::lost(int rank) {
+  frames_.queue(static_cast<std::uint32_t>(RecordFrame::gone), bytesOf(static_cast<std::int32_t>(rank)));
+  if (phase_ == Phase::open) proceed();
+}
+
+void Relay::differs(Caller*, std::uint32_t format) {
+  // Its head is enough for the meeting place to tell everyone.
+  Hello hello;
+  hello.format = format;
+  frames_.queue(static_cast<std::uint32_t>(RecordFrame::hello), bytesOf(hello));
+  if (phase_ == Phase::open) proceed();
+  decide(static_cast<int>(Code::invalidUsage),
+         "ranks have different versions of FUSCO: a process of this machine speaks format " + std::to_string(format) +
+             ", another format " + std::to_string(Hello::kFormat) + "; use one version of the library on all ranks");
+  end_ = Deadline::afterMs(patience_.lateComersMs);
+}
+
+void Relay::begin() {
+  next_ = Deadline::afterMs(kAttemptMs);
+  socket_ = transport::beginConnect(id_.address);
+  phase_ = Phase::connecting;
+  if (!socket_) retry(std::strerror(errno), errno == ECONNREFUSED);
+}
+
+// Goes on with whatever the connection is at.
+void Relay::proceed() {
+  if (phase_ == Phase::connecting) {
+    if (const int error = transport::connectResult(socket_.get()); error != 0) {
+      return retry(std::strerror(error), error == ECONNREFUSED || error == ETIMEDOUT);
+    }
+    transport::watchConnection(socket_.get(), kSilenceMs);
+    handshake_.restart({Purpose::records, 0, 0, 0});
+    phase_ = Phase::proving;
+  }
+  if (phase_ == Phase::proving) {
+    switch (handshake_.step(socket_.get())) {
+      case Handshake::Result::again:
+        return;
+      case Handshake::Result::taken:
+        break;
+      default:
+        return retry("who listens there does not hold the id's key", true);
+    }
+    phase_ = Phase::open;
+    next_ = Deadline::never();
+  }
+  Frames::State state = frames_.flush(socket_.get());
+  int error = 0;
+  if (state == Frames::State::open) {
+    state = frames_.receive(
+        socket_.get(), [this](std::uint32_t kind, std::string_view body) { hear(kind, body); }, &error);
+  }
+  if (state == Frames::State::open) return;
+  if (decided()) {
+    socket_.reset();
+    phase_ = Phase::over;
+    return;
+  }
+  giveUp("the meeting place of this id at " + transport::textOf(id_.address) + " hung up during init" +
+         (error != 0 ? std::string(" (") + std::strerror(error) + ")" : "") +
+         "; the process that opened it has ended, look at its log");
+}
+
+// With an agreed address the place may open, or make room for the next init, at any time.
+void Relay::retry(const std::string& why, bool mayStillCome) {
+  socket_.reset();
+  phase_ = Phase::resting;
+  if (mayStillCome && (id_.flags & UniqueId::kByAddress) != 0) {
+    next_ = Deadline::afterMs(kPauseMs);
+    return;
+  }
+  giveUp("the meeting place of this id at " + transport::textOf(id_.address) + " cannot be reached: " + why +
+         "; the process that made the id has ended, the id has been used (it serves one init only), or the address is "
+         "of a network that this machine does not see (FUSCO_SOCKET_IFNAME chooses another)");
+}
+
+void Relay::hear(std::uint32_t kind, std::string_view body) {
+  AnswerHead head;
+  if (kind != static_cast<std::uint32_t>(RecordFrame::answer) || body.size() < sizeof(head)) return;
+  std::memcpy(&head, body.data(), sizeof(head));
+  if (head.magic != Hello::kMagic || head.bytes != body.size() - sizeof(head)) return;
+  decide(head.code, std::string(body.substr(sizeof(head))));
+  phase_ = Phase::over;
+  end_ = Deadline::afterMs(patience_.lateComersMs);
+}
+
+void Relay::giveUp(const std::string& text) {
+  socket_.reset();
+  phase_ = Phase::over;
+  decide(static_cast<int>(Code::remoteError), text);
+  end_ = Deadline::afterMs(patience_.lateComersMs);
+}
+
+}  // namespace fusco::comm

@@ -1,0 +1,52 @@
+// The outpost of a meeting place on another machine, or in another network namespace of the same one. The first rank
+// that comes there opens it, in its own process; the others of that machine find it by a name that the key makes. It
+// brings all their records over one TCP connection, and their common answer back.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "comm/frames.h"
+#include "comm/handshake.h"
+#include "comm/lobby.h"
+
+namespace fusco::comm {
+
+class Relay final : public Lobby {
+ public:
+  // The listener stays the caller's.
+  Relay(const UniqueId& id, int listener, Patience patience);
+
+  // Where ranks of a domain find it.
+  static std::string nameFor(const UniqueId& id, std::uint64_t domain);
+
+ private:
+  enum class Phase { resting, connecting, proving, open, over };
+
+  Deadline addPolled(std::vector<pollfd>* polled) override;
+  void onPolled(const pollfd* polled, std::size_t count) override;
+  bool finishTurn() override;
+  void came(Caller* caller, const Record& record) override;
+  void lost(int rank) override;
+  void differs(Caller* caller, std::uint32_t format) override;
+
+  void begin();
+  void proceed();
+  void retry(const std::string& why, bool mayStillCome);
+  void hear(std::uint32_t kind, std::string_view body);
+  void giveUp(const std::string& text);
+
+  const UniqueId id_;
+  Phase phase_ = Phase::resting;
+  UniqueFd socket_;
+  Handshake handshake_;
+  Frames frames_;
+  Deadline next_ = Deadline::never();     // of the attempt, or of the pause between two
+  Deadline timeout_ = Deadline::never();  // as the first rank has it
+  Deadline progress_ = Deadline::never();
+  Deadline end_ = Deadline::never();
+  std::int64_t firstCameNs_ = 0;
+  bool anyone_ = false;
+};
+
+}  // namespace fusco::comm

@@ -1,0 +1,445 @@
+// How ranks of several machines meet: relays, proofs, strangers, agreed addresses. Machines are domains that the tests
+// make up; everything goes over loopback or this machine's own address.
+#include <gtest/gtest.h>
+#include <poll.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstring>
+#include <fstream>
+#include <random>
+#include <thread>
+
+#include "base/clock.h"
+#include "base/status.h"
+#include "comm/bootstrap.h"
+#include "comm/frames.h"
+#include "comm/handshake.h"
+#include "comm/relay.h"
+#include "comm/rendezvous.h"
+#include "transport/local/socket.h"
+#include "transport/tcp/connect.h"
+
+namespace fusco::comm::testing {
+namespace {
+
+Record recordOf(int rank, int ranks, std::uint64_t domain, std::int64_t timeoutMs = 10000) {
+  Record record{};
+  record.rank = rank;
+  record.ranks = ranks;
+  record.nodeId = -1;
+  record.lanesPerNode = 1;
+  record.pid = 1000 + rank;
+  record.domain = domain;
+  record.initTimeoutMs = timeoutMs;
+  std::snprintf(record.hostName, sizeof(record.hostName), "host%d", static_cast<int>(domain));
+  return record;
+}
+
+struct Met {
+  std::string error;
+  std::vector<Record> records;
+};
+
+// One thread for each record.
+std::vector<Met> meetAll(const UniqueId& id, const std::vector<Record>& records) {
+  std::vector<Met> met(records.size());
+  std::vector<std::thread> threads;
+  for (std::size_t i = 0; i < records.size(); ++i) {
+    threads.emplace_back([&, i] {
+      try {
+        met[i].records = meet(id, records[i], Deadline::afterMs(records[i].initTimeoutMs * 21 / 20 + 50));
+      } catch (const Error& error) {
+        met[i].error = "code " + std::to_string(static_cast<int>(error.code())) + ": " + error.what();
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  if (met.front().error.empty()) leaveMeetingPlace(id);
+  return met;
+}
+
+void expectComplete(const std::vector<Met>& met) {
+  for (const Met& one : met) {
+    EXPECT_EQ(one.error, "");
+    ASSERT_EQ(one.records.size(), met.size());
+    for (std::size_t rank = 0; rank < met.size(); ++rank) EXPECT_EQ(one.records[rank].rank, static_cast<int>(rank));
+  }
+}
+
+void expectErrors(const std::vector<Met>& met, const std::string& code, const std::vector<std::string>& words) {
+  for (const Met& one : met) {
+    EXPECT_TRUE(one.error.starts_with(code)) << one.error;
+    for (const std::string& word : words)
+      EXPECT_NE(one.error.find(word), std::string::npos) << word << ": " << one.error;
+  }
+}
+
+// Two ranks near the meeting place, and `hosts` other machines of three.
+std::vector<Record> severalHosts(const UniqueId& id, int hosts) {
+  std::vector<Record> records;
+  const int ranks = 2 + 3 * hosts;
+  for (int rank = 0; rank < ranks; ++rank) {
+    records.push_back(recordOf(rank, ranks, rank < 2 ? id.domain : static_cast<std::uint64_t>(1 + (rank - 2) / 3)));
+  }
+  return records;
+}
+
+TEST(Meeting, RanksOfSeveralMachinesMeet) {
+  const UniqueId id = openMeetingPlace();
+  ASSERT_TRUE(id.address);
+  expectComplete(meetAll(id, severalHosts(id, 4)));
+}
+
+TEST(Meeting, NobodyNearTheMeetingPlace) {
+  const UniqueId id = openMeetingPlace();
+  expectComplete(meetAll(id, {recordOf(0, 3, 5), recordOf(1, 3, 6), recordOf(2, 3, 6)}));
+}
+
+TEST(Meeting, MissingRanksAreNamedBehindRelays) {
+  const UniqueId id = openMeetingPlace();
+  const std::int64_t begin = nowNs();
+  expectErrors(meetAll(id, {recordOf(0, 4, id.domain, 400), recordOf(2, 4, 7, 400)}), "code 6",
+               {"2 of 4 came", "missing: rank 1, rank 3"});
+  EXPECT_LT(nowNs() - begin, 900'000'000);
+}
+
+TEST(Meeting, DisagreementsAreToldBehindRelays) {
+  const UniqueId id = openMeetingPlace();
+  auto records = severalHosts(id, 2);
+  records[4].net = 1;
+  expectErrors(meetAll(id, records), "code 5", {"FUSCO_NET", "has 0", "has 1"});
+}
+
+// A rank of another machine comes and hangs up; the others are told who.
+TEST(Meeting, ARankBehindARelayThatDiesIsNoticed) {
+  const UniqueId id = openMeetingPlace();
+  std::atomic<bool> stop{false};
+  std::thread doomed([&] {
+    // It has a relay of its own machine; its first caller says hello as rank 2, and goes.
+    const std::string name = Relay::nameFor(id, 7);
+    UniqueFd listener = transport::listenAbstract(name, 16);
+    Relay relay(id, listener.get(), {});
+    std::thread caller([&] {
+      UniqueFd socket = transport::connectAbstract(name, Deadline::afterMs(2000));
+      Hello hello;
+      std::memcpy(hello.key, id.key, sizeof(hello.key));
+      hello.record = recordOf(2, 4, 7);
+      transport::sendMessage(socket.get(), &hello, sizeof(hello));
+      usleep(200000);
+    });
+    relay.serve(stop);
+    caller.join();
+  });
+  const std::int64_t begin = nowNs();
+  expectErrors(meetAll(id, {recordOf(0, 4, id.domain), recordOf(1, 4, 8)}), "code 6",
+               {"rank 2 (host7:1002) died or gave up"});
+  EXPECT_LT(nowNs() - begin, 2'000'000'000);
+  doomed.join();
+}
+
+TEST(Meeting, AnotherVersionIsToldToAll) {
+  for (const bool near : {true, false}) {
+    const UniqueId id = openMeetingPlace();
+    std::thread other([&] {
+      usleep(100000);
+      const std::string name = near ? std::string(id.socketName) : Relay::nameFor(id, 8);
+      UniqueFd socket = transport::connectAbstract(name, Deadline::afterMs(2000));
+      Hello hello;
+      std::memcpy(hello.key, id.key, sizeof(hello.key));
+      hello.format = 99;
+      // As another version may have it: its record is longer.
+      std::string message(reinterpret_cast<const char*>(&hello), sizeof(hello));
+      message.resize(sizeof(hello) + (near ? 100 : 0), 'x');
+      transport::sendMessage(socket.get(), message.data(), message.size());
+      usleep(300000);
+    });
+    expectErrors(meetAll(id, {recordOf(0, 3, id.domain), recordOf(1, 3, 8)}), "code 5",
+                 {"different versions", "format 99", "format " + std::to_string(Hello::kFormat)});
+    other.join();
+  }
+}
+
+TEST(Meeting, AWrongKeyIsRefusedAndHoldsNobodyUp) {
+  const UniqueId id = openMeetingPlace();
+  UniqueId wrong = id;
+  wrong.key[7] ^= 1;
+  std::vector<Met> liars;
+  std::thread liar([&] { liars = meetAll(wrong, {recordOf(1, 2, 9)}); });
+  liar.join();
+  expectErrors(liars, "code 6", {"does not hold the id's key"});
+  expectComplete(meetAll(id, {recordOf(0, 2, id.domain), recordOf(1, 2, 9)}));
+}
+
+UniqueFd connectTo(const transport::Address& address) {
+  UniqueFd socket = transport::beginConnect(address);
+  pollfd polled{socket.get(), POLLOUT, 0};
+  poll(&polled, 1, 2000);
+  return socket;
+}
+
+std::size_t residentBytes() {
+  std::ifstream file("/proc/self/statm");
+  std::size_t pages = 0, resident = 0;
+  file >> pages >> resident;
+  return resident * 4096;
+}
+
+TEST(Meeting, TenThousandPiecesOfGarbageAndAHundredSilentHoldNobodyUp) {
+  const UniqueId id = openMeetingPlace();
+  ASSERT_TRUE(id.address);
+  std::vector<UniqueFd> silent;
+  for (int i = 0; i < 100; ++i) silent.push_back(connectTo(id.address));
+  const std::size_t before = residentBytes();
+  std::atomic<int> thrown{0};
+  std::thread garbage([&] {
+    std::mt19937_64 random(1);
+    for (int i = 0; i < 10000; ++i) {
+      UniqueFd socket = connectTo(id.address);
+      std::string bytes(random() % 200, 0);
+      for (char& byte : bytes) byte = static_cast<char>(random());
+      // Some begin as they should.
+      if (i % 4 == 0) {
+        const std::uint64_t magic = 0x314B485343535546;
+        bytes.insert(0, reinterpret_cast<const char*>(&magic), sizeof(magic));
+      }
+      if (socket && ::send(socket.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL) >= 0) ++thrown;
+    }
+  });
+  // The meeting place closes after init: most of it has to come before.
+  while (thrown.load() < 9500) usleep(1000);
+  const std::int64_t begin = nowNs();
+  expectComplete(meetAll(id, severalHosts(id, 3)));
+  const std::int64_t took = nowNs() - begin;
+  garbage.join();
+  EXPECT_GE(thrown.load(), 9500);
+  EXPECT_LT(took, 2'000'000'000);
+  EXPECT_LT(residentBytes() - std::min(before, residentBytes()), std::size_t{64} << 20);
+  RecordProperty("init_ms", static_cast<int>(took / 1000000));
+}
+
+TEST(Meeting, TheSilentAreSentAwayAndTheirDescriptorsComeBack) {
+  Lobby::Patience patience;
+  patience.silentCallerMs = 100;
+  const UniqueId id = openMeetingPlace(patience);
+  UniqueFd silent = connectTo(id.address);
+  pollfd polled{silent.get(), POLLIN, 0};
+  ASSERT_EQ(poll(&polled, 1, 3000), 1);
+  char byte;
+  EXPECT_EQ(::recv(silent.get(), &byte, 1, MSG_DONTWAIT), 0);
+  expectComplete(meetAll(id, {recordOf(0, 2, id.domain), recordOf(1, 2, 9)}));
+}
+
+// ---- an agreed address
+
+std::string freeAddress() {
+  transport::Address address = transport::resolve("127.0.0.1:1");
+  address.port = 0;
+  // Listening tells a port that is free, and closing frees it again.
+  transport::listenTcp(&address, 1);
+  return transport::textOf(address);
+}
+
+TEST(Meeting, AnAgreedAddressServesOneInitAfterTheOther) {
+  const std::string address = freeAddress();
+  for (int round = 0; round < 3; ++round) {
+    const UniqueId id = agreeOnMeetingPlace(address, "a secret", "job 7");
+    // The others come first.
+    std::thread late([&] {
+      usleep(150000);
+      openAgreedPlace(id);
+    });
+    expectComplete(meetAll(id, {recordOf(0, 3, 5), recordOf(1, 3, 5), recordOf(2, 3, 6)}));
+    late.join();
+  }
+}
+
+TEST(Meeting, AnAgreedAddressNeedsTheSameSecret) {
+  const std::string address = freeAddress();
+  const UniqueId id = agreeOnMeetingPlace(address, "a secret", "");
+  const UniqueId other = agreeOnMeetingPlace(address, "another", "");
+  openAgreedPlace(id);
+  std::vector<Met> stranger;
+  std::thread knocking([&] { stranger = meetAll(other, {recordOf(1, 2, 6, 300)}); });
+  expectComplete(meetAll(id, {recordOf(0, 2, 5), recordOf(1, 2, 6)}));
+  knocking.join();
+  expectErrors(stranger, "code 6", {"did not answer within the time-out"});
+}
+
+TEST(Meeting, AnAddressOfAnotherHostIsRefusedWhereItWouldBeOpened) {
+  const UniqueId id = agreeOnMeetingPlace("192.0.2.1:4711", "", "");
+  try {
+    openAgreedPlace(id);
+    FAIL() << "it was opened";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("rank 0"), std::string::npos) << error.what();
+  }
+  EXPECT_THROW(agreeOnMeetingPlace("nowhere", "", ""), Error);
+  EXPECT_THROW(agreeOnMeetingPlace("127.0.0.1:70000", "", ""), Error);
+}
+
+// ---- proofs
+
+struct Ends {
+  UniqueFd a, b;
+};
+
+Ends connectedPair() {
+  int fds[2];
+  if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds) != 0) return {};
+  return {UniqueFd(fds[0]), UniqueFd(fds[1])};
+}
+
+const std::uint8_t kKey[32] = {1, 2, 3, 4, 5, 6, 7, 8};
+
+TEST(Handshake, BothEndsProveThemselvesAndThePurposeArrives) {
+  for (const bool take : {true, false}) {
+    Ends ends = connectedPair();
+    Handshake caller(Handshake::Side::caller, kKey, {Purpose::link, 7, 2, 1});
+    Handshake host(Handshake::Side::host, kKey);
+    Handshake::Result called = Handshake::Result::again, hosted = Handshake::Result::again;
+    for (int turn = 0; turn < 10; ++turn) {
+      if (called == Handshake::Result::again) called = caller.step(ends.a.get());
+      if (hosted == Handshake::Result::again) hosted = host.step(ends.b.get());
+      if (hosted == Handshake::Result::proved && turn == 5) Handshake::answer(ends.b.get(), take);
+    }
+    EXPECT_EQ(hosted, Handshake::Result::proved);
+    EXPECT_EQ(called, take ? Handshake::Result::taken : Handshake::Result::refused);
+    EXPECT_EQ(host.purpose().rank, 7);
+    EXPECT_EQ(host.purpose().channel, 2);
+  }
+}
+
+TEST(Handshake, AWrongKeyIsSeenByBothEnds) {
+  std::uint8_t other[32] = {};
+  for (const bool callerKnows : {true, false}) {
+    Ends ends = connectedPair();
+    Handshake caller(Handshake::Side::caller, callerKnows ? kKey : other, {Purpose::tree, 1, 0, 0});
+    Handshake host(Handshake::Side::host, callerKnows ? other : kKey);
+    Handshake::Result called = Handshake::Result::again;
+    for (int turn = 0; turn < 10 && called == Handshake::Result::again; ++turn) {
+      called = caller.step(ends.a.get());
+      host.step(ends.b.get());
+    }
+    // The caller gives no proof of its own to such a host.
+    EXPECT_EQ(called, Handshake::Result::failed);
+    EXPECT_EQ(host.step(ends.b.get()), Handshake::Result::again);
+  }
+}
+
+TEST(Handshake, WhatWasCapturedDoesNotServeAgain) {
+  // A wire-tap between the two.
+  Ends left = connectedPair(), right = connectedPair();
+  Handshake caller(Handshake::Side::caller, kKey, {Purpose::tree, 1, 0, 0});
+  Handshake host(Handshake::Side::host, kKey);
+  std::string captured;
+  const auto pass = [](const UniqueFd& from, const UniqueFd& to, std::string* copy) {
+    char buffer[512];
+    const ssize_t got = ::recv(from.get(), buffer, sizeof(buffer), MSG_DONTWAIT);
+    if (got <= 0) return;
+    if (copy != nullptr) copy->append(buffer, static_cast<std::size_t>(got));
+    ASSERT_EQ(::send(to.get(), buffer, static_cast<std::size_t>(got), 0), got);
+  };
+  Handshake::Result result = Handshake::Result::again;
+  for (int turn = 0; turn < 10 && result == Handshake::Result::again; ++turn) {
+    caller.step(left.a.get());
+    pass(left.b, right.a, &captured);
+    result = host.step(right.b.get());
+    pass(right.a, left.b, nullptr);
+  }
+  ASSERT_EQ(result, Handshake::Result::proved);
+
+  Ends again = connectedPair();
+  ASSERT_EQ(::send(again.a.get(), captured.data(), captured.size(), 0), static_cast<ssize_t>(captured.size()));
+  Handshake next(Handshake::Side::host, kKey);
+  result = Handshake::Result::again;
+  for (int turn = 0; turn < 10 && result == Handshake::Result::again; ++turn) result = next.step(again.b.get());
+  EXPECT_EQ(result, Handshake::Result::failed);
+}
+
+// ---- random bytes, for hosts of handshakes and for frames
+
+TEST(Handshake, RandomBytesNeverProveAnything) {
+  std::mt19937_64 random(3);
+  for (int round = 0; round < 3000; ++round) {
+    Ends ends = connectedPair();
+    std::string bytes(random() % 300, 0);
+    for (char& byte : bytes) byte = static_cast<char>(random());
+    const std::uint64_t magic = 0x314B485343535546;
+    if (round % 2 == 0) bytes.insert(0, reinterpret_cast<const char*>(&magic), sizeof(magic));
+    ::send(ends.a.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL);
+    ends.a.reset();
+    Handshake host(Handshake::Side::host, kKey);
+    EXPECT_EQ(host.step(ends.b.get()), Handshake::Result::failed);
+  }
+}
+
+TEST(Frames, ArriveWholeHoweverTheyAreCut) {
+  std::mt19937_64 random(4);
+  for (int round = 0; round < 200; ++round) {
+    Ends ends = connectedPair();
+    Frames from(1 << 20), to(1 << 20);
+    std::vector<std::string> sent, got;
+    for (int i = 0; i < 20; ++i) {
+      sent.push_back(std::string(random() % 30000, static_cast<char>('a' + i)));
+      from.queue(static_cast<std::uint32_t>(i), sent.back());
+    }
+    for (int turn = 0; turn < 10000 && got.size() < sent.size(); ++turn) {
+      ASSERT_EQ(from.flush(ends.a.get()), Frames::State::open);
+      ASSERT_EQ(to.receive(ends.b.get(),
+                           [&](std::uint32_t kind, std::string_view body) {
+                             EXPECT_EQ(kind, got.size());
+                             got.emplace_back(body);
+                           }),
+                Frames::State::open);
+    }
+    EXPECT_EQ(got, sent);
+  }
+}
+
+TEST(Frames, TooLongOnesAndEndsAreTold) {
+  Ends ends = connectedPair();
+  Frames from(100), to(100);
+  from.queue(1, std::string(101, 'x'));
+  from.flush(ends.a.get());
+  EXPECT_EQ(to.receive(ends.b.get(), [](std::uint32_t, std::string_view) { FAIL(); }), Frames::State::malformed);
+  ends.a.reset();
+  Frames next(100);
+  EXPECT_EQ(next.receive(ends.b.get(), [](std::uint32_t, std::string_view) { FAIL(); }), Frames::State::closed);
+}
+
+// ---- interfaces
+
+TEST(Interfaces, AreChosenAsNamed) {
+  const auto of = [](const char* name, bool loopback = false) {
+    transport::Interface one;
+    one.name = name;
+    one.loopback = loopback;
+    return one;
+  };
+  const std::vector<transport::Interface> all = {of("lo", true), of("docker0"), of("eth0"), of("eth1"), of("ib0")};
+  const auto names = [&](const std::string& pattern) {
+    std::string list;
+    for (const auto& one : transport::chooseInterfaces(all, pattern)) list += one.name + " ";
+    return list;
+  };
+  EXPECT_EQ(names(""), "eth0 eth1 ib0 docker0 lo ");
+  EXPECT_EQ(names("eth"), "eth0 eth1 ");
+  EXPECT_EQ(names("ib,eth"), "ib0 eth0 eth1 ");
+  EXPECT_EQ(names("=eth1,lo"), "eth1 lo ");
+  EXPECT_EQ(names("=eth"), "");
+  EXPECT_EQ(names("^eth"), "ib0 docker0 lo ");
+  EXPECT_EQ(names("^docker,lo"), "eth0 eth1 ib0 ");
+  for (const auto& one : transport::listInterfaces(4)) EXPECT_EQ(one.address.family, 4) << one.name;
+}
+
+TEST(Interfaces, AddressesAreReadAndWritten) {
+  EXPECT_EQ(transport::textOf(transport::resolve("127.0.0.1:80")), "127.0.0.1:80");
+  EXPECT_EQ(transport::textOf(transport::resolve("[::1]:81")), "[::1]:81");
+  EXPECT_EQ(transport::textOf({}), "no address");
+}
+
+}  // namespace
+}  // namespace fusco::comm::testing
