@@ -79,9 +79,9 @@ class Fabric {
                       std::span<const transport::Segment> remote) = 0;
 
   // Posted link to a rank of another node; made on first use by either side. Channels 0 and 1 belong to the operation
-  // slots, 2 to point-to-point; 3 is free.
+  // slots, 2 to point-to-point; 3 is free. Each of the topology's paths to that rank is a link of its own.
   static constexpr int kChannels = 4;
-  virtual transport::PostedLink& link(int rank, int channel) = 0;
+  virtual transport::PostedLink& link(int rank, int channel, int path = 0) = 0;
 
   // For set-up and split only: collective over all ranks, blocking.
   virtual void allGather(const void* mine, std::size_t bytes, void* all, std::int64_t timeoutMs) = 0;

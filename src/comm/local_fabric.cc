@@ -215,7 +215,9 @@ void LocalFabric::connectMesh(const UniqueId& id, const std::vector<Record>& rec
   }
   imports_.resize(records.size());
   links_.resize(records.size());
-  mailSeen_.resize(records.size());
+  for (auto& links : links_) links.resize(static_cast<std::size_t>(kChannels * topology_->paths()));
+  mailSeen_.assign(records.size(),
+                   std::vector<std::uint32_t>(static_cast<std::size_t>(kChannels * topology_->paths())));
   mesh_ = std::make_unique<transport::Mesh>(config_.rank, id.key, std::move(members), std::move(listener_),
                                             config_.controlBytes, deadline,
                                             [this](int rank, const MeshMessage& message, UniqueFd descriptor) {

@@ -1,7 +1,6 @@
 // The fabric of ranks on one machine: threads of one process, processes, or both.
 #pragma once
 
-#include <array>
 #include <atomic>
 #include <map>
 #include <memory>
@@ -47,7 +46,7 @@ class LocalFabric final : public Fabric {
                std::span<const transport::Segment> remote) override;
   void vmRead(int rank, std::span<const transport::Segment> local, std::span<const transport::Segment> remote) override;
 
-  transport::PostedLink& link(int rank, int channel) override;
+  transport::PostedLink& link(int rank, int channel, int path) override;
   void allGather(const void* mine, std::size_t bytes, void* all, std::int64_t timeoutMs) override;
 
   void check() override;
@@ -110,9 +109,9 @@ class LocalFabric final : public Fabric {
   std::unique_ptr<transport::Mesh> mesh_;
   std::unordered_set<std::uint32_t> exported_;
   std::vector<std::unordered_map<std::uint32_t, Import>> imports_;
-  std::vector<std::array<std::unique_ptr<transport::RingLink>, kChannels>> links_;
+  std::vector<std::vector<std::unique_ptr<transport::RingLink>>> links_;  // [rank][path * kChannels + channel]
   // Mail that a link has looked at; belongs to the links' user.
-  std::vector<std::array<std::uint32_t, kChannels>> mailSeen_;
+  std::vector<std::vector<std::uint32_t>> mailSeen_;
   std::uint64_t gatherRound_ = 0;
 
   std::atomic<std::int64_t> lastLookNs_ = 0;

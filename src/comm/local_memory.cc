@@ -104,12 +104,15 @@ std::byte* LocalFabric::reach(int rank, const MemoryRef& memory) {
   return import.memory.data() + memory.offset;
 }
 
-transport::PostedLink& LocalFabric::link(int rank, int channel) {
+transport::PostedLink& LocalFabric::link(int rank, int ofChannel, int path) {
   refuseChild("an operation");
-  if (rank < 0 || rank >= config_.ranks || rank == config_.rank || channel < 0 || channel >= kChannels) {
-    fail(Code::internalError,
-         "no posted link to rank " + std::to_string(rank) + " on channel " + std::to_string(channel));
+  if (rank < 0 || rank >= config_.ranks || rank == config_.rank || ofChannel < 0 || ofChannel >= kChannels ||
+      path < 0 || path >= topology_->paths()) {
+    fail(Code::internalError, "no posted link to rank " + std::to_string(rank) + " on channel " +
+                                  std::to_string(ofChannel) + ", path " + std::to_string(path));
   }
+  // Rings are told apart by one number.
+  const int channel = path * kChannels + ofChannel;
   std::lock_guard lock(mutex_);
   std::unique_ptr<transport::RingLink>& place = links_[rank][channel];
   if (!place) {

@@ -87,7 +87,7 @@ Outcome CombineBackward::announceReady() {
   at_ = own.copyBegin;
   for (std::size_t i = 0; i < out_.size(); ++i) {
     const Stream& stream = engine_.streams().out[i];
-    out_[i].begin(view, stream.flows, {rowBytes_}, linkTo(stream.peer).slotBytes());
+    out_[i].begin(view, stream.flows, {rowBytes_}, linkTo(stream).slotBytes());
   }
   return Outcome::complete;
 }
@@ -220,11 +220,11 @@ Outcome CombineBackward::put() {
 
 Outcome CombineBackward::extract(std::size_t stream) {
   const SourceRows source{request_.outputGradient, rowBytes_};
-  return extractSlice(out_[stream], engine_.streams().out[stream].peer, &source);
+  return extractSlice(out_[stream], engine_.streams().out[stream], &source);
 }
 
 Outcome CombineBackward::place(std::size_t stream) {
-  transport::PostedLink& link = linkTo(engine_.streams().in[stream].peer);
+  transport::PostedLink& link = linkTo(engine_.streams().in[stream]);
   const std::byte* slot = link.peek();
   if (slot == nullptr) return Outcome::idle;
   const Slice slice = readSlice(slot, link.slotBytes());
@@ -262,7 +262,7 @@ Outcome CombineBackward::place(std::size_t stream) {
 Outcome CombineBackward::sendBack(std::size_t stream) {
   StreamDots& dots = dots_[stream];
   if (dots.dots.empty()) return Outcome::complete;
-  transport::PostedLink& link = linkTo(engine_.streams().in[stream].peer);
+  transport::PostedLink& link = linkTo(engine_.streams().in[stream]);
   std::byte* slot = link.acquire();
   if (slot == nullptr) return Outcome::idle;
   const std::size_t room = (link.slotBytes() - sliceHead(1, 0)) / sizeof(float) & ~std::size_t{15};
@@ -292,7 +292,7 @@ Outcome CombineBackward::receiveBack(std::size_t stream) {
     return false;
   };
   if (!skipDone()) return Outcome::complete;
-  transport::PostedLink& link = linkTo(out.peer);
+  transport::PostedLink& link = linkTo(out);
   const std::byte* slot = link.peek();
   if (slot == nullptr) return Outcome::idle;
   const Slice slice = readSlice(slot, link.slotBytes());

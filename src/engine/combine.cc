@@ -157,11 +157,11 @@ Outcome Combine::announceReady() {
   const std::size_t partialBytes = exec::elementBytes(partialType_);
   for (std::size_t i = 0; i < back_.size(); ++i) {
     const Stream& stream = engine_.streams().out[i];
-    transport::PostedLink& link = linkTo(stream.peer);
+    transport::PostedLink& link = linkTo(stream);
     back_[i].begin(link, plan.view, stream.flows, signature());
     slot = link.slotBytes();
   }
-  for (const Stream& stream : engine_.streams().in) slot = linkTo(stream.peer).slotBytes();
+  for (const Stream& stream : engine_.streams().in) slot = linkTo(stream).slotBytes();
   partElements_ =
       slot == SIZE_MAX ? request_.elements : partBytes(request_.elements * partialBytes, 0, slot) / partialBytes;
   ownCopy_ = plan.view.flows[engine_.streams().ownFlow].copyBegin;
@@ -263,7 +263,7 @@ Outcome Combine::sendBack(std::size_t stream) {
   Progress& progress = sent_[stream];
   const std::size_t copies = record.copies.empty() ? 0 : record.copies.size() - 1;
   if (copies == 0) return Outcome::complete;
-  transport::PostedLink& link = linkTo(engine_.streams().in[stream].peer);
+  transport::PostedLink& link = linkTo(engine_.streams().in[stream]);
   std::byte* slot = link.acquire();
   if (slot == nullptr) return Outcome::idle;
   StageTimer timer(engine_.statistics().sumNs);

@@ -187,7 +187,7 @@ Outcome Dispatch::announceReady() {
   }
   for (std::size_t i = 0; i < out_.size(); ++i) {
     const Stream& stream = engine_.streams().out[i];
-    out_[i].begin(plan.view, stream.flows, rowBytes, linkTo(stream.peer).slotBytes());
+    out_[i].begin(plan.view, stream.flows, rowBytes, linkTo(stream).slotBytes());
   }
   at_ = plan.view.flows[engine_.streams().ownFlow].copyBegin;
   return Outcome::complete;
@@ -263,7 +263,7 @@ Outcome Dispatch::put() {
 }
 
 Outcome Dispatch::extract(std::size_t stream) {
-  return extractSlice(out_[stream], engine_.streams().out[stream].peer, sources_.data());
+  return extractSlice(out_[stream], engine_.streams().out[stream], sources_.data());
 }
 
 void Dispatch::record(std::size_t stream, const Slice& slice) {
@@ -278,7 +278,7 @@ void Dispatch::record(std::size_t stream, const Slice& slice) {
 }
 
 Outcome Dispatch::place(std::size_t stream) {
-  transport::PostedLink& link = linkTo(engine_.streams().in[stream].peer);
+  transport::PostedLink& link = linkTo(engine_.streams().in[stream]);
   const std::byte* slot = link.peek();
   if (slot == nullptr) return Outcome::idle;
   const Slice slice = readSlice(slot, link.slotBytes());

@@ -27,9 +27,13 @@ void NodeScan::begin(std::uint64_t operation, int peerIndex, const Parameters& p
   suffixIn_.assign(mine_.size(), 0);
 }
 
+transport::PostedLink& NodeScan::homeLink(int peer) {
+  return engine_.fabric().link(peer, channel_, engine_.topology().homePath(engine_.fabric().rank(), peer));
+}
+
 bool NodeScan::send(int node, const std::vector<std::int32_t>& vector, std::size_t& sent) {
   const int peer = engine_.topology().ranksOf(node)[static_cast<std::size_t>(peerIndex_)];
-  transport::PostedLink& link = engine_.fabric().link(peer, channel_);
+  transport::PostedLink& link = homeLink(peer);
   const std::size_t room = (link.slotBytes() - sliceHead(1, 0)) / 64 * 16;
   while (sent < vector.size()) {
     std::byte* slot = link.acquire();
@@ -53,7 +57,7 @@ bool NodeScan::send(int node, const std::vector<std::int32_t>& vector, std::size
 
 bool NodeScan::receive(int node, std::vector<std::int32_t>& into, std::size_t& received) {
   const int peer = engine_.topology().ranksOf(node)[static_cast<std::size_t>(peerIndex_)];
-  transport::PostedLink& link = engine_.fabric().link(peer, channel_);
+  transport::PostedLink& link = homeLink(peer);
   while (received < into.size()) {
     const std::byte* slot = link.peek();
     waitingFor_ = slot == nullptr ? peer : -1;

@@ -34,6 +34,7 @@ class NodeScan {
   int waitingFor() const { return waitingFor_; }  // a rank of another node, or -1
 
  private:
+  transport::PostedLink& homeLink(int peer);
   bool send(int node, const std::vector<std::int32_t>& vector, std::size_t& sent);
   bool receive(int node, std::vector<std::int32_t>& into, std::size_t& received);
   void mergeStatus(const std::vector<std::int32_t>& from);

@@ -1,5 +1,7 @@
 #include "engine/program.h"
 
+#include <algorithm>
+
 namespace fusco::engine {
 
 const char* operationName(OperationKind kind) {
@@ -29,20 +31,27 @@ Streams streamsOf(const plan::Topology& topology, int rank) {
     }
     const std::size_t firstOfNode = streams.out.size();
     for (const plan::FlowShare& share : topology.flowsTo(rank, node)) {
+      const int path = topology.pathOf(rank, share.forwarder, share.lane);
       Stream* found = nullptr;
       for (std::size_t i = firstOfNode; i < streams.out.size(); ++i) {
-        if (streams.out[i].peer == share.forwarder) found = &streams.out[i];
+        if (streams.out[i].peer == share.forwarder && streams.out[i].path == path) found = &streams.out[i];
       }
       if (found == nullptr) {
-        streams.out.push_back({share.forwarder, {}});
+        streams.out.push_back({share.forwarder, path, {}});
         found = &streams.out.back();
       }
       found->flows.push_back(flow++);
     }
   }
-  for (const plan::Topology::Inflow& inflow : topology.flowsInto(rank)) {
-    if (topology.nodeOf(inflow.source) == own) continue;
-    if (streams.in.empty() || streams.in.back().peer != inflow.source) streams.in.push_back({inflow.source, {}});
+  for (int source = 0; source < topology.ranks(); ++source) {
+    const std::size_t firstOfSource = streams.in.size();
+    for (const plan::FlowShare& share : topology.flowsTo(source, own)) {
+      if (share.forwarder != rank) continue;
+      const int path = topology.pathOf(source, rank, share.lane);
+      const auto known = [&](const Stream& stream) { return stream.path == path; };
+      if (std::none_of(streams.in.begin() + static_cast<std::ptrdiff_t>(firstOfSource), streams.in.end(), known))
+        streams.in.push_back({source, path, {}});
+    }
   }
   return streams;
 }

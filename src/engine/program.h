@@ -35,16 +35,17 @@ struct Step {
 
 using Program = std::vector<Step>;
 
-// All flows of a rank to one forwarder, in order; and, at the forwarder, all flows of one source.
+// All flows of a rank to one forwarder by one lane, in order; and, at the forwarder, those of one source.
 struct Stream {
   std::int32_t peer;
+  std::int32_t path;                // of the topology, between the two
   std::vector<std::int32_t> flows;  // indices in the plan's flow list; empty for streams in
 };
 
 struct Streams {
   int ownFlow = 0;          // index of the own node's flow
   std::vector<Stream> out;  // by destination node, then share
-  std::vector<Stream> in;   // by source rank
+  std::vector<Stream> in;   // by source rank, then share
 };
 
 Streams streamsOf(const plan::Topology& topology, int rank);

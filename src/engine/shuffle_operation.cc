@@ -57,8 +57,8 @@ ShuffleOperation::Reach ShuffleOperation::reachOf(const void* address, std::size
   return engine_.fabric().processVm() ? Reach::processVm : Reach::staged;
 }
 
-Outcome ShuffleOperation::extractSlice(StreamOut& out, int peer, const SourceRows* tensors) {
-  transport::PostedLink& link = linkTo(peer);
+Outcome ShuffleOperation::extractSlice(StreamOut& out, const Stream& stream, const SourceRows* tensors) {
+  transport::PostedLink& link = linkTo(stream);
   std::byte* slot = link.acquire();
   if (slot == nullptr) return Outcome::idle;
   StageTimer timer(engine_.statistics().extractNs);

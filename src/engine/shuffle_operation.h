@@ -34,14 +34,14 @@ class ShuffleOperation : public Operation {
   // How peers reach a tensor of the caller: in place, by process_vm, or not at all.
   enum class Reach { mapped, processVm, staged };
   Reach reachOf(const void* address, std::size_t bytes) const;
-  transport::PostedLink& linkTo(int rank) { return engine_.fabric().link(rank, slot_); }
+  transport::PostedLink& linkTo(const Stream& stream) { return engine_.fabric().link(stream.peer, slot_, stream.path); }
   // Rows of one tensor, as a slice takes them up.
   struct SourceRows {
     const std::byte* rows;
     std::size_t rowBytes;
   };
   // Fills and posts the next slice of a stream; idle without a credit, complete after the last.
-  Outcome extractSlice(StreamOut& out, int peer, const SourceRows* tensors);
+  Outcome extractSlice(StreamOut& out, const Stream& stream, const SourceRows* tensors);
   // Throws unless the slice belongs to this operation and every row of it has its place in this node.
   void checkRows(const Slice& slice, const std::vector<SourceRows>& tensors) const;
   void post(transport::PostedLink& link, Slice& slice, std::size_t bytes, std::uint32_t flags, std::size_t rowOffset);

@@ -222,7 +222,8 @@ bool Transfers::sendInNode(Item& item, int peer) {
 }
 
 bool Transfers::sendAcross(Item& item, int peer, bool& finished) {
-  transport::PostedLink& link = engine_.fabric().link(peer, kTransferChannel);
+  transport::PostedLink& link =
+      engine_.fabric().link(peer, kTransferChannel, engine_.topology().homePath(engine_.fabric().rank(), peer));
   std::byte* slot = link.acquire();
   if (slot == nullptr) return false;
   StageTimer timer(engine_.statistics().extractNs);
@@ -308,7 +309,8 @@ bool Transfers::receiveInNode(Queue& queue, int peer) {
 }
 
 bool Transfers::receiveAcross(Item& item, int peer, bool& finished) {
-  transport::PostedLink& link = engine_.fabric().link(peer, kTransferChannel);
+  transport::PostedLink& link =
+      engine_.fabric().link(peer, kTransferChannel, engine_.topology().homePath(engine_.fabric().rank(), peer));
   const std::byte* slot = link.peek();
   if (slot == nullptr) return false;
   const Slice slice = readSlice(slot, link.slotBytes());

@@ -47,6 +47,24 @@ class Topology {
   };
   std::vector<Inflow> flowsInto(int forwarder) const;
 
+  // Two ranks of different nodes are linked by paths, one for each lane of either one as the source: a path leaves by
+  // that lane and arrives at the lane of the forwarder (its local index modulo lanes). With one lane all of them are
+  // one.
+  int paths() const { return lanes_ == 1 ? 1 : 2 * lanes_; }
+  int pathOf(int source, int forwarder, int lane) const {
+    return lanes_ == 1 ? 0 : lane + (source > forwarder ? lanes_ : 0);
+  }
+  // For what is neither dispatched nor combined: the same seen from both ends.
+  int homePath(int rank, int peer) const {
+    const int source = rank < peer ? rank : peer;
+    return pathOf(source, rank < peer ? peer : rank, localIndex(source) % lanes_);
+  }
+  // The lane of `rank`'s node that the path to `peer` takes.
+  int laneOf(int rank, int peer, int path) const {
+    const bool isSource = (path >= lanes_) == (rank > peer);
+    return lanes_ == 1 ? 0 : isSource ? path % lanes_ : localIndex(rank) % lanes_;
+  }
+
   // Replaces the flows of `source` to `node`; the balancer's result is entered here. Shares must add up to 65536.
   void setFlows(int source, int node, const std::vector<FlowShare>& flows);
   // Back to the default flows for all.

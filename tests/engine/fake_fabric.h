@@ -189,7 +189,8 @@ class FakeFabric final : public comm::Fabric {
               std::span<const transport::Segment> remote) override {
     move(rank, local, remote);
   }
-  transport::PostedLink& link(int rank, int channel) override {
+  transport::PostedLink& link(int rank, int ofChannel, int path) override {
+    const int channel = path * kChannels + ofChannel;
     if (c_.topology_.nodeOf(rank) == c_.topology_.nodeOf(rank_)) throw std::logic_error("a link within a node");
     auto& found = c_.links_[{rank_, rank, channel}];
     if (found == nullptr)

@@ -7,6 +7,7 @@
 #include <map>
 #include <random>
 #include <set>
+#include <tuple>
 
 #include "plan/balance.h"
 #include "plan/world.h"
@@ -28,39 +29,41 @@ plan::Topology randomTopology(unsigned seed) {
 }
 
 TEST(Streams, WhatOneRankSendsAnotherExpects) {
-  std::size_t shared = 0;
+  std::ptrdiff_t shared = 0;
   for (unsigned seed = 1; seed <= 2000; ++seed) {
     SCOPED_TRACE(::testing::Message() << "seed " << seed);
     const plan::Topology topology = randomTopology(seed);
-    std::multiset<std::pair<int, int>> out, in;
+    std::multiset<std::tuple<int, int, int>> out, in;
     for (int rank = 0; rank < topology.ranks(); ++rank) {
       const Streams streams = streamsOf(topology, rank);
       std::set<std::int32_t> flows{streams.ownFlow};
       int node = -1;
       for (const Stream& stream : streams.out) {
-        out.insert({rank, stream.peer});
+        shared += std::count_if(out.begin(), out.end(), [&](const auto& other) {
+          return std::get<0>(other) == rank && std::get<1>(other) == stream.peer;
+        });
+        out.insert({rank, stream.peer, stream.path});
         ASSERT_NE(topology.nodeOf(stream.peer), topology.nodeOf(rank));
         ASSERT_LE(node, topology.nodeOf(stream.peer)) << "streams out lie by node";
         node = topology.nodeOf(stream.peer);
         ASSERT_FALSE(stream.flows.empty());
         ASSERT_TRUE(std::is_sorted(stream.flows.begin(), stream.flows.end()));
         for (const std::int32_t flow : stream.flows) ASSERT_TRUE(flows.insert(flow).second) << "a flow in two streams";
-        shared += stream.flows.size() > 1;
       }
       // Every flow of the plan belongs to a stream, or is the own one.
       ASSERT_EQ(static_cast<int>(flows.size()), topology.flowCount(rank));
       ASSERT_EQ(*flows.rbegin(), topology.flowCount(rank) - 1);
       int source = -1;
       for (const Stream& stream : streams.in) {
-        in.insert({stream.peer, rank});
-        ASSERT_LT(source, stream.peer) << "streams in lie by source, each once";
+        in.insert({stream.peer, rank, stream.path});
+        ASSERT_LE(source, stream.peer) << "streams in lie by source";
         source = stream.peer;
       }
     }
     ASSERT_EQ(out, in);
-    ASSERT_EQ(std::set(out.begin(), out.end()).size(), out.size()) << "two streams between one pair";
+    ASSERT_EQ(std::set(out.begin(), out.end()).size(), out.size()) << "two streams on one path";
   }
-  EXPECT_GT(shared, 0u) << "no stream carried two flows: the test saw nothing";
+  EXPECT_GT(shared, 0) << "no pair had two paths: the test saw nothing";
 }
 
 TEST(Program, EveryStreamHasItsSteps) {

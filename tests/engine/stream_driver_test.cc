@@ -182,7 +182,7 @@ class Borrowed final : public comm::Fabric {
   void vmRead(int rank, std::span<const transport::Segment> a, std::span<const transport::Segment> b) override {
     f_.vmRead(rank, a, b);
   }
-  transport::PostedLink& link(int rank, int channel) override { return f_.link(rank, channel); }
+  transport::PostedLink& link(int rank, int channel, int path) override { return f_.link(rank, channel, path); }
   void allGather(const void* mine, std::size_t bytes, void* all, std::int64_t ms) override {
     f_.allGather(mine, bytes, all, ms);
   }

@@ -94,6 +94,28 @@ TEST(Topology, FlowsCanBeReplacedAgainAndAgain) {
   }
 }
 
+// Both ends name a path alike, and it takes the lanes that the flow and the forwarder stand for.
+TEST(Topology, PathsLeadByTheirLanes) {
+  const Topology topology({0, 0, 0, 1, 1, 1}, 2);
+  EXPECT_EQ(topology.paths(), 4);
+  std::set<std::pair<int, int>> seen;
+  for (int source : {1, 4}) {
+    const int forwarder = source == 1 ? 5 : 0;
+    for (int lane = 0; lane < 2; ++lane) {
+      const int path = topology.pathOf(source, forwarder, lane);
+      ASSERT_LT(path, topology.paths());
+      EXPECT_EQ(topology.laneOf(source, forwarder, path), lane);
+      EXPECT_EQ(topology.laneOf(forwarder, source, path), 0) << "local indices 0 and 2 take in by lane 0";
+    }
+  }
+  EXPECT_NE(topology.pathOf(1, 5, 0), topology.pathOf(5, 1, 0)) << "one lane of the source, another of the forwarder";
+  EXPECT_EQ(topology.homePath(1, 5), topology.homePath(5, 1));
+  const Topology single({0, 1});
+  EXPECT_EQ(single.paths(), 1);
+  EXPECT_EQ(single.pathOf(1, 0, 0), 0);
+  EXPECT_EQ(single.laneOf(0, 1, 0), 0);
+}
+
 TEST(Topology, RefusesWhatMakesNoSense) {
   EXPECT_THROW(Topology({}), Error);
   EXPECT_THROW(Topology({0, -1}), Error);
