@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 namespace fusco::transport {
 
@@ -36,6 +37,12 @@ struct SliceHeader {
 };
 static_assert(sizeof(SliceHeader) == 64);
 
+// A piece of a list of memory: for process_vm_readv/writev, writev and readv.
+struct Segment {
+  void* address;
+  std::size_t bytes;
+};
+
 // One direction pair of slices to one peer on one channel. Not thread-safe: the engine's progress lock covers it.
 class PostedLink {
  public:
@@ -49,12 +56,24 @@ class PostedLink {
   virtual void release() = 0;  // gives the credit back
   // All that was posted has left this rank's memory.
   virtual bool drained() = 0;
-};
 
-// A piece of a row list for process_vm_readv/writev.
-struct Segment {
-  void* address;
-  std::size_t bytes;
+  // Links that copy anyway can take payload from where it lies, and bring it to where it belongs.
+  virtual bool gathers() const { return false; }
+  // As post(), where the acquired slot holds only the first `headBytes` of the slice; the rest follows from `rows`,
+  // which must stay as they are until drained().
+  virtual void postRows(std::size_t headBytes, std::span<const Segment> rows);
+  // As peek(), but of a slice that was sent by postRows() the head is enough: then `whole` is false, and the payload is
+  // fetched by receiveRows(), called with the same list (of as many bytes as were sent) until it returns true; or, if
+  // peek() is asked instead from then on, into the slot.
+  struct Arrival {
+    const std::byte* slot = nullptr;
+    bool whole = false;
+  };
+  virtual Arrival peekHead() {
+    const std::byte* slot = peek();
+    return {slot, slot != nullptr};
+  }
+  virtual bool receiveRows(std::span<const Segment> rows);
 };
 
 }  // namespace fusco::transport

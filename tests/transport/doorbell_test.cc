@@ -1,6 +1,4 @@
-// Posted links over a ring, and the doorbell that waits for them.
-#include "transport/local/ring.h"
-
+// The doorbell by which ranks of one machine wake each other.
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -8,65 +6,10 @@
 #include <thread>
 
 #include "base/clock.h"
-#include "base/status.h"
 #include "transport/local/rank_memory.h"
 
 namespace fusco::transport {
 namespace {
-
-// Two ends in one process, without a fabric.
-struct Pair {
-  explicit Pair(int slots, std::size_t slotBytes)
-      : a(slotBytes, {[this, slots, slotBytes] { return ring[0] = make(slots, slotBytes); }, [this] { return ring[1]; },
-                      [this] { ++rungB; }}),
-        b(slotBytes, {[this, slots, slotBytes] { return ring[1] = make(slots, slotBytes); }, [this] { return ring[0]; },
-                      [this] { ++rungA; }}) {}
-  static std::shared_ptr<RingMemory> make(int slots, std::size_t slotBytes) {
-    return std::make_shared<RingMemory>(SharedMemory::anonymous(RingMemory::bytesFor(slots, slotBytes)), slots,
-                                        slotBytes);
-  }
-  std::shared_ptr<RingMemory> ring[2];
-  int rungA = 0, rungB = 0;
-  RingLink a, b;
-};
-
-TEST(Ring, CreditsEndAndComeBack) {
-  Pair pair(3, 256);
-  EXPECT_EQ(pair.b.peek(), nullptr);
-  EXPECT_EQ(pair.a.bytesMade(), 0u) << "memory before the first use";
-  EXPECT_TRUE(pair.a.drained());
-  for (int i = 0; i < 3; ++i) {
-    std::byte* slot = pair.a.acquire();
-    ASSERT_NE(slot, nullptr);
-    EXPECT_EQ(reinterpret_cast<std::uintptr_t>(slot) % 64, 0u);
-    EXPECT_EQ(pair.a.acquire(), slot) << "the same slot until it is posted";
-    slot[0] = static_cast<std::byte>(i);
-    pair.a.post(1);
-  }
-  EXPECT_EQ(pair.rungB, 3);
-  EXPECT_EQ(pair.a.acquire(), nullptr);
-  EXPECT_FALSE(pair.a.drained());
-  ASSERT_NE(pair.b.peek(), nullptr);
-  EXPECT_EQ(pair.b.peek()[0], std::byte{0});
-  pair.b.release();
-  EXPECT_EQ(pair.rungA, 1);
-  EXPECT_EQ(pair.b.peek()[0], std::byte{1});
-  EXPECT_NE(pair.a.acquire(), nullptr);
-  pair.a.post(256);
-  EXPECT_EQ(pair.a.acquire(), nullptr);
-  for (int i = 0; i < 3; ++i) pair.b.release();
-  EXPECT_EQ(pair.b.peek(), nullptr);
-  EXPECT_TRUE(pair.a.drained());
-  EXPECT_EQ(pair.b.bytesMade(), 0u) << "the other direction was never used";
-}
-
-TEST(Ring, MisuseIsRefused) {
-  Pair pair(1, 128);
-  EXPECT_THROW(pair.a.post(1), Error);
-  ASSERT_NE(pair.a.acquire(), nullptr);
-  EXPECT_THROW(pair.a.post(129), Error);
-  EXPECT_THROW(pair.b.release(), Error);
-}
 
 // Two threads, one of which sleeps most of the time: a lost wake-up would cost a whole sleep.
 TEST(Doorbell, NoWakeUpIsLost) {

@@ -1,0 +1,131 @@
+// A posted link over TCP: slices to and from one peer on one channel and lane, over one or more connected sockets
+// (streams). Slices take the streams in turn and are put in order by their number. The receiver grants as many slots as
+// there are; what it releases comes back as a credit, with a frame of its own or on the back of one that goes anyway.
+//
+// Whoever is awake in a call does the reading and writing (acquire, post, peek, release, drained); the reactor sends
+// what the sockets did not take, and rings when something arrives while everybody sleeps.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "base/handle.h"
+#include "transport/tcp/reactor.h"
+#include "transport/tcp/stream.h"
+#include "transport/transport.h"
+
+namespace fusco::transport {
+
+struct TcpLinkOptions {
+  std::size_t slotBytes = 0;  // the same at both ends
+  int slots = 1;              // the same at both ends
+  int streams = 1;            // sockets; the same at both ends
+  // Called once, by the first acquire() of a link that has no sockets yet: brings about attach(), soon or later. Must
+  // not wait.
+  std::function<void()> open;
+  // Something has arrived, a credit has come back, or the link has broken. From any thread.
+  std::function<void()> ringBell;
+};
+
+class TcpLink final : public PostedLink, private Attended {
+ public:
+  TcpLink(Reactor& reactor, TcpLinkOptions options);
+  // Gives what was posted at most a second to leave, and the peer's kernel as long to take it.
+  ~TcpLink() override;
+
+  // A connected stream socket, authenticated by both sides, as number `stream` of the link at both ends. Slices move
+  // once all streams are there. From any thread. Options that belong to the link (non-blocking, no delay) are set here.
+  void attach(int stream, UniqueFd socket);
+  bool attached() const { return attached_.load(std::memory_order_acquire); }
+
+  std::size_t slotBytes() const override { return options_.slotBytes; }
+  std::byte* acquire() override;
+  void post(std::size_t bytes) override;
+  bool gathers() const override { return true; }
+  void postRows(std::size_t headBytes, std::span<const Segment> rows) override;
+  const std::byte* peek() override;
+  Arrival peekHead() override;
+  bool receiveRows(std::span<const Segment> rows) override;
+  void release() override;
+  // The sockets have taken all that was posted.
+  bool drained() override;
+
+  // What has become of the connection; after `open` it never changes back. Nothing can be acquired then, and what had
+  // arrived can still be taken.
+  enum class State { open, closed, failed };
+  State state() const { return state_.load(std::memory_order_acquire); }
+  // "closed its connection", "connection reset by peer", ...: to be put behind the peer's name.
+  std::string failure() const;
+
+  // Bytes given to and taken from sockets, frames included; and for how long something was waiting to be sent.
+  std::uint64_t bytesSent() const { return bytesSent_.load(std::memory_order_relaxed); }
+  std::uint64_t bytesReceived() const { return bytesReceived_.load(std::memory_order_relaxed); }
+  // Memory held for slots.
+  std::size_t bytesMade() const { return madeBytes_.load(std::memory_order_relaxed); }
+
+ private:
+  bool poke() override;
+  void attend() override;
+  void onReady(int number, std::uint32_t events);
+  void arm(TcpStream& stream, std::uint32_t events);
+
+  void queueSlice(std::size_t inSlot, std::size_t headBytes, std::span<const Segment> rows);
+  void writeAll();
+  bool write(TcpStream& stream);
+
+  const std::byte* peekWhole();
+  bool readAll(std::uint64_t until);
+  bool step(TcpStream& stream);
+  void beginFrame(TcpStream& stream);
+  void nextFrame(TcpStream& stream);
+  bool complete(std::uint64_t sequence) const;
+  bool headHere(std::uint64_t sequence) const;
+  bool available(std::uint64_t sequence) const;
+
+  void lose(TcpStream& stream, const TcpMoved& moved);
+  void fall(State state, const std::string& why);
+  void farewell();
+  std::byte* slot(Mapping& memory, std::uint64_t sequence);
+
+  Reactor& reactor_;
+  const TcpLinkOptions options_;
+  const int process_;
+  mutable std::mutex mutex_;
+  std::vector<TcpStream> streams_;
+  int attachedStreams_ = 0;
+  std::atomic<bool> attached_{false};
+  bool openAsked_ = false;
+  std::string failure_;
+  std::atomic<State> state_{State::open};
+
+  // Sending. Numbers only grow; slice s lies in slot s modulo slots and travels by stream s modulo streams.
+  Mapping outSlots_;
+  std::vector<TcpOutgoing> outgoing_;  // by slot
+  std::uint64_t posted_ = 0;
+  std::uint64_t credited_ = 0;  // slices that the peer has released
+  bool acquired_ = false;
+
+  // Receiving.
+  struct Incoming {
+    std::uint64_t bytes = 0, headBytes = 0, got = 0;
+    bool known = false;  // its frame has been read
+  };
+  Mapping inSlots_;
+  std::vector<Incoming> incoming_;  // by slot
+  std::vector<iovec> pieces_;
+  std::uint64_t released_ = 0;
+  std::uint64_t creditSaid_ = 0;   // of them, told to the peer
+  std::uint64_t wholeWanted_ = 0;  // slices below this number are read into their slots
+  bool heads_ = false;             // the engine asks for heads: payloads wait in the sockets
+  bool scattered_ = false;         // the oldest slice's payload is on its way to its rows
+
+  std::atomic<std::uint64_t> bytesSent_{0}, bytesReceived_{0};
+  std::atomic<std::size_t> madeBytes_{0};
+};
+
+}  // namespace fusco::transport

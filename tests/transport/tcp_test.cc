@@ -1,0 +1,208 @@
+// What is particular to links over TCP: connections that come later, end, or are not what they should be.
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#include "base/status.h"
+#include "transport/link_pair.h"
+
+namespace fusco::transport {
+namespace {
+
+using testing::TcpPair;
+
+TEST(TcpLink, ConnectionsMayComeLater) {
+  Reactor reactor;
+  int asked = 0;
+  std::atomic<int> rung{0};
+  TcpLink link(reactor, {256, 2, 2, [&] { ++asked; }, [&] { ++rung; }});
+  EXPECT_EQ(link.peek(), nullptr);
+  EXPECT_EQ(asked, 0) << "the side that only listens asks for nothing";
+  EXPECT_EQ(link.acquire(), nullptr);
+  EXPECT_EQ(link.acquire(), nullptr);
+  EXPECT_EQ(asked, 1);
+  EXPECT_TRUE(link.drained());
+  auto [a, b] = testing::unixPair();
+  auto [c, d] = testing::unixPair();
+  link.attach(1, std::move(a));
+  EXPECT_EQ(link.acquire(), nullptr) << "one stream is missing";
+  EXPECT_THROW(link.attach(1, UniqueFd()), Error);
+  EXPECT_EQ(rung, 0);
+  link.attach(0, std::move(c));
+  EXPECT_EQ(rung, 1);
+  EXPECT_TRUE(link.attached());
+  EXPECT_NE(link.acquire(), nullptr);
+}
+
+TEST(TcpLink, CountsWhatSocketsWereGiven) {
+  TcpPair pair(4, 1024, 1, true);
+  for (int i = 0; i < 3; ++i) {
+    ASSERT_NE(pair.a().acquire(), nullptr);
+    pair.a().post(1000);
+  }
+  for (int i = 0; i < 3; ++i) {
+    ASSERT_TRUE(pair.await(1, [&] { return pair.b().peek() != nullptr; }));
+    pair.b().release();
+  }
+  EXPECT_EQ(pair.link(0).bytesSent(), 3 * (1000 + sizeof(TcpFrame)));
+  EXPECT_EQ(pair.link(1).bytesReceived(), pair.link(0).bytesSent());
+  EXPECT_EQ(pair.link(1).bytesSent(), sizeof(TcpFrame)) << "credits of half of the slots go at once";
+  EXPECT_GE(pair.link(0).bytesMade(), 4 * 1024u);
+}
+
+// The peer leaves: what it sent before can be taken, then the link says so.
+TEST(TcpLink, EndOfFileIsToldAfterTheLastSlice) {
+  TcpPair pair(4, 1 << 20, 2, true);
+  for (int i = 0; i < 3; ++i) {
+    std::byte* slot = pair.a().acquire();
+    ASSERT_NE(slot, nullptr);
+    std::memset(slot, i + 1, 1 << 20);
+    pair.a().post(1 << 20);
+  }
+  std::thread leaving([&] { pair.links[0].reset(); });
+  for (int i = 0; i < 3; ++i) {
+    const std::byte* slot = nullptr;
+    ASSERT_TRUE(pair.await(1, [&] { return (slot = pair.b().peek()) != nullptr; })) << "slice " << i << " was lost";
+    EXPECT_EQ(slot[(1 << 20) - 1], static_cast<std::byte>(i + 1));
+    pair.b().release();
+  }
+  leaving.join();
+  EXPECT_TRUE(
+      pair.await(1, [&] { return pair.b().peek() == nullptr && pair.link(1).state() == TcpLink::State::closed; }));
+  EXPECT_EQ(pair.link(1).failure(), "closed its connection");
+  EXPECT_EQ(pair.b().acquire(), nullptr);
+}
+
+// Broken while somebody sleeps: the bell rings.
+TEST(TcpLink, AResetWakesWhoSleeps) {
+  TcpPair pair(2, 4096, 1, true);
+  auto [mine, theirs] = testing::tcpPair();
+  Reactor reactor;
+  std::atomic<int> rung{0};
+  TcpLink link(reactor, {4096, 2, 1, {}, [&] { ++rung; }});
+  link.attach(0, std::move(mine));
+  rung = 0;
+  EXPECT_EQ(link.peek(), nullptr);
+  reactor.attend();
+  const linger hard{1, 0};
+  ASSERT_EQ(::setsockopt(theirs.get(), SOL_SOCKET, SO_LINGER, &hard, sizeof(hard)), 0);
+  theirs.reset();
+  for (int i = 0; i < 2000 && rung == 0; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  EXPECT_GT(rung, 0);
+  EXPECT_EQ(link.peek(), nullptr);
+  EXPECT_EQ(link.state(), TcpLink::State::failed);
+  EXPECT_NE(link.failure().find("reset by peer"), std::string::npos) << link.failure();
+}
+
+// A peer that has gone does not end this process by a signal.
+TEST(TcpLink, SendingToNobodyRaisesNoSignal) {
+  const pid_t child = ::fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    ::signal(SIGPIPE, SIG_DFL);
+    Reactor reactor;
+    TcpLink link(reactor, {1 << 16, 4, 1, {}, [] {}});
+    auto [mine, theirs] = testing::unixPair();
+    link.attach(0, std::move(mine));
+    theirs.reset();
+    for (int i = 0; i < 100 && link.acquire() != nullptr; ++i) link.post(1 << 16);
+    _exit(link.state() == TcpLink::State::open ? 1 : 0);
+  }
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
+}
+
+// Nothing that comes in makes the link write outside its slots or hand over a slice that was not sent.
+TEST(TcpLink, WhatIsNoFrameIsRefused) {
+  const TcpFrame good{TcpFrame::kSlice, 0, 0, 64, 0};
+  std::vector<TcpFrame> bad(7, good);
+  bad[0].kind = 0x20544547;  // "GET "
+  bad[1].bytes = 4097;       // more than a slot
+  bad[2].sequence = 1;       // out of turn
+  bad[3].headBytes = 65;     // more than the slice
+  bad[4].released = 1;       // more than was posted
+  bad[5] = {TcpFrame::kCredit, 0, 0, 8, 0};
+  bad[6].bytes = ~std::uint64_t{0};
+  for (const TcpFrame& frame : bad) {
+    Reactor reactor;
+    TcpLink link(reactor, {4096, 2, 1, {}, [] {}});
+    auto [mine, theirs] = testing::unixPair();
+    link.attach(0, std::move(mine));
+    ASSERT_EQ(::write(theirs.get(), &frame, sizeof(frame)), static_cast<ssize_t>(sizeof(frame)));
+    EXPECT_EQ(link.peek(), nullptr);
+    EXPECT_EQ(link.state(), TcpLink::State::failed);
+    EXPECT_NE(link.failure().find("no frame"), std::string::npos);
+  }
+  // One slice more than there are slots.
+  Reactor reactor;
+  TcpLink link(reactor, {4096, 1, 1, {}, [] {}});
+  auto [mine, theirs] = testing::unixPair();
+  link.attach(0, std::move(mine));
+  for (std::uint64_t i = 0; i < 2; ++i) {
+    const TcpFrame frame{TcpFrame::kSlice, 0, i, 0, 0};
+    ASSERT_EQ(::write(theirs.get(), &frame, sizeof(frame)), static_cast<ssize_t>(sizeof(frame)));
+  }
+  EXPECT_NE(link.peek(), nullptr);
+  reactor.poke();
+  EXPECT_EQ(link.state(), TcpLink::State::open);
+  link.release();
+}
+
+TEST(Reactor, TimersRunUntilTheyAreCancelled) {
+  Reactor reactor;
+  std::atomic<int> count{0};
+  const std::uint64_t timer = reactor.every(1, [&] { ++count; });
+  for (int i = 0; i < 2000 && count < 3; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  EXPECT_GE(count, 3);
+  reactor.cancel(timer);
+  const int after = count;
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  EXPECT_EQ(count, after);
+}
+
+TEST(Reactor, TellsOnceAndNothingAfterRemove) {
+  Reactor reactor;
+  auto [mine, theirs] = testing::unixPair();
+  std::atomic<int> told{0};
+  reactor.add(mine.get(), [&](std::uint32_t) { ++told; });
+  ASSERT_EQ(::write(theirs.get(), "x", 1), 1);
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  EXPECT_EQ(told, 0) << "told before it was asked";
+  reactor.arm(mine.get(), 1 /* EPOLLIN */);
+  for (int i = 0; i < 2000 && told == 0; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  EXPECT_EQ(told, 1);
+  reactor.arm(mine.get(), 1);
+  reactor.remove(mine.get());
+  const int after = told;
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  EXPECT_EQ(told, after);
+}
+
+// A child that was forked off gives back its copies; the parent's links go on.
+TEST(TcpLink, AForkedChildTakesNothingAway) {
+  TcpPair pair(2, 4096, 1, true);
+  const pid_t child = ::fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    for (auto& link : pair.links) link.reset();
+    for (auto& reactor : pair.reactors) reactor.reset();
+    _exit(0);
+  }
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
+  ASSERT_NE(pair.a().acquire(), nullptr);
+  pair.a().post(100);
+  EXPECT_TRUE(pair.await(1, [&] { return pair.b().peek() != nullptr; }));
+  pair.b().release();
+}
+
+}  // namespace
+}  // namespace fusco::transport
