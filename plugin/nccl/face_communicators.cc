@@ -1,0 +1,233 @@
+// Communicators come and go.
+#include <cstring>
+
+#include "plugin/nccl/children.h"
+#include "plugin/nccl/device.h"
+#include "plugin/nccl/face.h"
+#include "plugin/nccl/real.h"
+
+namespace fusco::nccl::face {
+
+namespace {
+
+// A call that makes a communicator: ncclInProgress when that goes on without us.
+ncclResult_t makeOnHost(const char* name, ncclComm_t* slot, const ncclConfig_t* config,
+                        const std::function<void()>& add) {
+  const ncclResult_t result = hostCall(name, add);
+  if (result != ncclSuccess || config == nullptr) return result;
+  const bool goesOn = !readConfig(config).blocking && slot != nullptr && *slot != nullptr && group().depth == 0;
+  return goesOn ? ncclInProgress : result;
+}
+
+}  // namespace
+
+ncclResult_t CommInitRankConfig(ncclComm_t* comm, int nranks, ncclUniqueId id, int rank, ncclConfig_t* config) {
+  FUSCO_PASS_INSIDE(CommInitRankConfig, comm, nranks, id, rank, config)
+  if (mode() == Mode::host) {
+    return makeOnHost("ncclCommInitRankConfig", comm, config,
+                      [&] { addInit(comm, nranks, rank, readTag(id), readConfig(config)); });
+  }
+  const ncclResult_t result = FUSCO_REAL(CommInitRankConfig, comm, nranks, id, rank, config);
+  noteMade(result, comm, readTag(id));
+  return result;
+}
+
+ncclResult_t CommInitRank(ncclComm_t* comm, int nranks, ncclUniqueId id, int rank) {
+  FUSCO_PASS_INSIDE(CommInitRank, comm, nranks, id, rank)
+  if (mode() == Mode::host)
+    return makeOnHost("ncclCommInitRank", comm, nullptr, [&] { addInit(comm, nranks, rank, readTag(id), {}); });
+  const ncclResult_t result = FUSCO_REAL(CommInitRank, comm, nranks, id, rank);
+  noteMade(result, comm, readTag(id));
+  return result;
+}
+
+ncclResult_t CommInitRankScalable(ncclComm_t* comm, int nranks, int rank, int nId, ncclUniqueId* ids,
+                                  ncclConfig_t* config) {
+  FUSCO_PASS_INSIDE(CommInitRankScalable, comm, nranks, rank, nId, ids, config)
+  if (mode() == Mode::host) {
+    return makeOnHost("ncclCommInitRankScalable", comm, config, [&] {
+      if (nId < 1 || ids == nullptr) fail(Code::invalidArgument, "at least one id is needed");
+      // One place is enough: all ranks have all ids in the same order.
+      addInit(comm, nranks, rank, readTag(ids[0]), readConfig(config));
+    });
+  }
+  const ncclResult_t result = FUSCO_REAL(CommInitRankScalable, comm, nranks, rank, nId, ids, config);
+  noteMade(result, comm, nId > 0 && ids != nullptr ? readTag(ids[0]) : Tag{});
+  return result;
+}
+
+ncclResult_t CommInitAll(ncclComm_t* comms, int ndev, const int* devlist) {
+  FUSCO_PASS_INSIDE(CommInitAll, comms, ndev, devlist)
+  if (mode() == Mode::host) {
+    return hostCall("ncclCommInitAll", [&] {
+      if (comms == nullptr || ndev < 1) fail(Code::invalidArgument, "comms is NULL or ndev below 1");
+      const Tag tag = openMeeting();
+      for (int r = 0; r < ndev; ++r) addInit(comms + r, ndev, r, tag, {}, devlist == nullptr ? r : devlist[r]);
+    });
+  }
+  const ncclResult_t result = FUSCO_REAL(CommInitAll, comms, ndev, devlist);
+  for (int r = 0; result == ncclSuccess && r < ndev; ++r) noteMade(result, comms + r, Tag{});
+  return result;
+}
+
+ncclResult_t CommSplit(ncclComm_t comm, int color, int key, ncclComm_t* newcomm, ncclConfig_t* config) {
+  FUSCO_PASS_INSIDE(CommSplit, comm, color, key, newcomm, config)
+  if (mode() == Mode::host) return hostCall("ncclCommSplit", [&] { addSplit(comm, color, key, newcomm, config); });
+  const ncclResult_t result = FUSCO_REAL(CommSplit, comm, color, key, newcomm, config);
+  noteMade(result, newcomm, Tag{});
+  return result;
+}
+
+ncclResult_t CommShrink(ncclComm_t comm, int* excluded, int excludedCount, ncclComm_t* newcomm, ncclConfig_t* config,
+                        int flags) {
+  FUSCO_PASS_INSIDE(CommShrink, comm, excluded, excludedCount, newcomm, config, flags)
+  if (mode() == Mode::host)
+    return hostCall("ncclCommShrink", [&] { addShrink(comm, excluded, excludedCount, newcomm, config, flags); });
+  const ncclResult_t result = FUSCO_REAL(CommShrink, comm, excluded, excludedCount, newcomm, config, flags);
+  noteMade(result, newcomm, Tag{});
+  return result;
+}
+
+ncclResult_t CommGetUniqueId(ncclComm_t comm, ncclUniqueId* id) {
+  FUSCO_PASS_INSIDE(CommGetUniqueId, comm, id)
+  if (mode() == Mode::host) {
+    return guarded("ncclCommGetUniqueId", [&] {
+      if (id == nullptr) fail(Code::invalidArgument, "the id is NULL");
+      known(comm);
+      *id = {};
+      writeTag(*id, openMeeting());
+    });
+  }
+  return FUSCO_REAL(CommGetUniqueId, comm, id);
+}
+
+ncclResult_t CommGrow(ncclComm_t comm, int nranks, const ncclUniqueId* id, int rank, ncclComm_t* newcomm,
+                      ncclConfig_t* config) {
+  FUSCO_PASS_INSIDE(CommGrow, comm, nranks, id, rank, newcomm, config)
+  if (mode() == Mode::host) {
+    return makeOnHost("ncclCommGrow", newcomm, config, [&] { addGrow(comm, nranks, id, rank, newcomm, config); });
+  }
+  const ncclResult_t result = FUSCO_REAL(CommGrow, comm, nranks, id, rank, newcomm, config);
+  noteMade(result, newcomm, Tag{});
+  return result;
+}
+
+ncclResult_t CommFinalize(ncclComm_t comm) {
+  FUSCO_PASS_INSIDE(CommFinalize, comm)
+  if (mode() == Mode::host) {
+    return guarded("ncclCommFinalize", [&] {
+      // Calls have completed when they return: there is nothing to wait for.
+      usable(comm)->state = State::finalized;
+    });
+  }
+  return FUSCO_REAL(CommFinalize, comm);
+}
+
+ncclResult_t CommDestroy(ncclComm_t comm) {
+  FUSCO_PASS_INSIDE(CommDestroy, comm)
+  // Out of the table before the real call: NCCL may give the address to another one at once.
+  const CommunicatorRef communicator = takeOut(comm);
+  if (mode() != Mode::host) return FUSCO_REAL(CommDestroy, comm);
+  return guarded("ncclCommDestroy", [&] {
+    if (comm == nullptr) return;
+    if (!communicator) fail(Code::invalidArgument, "there is no such communicator (any more): was it destroyed?");
+    communicator->cancelled = true;
+    const State state = communicator->state;
+    if (state == State::ready || state == State::finalized) check(fuscoCommDestroy(communicator->engine));
+  });
+}
+
+ncclResult_t CommAbort(ncclComm_t comm) {
+  FUSCO_PASS_INSIDE(CommAbort, comm)
+  const CommunicatorRef communicator = takeOut(comm);
+  if (communicator) communicator->cancelled = true;
+  if (mode() != Mode::host) return FUSCO_REAL(CommAbort, comm);
+  return guarded("ncclCommAbort", [&] {
+    if (comm == nullptr) return;
+    if (!communicator) fail(Code::invalidArgument, "there is no such communicator (any more): was it destroyed?");
+    // Not the lock of calls: a call that waits is what is to be ended.
+    const State state = communicator->state;
+    if (state == State::ready || state == State::finalized) check(fuscoCommAbort(communicator->engine));
+  });
+}
+
+ncclResult_t CommRevoke(ncclComm_t comm, int flags) {
+  FUSCO_PASS_INSIDE(CommRevoke, comm, flags)
+  if (mode() != Mode::host) return FUSCO_REAL(CommRevoke, comm, flags);
+  return guarded("ncclCommRevoke", [&] {
+    if (flags != 0) fail(Code::invalidArgument, "revokeFlags is " + std::to_string(flags) + ", must be 0");
+    revoke(*usable(comm));
+  });
+}
+
+ncclResult_t CommSuspend(ncclComm_t comm, int flags) {
+  FUSCO_PASS_INSIDE(CommSuspend, comm, flags)
+  if (mode() != Mode::host) return FUSCO_REAL(CommSuspend, comm, flags);
+  // Nothing is under way between calls, and the memory that is held is small.
+  return guarded("ncclCommSuspend", [&] { usable(comm); });
+}
+
+ncclResult_t CommResume(ncclComm_t comm) {
+  FUSCO_PASS_INSIDE(CommResume, comm)
+  if (mode() != Mode::host) return FUSCO_REAL(CommResume, comm);
+  return guarded("ncclCommResume", [&] { usable(comm); });
+}
+
+ncclResult_t CommGetAsyncError(ncclComm_t comm, ncclResult_t* error) {
+  FUSCO_PASS_INSIDE(CommGetAsyncError, comm, error)
+  if (mode() != Mode::host) {
+    const ncclResult_t result = FUSCO_REAL(CommGetAsyncError, comm, error);
+    if (result != ncclSuccess || error == nullptr || *error != ncclSuccess) return result;
+    // Ready is who is ready on both sides.
+    if (const CommunicatorRef communicator = findCommunicator(comm);
+        communicator && communicator->state == State::starting)
+      *error = ncclInProgress;
+    return result;
+  }
+  return guarded("ncclCommGetAsyncError", [&] {
+    if (error == nullptr) fail(Code::invalidArgument, "asyncError is NULL");
+    const CommunicatorRef communicator = known(comm);
+    *error = ncclSuccess;
+    if (communicator->state == State::starting) {
+      *error = ncclInProgress;
+    } else if (communicator->state == State::failed) {
+      std::lock_guard lock(communicator->errorMutex);
+      *error = communicator->error;
+    } else if (communicator->state != State::revoked) {
+      fuscoResult_t state = fuscoSuccess;
+      check(fuscoCommGetAsyncError(communicator->engine, &state));
+      *error = static_cast<ncclResult_t>(state);
+    }
+  });
+}
+
+ncclResult_t CommCount(const ncclComm_t comm, int* count) {
+  return guarded("ncclCommCount", [&] {
+    if (count == nullptr) fail(Code::invalidArgument, "count is NULL");
+    *count = known(comm)->ranks;
+  });
+}
+
+ncclResult_t CommUserRank(const ncclComm_t comm, int* rank) {
+  return guarded("ncclCommUserRank", [&] {
+    if (rank == nullptr) fail(Code::invalidArgument, "rank is NULL");
+    *rank = known(comm)->rank;
+  });
+}
+
+ncclResult_t CommCuDevice(const ncclComm_t comm, int* device) {
+  return guarded("ncclCommCuDevice", [&] {
+    if (device == nullptr) fail(Code::invalidArgument, "device is NULL");
+    *device = known(comm)->device;
+  });
+}
+
+ncclResult_t CommRegister(const ncclComm_t comm, void* buffer, size_t bytes, void** handle) {
+  return guarded("ncclCommRegister", [&] { check(fuscoCommRegister(usable(comm)->engine, buffer, bytes, handle)); });
+}
+
+ncclResult_t CommDeregister(const ncclComm_t comm, void* handle) {
+  return guarded("ncclCommDeregister", [&] { check(fuscoCommDeregister(usable(comm)->engine, handle)); });
+}
+
+}  // namespace fusco::nccl::face

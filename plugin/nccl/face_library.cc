@@ -1,0 +1,64 @@
+// Calls that need no communicator.
+#include "plugin/nccl/children.h"
+#include "plugin/nccl/device.h"
+#include "plugin/nccl/face.h"
+#include "plugin/nccl/real.h"
+
+namespace fusco::nccl::face {
+
+ncclResult_t GetVersion(int* version) {
+  return guarded("ncclGetVersion", [&] {
+    if (version == nullptr) fail(Code::invalidArgument, "version is NULL");
+    // Whose calls host mode has.
+    *version = NCCL_VERSION_CODE;
+  });
+}
+
+const char* GetErrorString(ncclResult_t result) {
+  if (mode() != Mode::host) {
+    if (void* const address = realFunction(Function::GetErrorString))
+      return reinterpret_cast<const char* (*)(ncclResult_t)>(address)(result);
+  }
+  return fuscoGetErrorString(static_cast<fuscoResult_t>(result));
+}
+
+const char* GetLastError(ncclComm_t comm) {
+  if (mode() == Mode::host || !lastError().empty()) return lastError().c_str();
+  void* const address = realFunction(Function::GetLastError);
+  return address == nullptr ? "" : reinterpret_cast<const char* (*)(ncclComm_t)>(address)(comm);
+}
+
+ncclResult_t GetUniqueId(ncclUniqueId* id) {
+  FUSCO_PASS_INSIDE(GetUniqueId, id)
+  if (mode() == Mode::host) {
+    return guarded("ncclGetUniqueId", [&] {
+      if (id == nullptr) fail(Code::invalidArgument, "the id is NULL");
+      *id = {};
+      writeTag(*id, openMeeting());
+    });
+  }
+  const ncclResult_t result = FUSCO_REAL(GetUniqueId, id);
+  if (result != ncclSuccess || !deviceVotes()) return result;
+  try {
+    // Looked at before a place is opened: this NCCL may use all of the id.
+    ncclUniqueId probe = *id;
+    if (writeTag(probe, Tag{.magic = Tag::kMagic})) {
+      writeTag(*id, openMeeting());
+    } else {
+      warnOnce("id", "this NCCL uses all 128 bytes of ncclUniqueId, so that no mark fits: nothing is carried");
+    }
+  } catch (const std::exception& error) {
+    warn(std::string("the id bears no mark, and its communicator is passed on: ") + error.what());
+  }
+  return result;
+}
+
+ncclResult_t MemAlloc(void** pointer, size_t bytes) {
+  return guarded("ncclMemAlloc", [&] { check(fuscoMemAlloc(pointer, bytes)); });
+}
+
+ncclResult_t MemFree(void* pointer) {
+  return guarded("ncclMemFree", [&] { check(fuscoMemFree(pointer)); });
+}
+
+}  // namespace fusco::nccl::face
