@@ -1,7 +1,8 @@
 # What is installed: the library, the headers, the CMake package and the pkg-config file.
 include(CMakePackageConfigHelpers)
 
-install(TARGETS fusco_core EXPORT fusco-targets)
+install(TARGETS fusco_core fusco_nccl EXPORT fusco-targets)
+install(TARGETS fusco_nccl_shim LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}/fusco-nccl NAMELINK_SKIP)
 install(DIRECTORY include/fusco DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} FILES_MATCHING PATTERN "*.h" PATTERN "*.hpp")
 
 set(FUSCO_PACKAGE_DIR ${CMAKE_INSTALL_LIBDIR}/cmake/fusco)

@@ -17,6 +17,11 @@ run(${CMAKE_COMMAND} -G ${GENERATOR} -S ${source} -B ${FOLDER}/build -DCMAKE_PRE
 run(${CMAKE_COMMAND} --build ${FOLDER}/build)
 run(${FOLDER}/build/consumer_c)
 run(${FOLDER}/build/consumer_cxx)
+run(${CMAKE_COMMAND} -E env FUSCO_DEVICE=host ${FOLDER}/build/consumer_nccl)
+file(GLOB_RECURSE shim ${FOLDER}/moved/*/fusco-nccl/libnccl.so.2)
+if(NOT shim)
+  message(FATAL_ERROR "no libnccl.so.2 in a folder of its own was installed")
+endif()
 
 find_program(PKG_CONFIG pkg-config)
 if(PKG_CONFIG)
