@@ -33,6 +33,7 @@ void Dispatch::reset() {
   sources_.clear();
   at_ = 0;
   out_.assign(engine_.streams().out.size(), {});
+  scattering_.assign(engine_.streams().in.size(), {});
 }
 
 Outcome Dispatch::run(const Step& step) {
@@ -277,32 +278,69 @@ void Dispatch::record(std::size_t stream, const Slice& slice) {
   record.weights.insert(record.weights.end(), slice.weights, slice.weights + slice.header->entries);
 }
 
-Outcome Dispatch::place(std::size_t stream) {
-  transport::PostedLink& link = linkTo(engine_.streams().in[stream]);
-  const std::byte* slot = link.peek();
-  if (slot == nullptr) return Outcome::idle;
-  const Slice slice = readSlice(slot, link.slotBytes());
-  checkRows(slice, sources_);
+// Where the rows of a slice end up, if each of them has one place that this rank can write.
+bool Dispatch::findPlaces(const Slice& slice) {
   const transport::SliceHeader& h = *slice.header;
   const Tensor& tensor = tensors_[slice.tensor()];
+  places_.clear();
+  if (h.rows == 0 || h.entries != h.rows || h.rowBytes != sliceRowStride(h.rowBytes)) return false;
+  for (std::uint32_t i = 0; i < h.rows; ++i) {
+    if (slice.copies[i].firstEntry != i) return false;
+    const Entry& entry = slice.entries[i];
+    std::byte* base = placer_.base(static_cast<int>(slice.tensor()), entry.rank);
+    if (base == nullptr) return false;
+    places_.push_back({base + entry.row * tensor.rowBytes + h.rowOffset, h.rowBytes});
+  }
+  return true;
+}
+
+// Brings the rows of the oldest slice to their places. False: more of it has to arrive first.
+bool Dispatch::takeIn(transport::PostedLink& link, std::size_t stream, const Slice& slice, bool whole) {
+  const transport::SliceHeader& h = *slice.header;
+  std::vector<transport::Segment>& rows = scattering_[stream];
+  if (!whole) {
+    if (rows.empty() && findPlaces(slice)) rows = places_;
+    if (!rows.empty()) {
+      StageTimer timer(engine_.statistics().placeNs);
+      if (!link.receiveRows(rows)) return false;
+      engine_.statistics().rowsPlaced += h.rows;
+      engine_.statistics().bytesPlaced += h.rows * h.rowBytes;
+      rows.clear();
+      return true;
+    }
+    if (link.peek() == nullptr) return false;
+  }
+  if (h.rows == 0) return true;
+  PlaceRequest r;
+  r.tensor = static_cast<int>(slice.tensor());
+  r.rows = slice.payload;
+  r.stride = sliceRowStride(h.rowBytes);
+  r.packed = true;
+  r.copies = slice.copies;
+  r.entries = slice.entries;
+  r.end = h.rows;
+  r.rowBytes = tensors_[slice.tensor()].rowBytes;
+  r.rowOffset = h.rowOffset;
+  r.partBytes = h.rowBytes;
+  placer_.place(r);
+  return true;
+}
+
+Outcome Dispatch::place(std::size_t stream) {
+  transport::PostedLink& link = linkTo(engine_.streams().in[stream]);
+  const transport::PostedLink::Arrival arrival = link.peekHead();
+  if (arrival.slot == nullptr) return Outcome::idle;
+  const Slice slice = readSlice(arrival.slot, link.slotBytes());
+  if (scattering_[stream].empty()) checkRows(slice, sources_);
+  if (!takeIn(link, stream, slice, arrival.whole)) return Outcome::idle;
+  const transport::SliceHeader& h = *slice.header;
   if (h.rows > 0) {
-    PlaceRequest r;
-    r.tensor = static_cast<int>(slice.tensor());
-    r.rows = slice.payload;
-    r.stride = sliceRowStride(h.rowBytes);
-    r.packed = true;
-    r.copies = slice.copies;
-    r.entries = slice.entries;
-    r.end = h.rows;
-    r.rowBytes = tensor.rowBytes;
-    r.rowOffset = h.rowOffset;
-    r.partBytes = h.rowBytes;
-    placer_.place(r);
     if (slice.tensor() == 0 && h.rowOffset == 0) {
       if (recording_) record(stream, slice);
       if (placer_.describes()) placer_.describe(h.source, slice.copies, slice.entries, slice.weights, 0, h.rows);
     }
-    const bool complete = slice.tensor() + 1 == tensors_.size() && h.rowOffset + h.rowBytes == tensor.rowBytes;
+    const bool complete =
+        slice.tensor() + 1 == tensors_.size() && h.rowOffset + h.rowBytes == tensors_[slice.tensor()].rowBytes;
     if (complete && placer_.counts()) placer_.count(slice.copies, slice.entries, 0, h.rows);
   }
   const bool last = slice.last();

@@ -13,7 +13,10 @@ class Dispatch : public ShuffleOperation {
  public:
   Dispatch(Engine& engine, std::shared_ptr<PlanState> plan, const DispatchRequest& request);
   ~Dispatch() override { noLongerUnderWay(); }
-  void giveUp() override { noLongerUnderWay(); }
+  void giveUp() override {
+    noLongerUnderWay();
+    ShuffleOperation::giveUp();
+  }
 
  protected:
   void reset() override;
@@ -36,6 +39,8 @@ class Dispatch : public ShuffleOperation {
   void noLongerUnderWay();
   void castInput();
   void putRows(std::size_t begin, std::size_t end);
+  bool takeIn(transport::PostedLink& link, std::size_t stream, const Slice& slice, bool whole);
+  bool findPlaces(const Slice& slice);
   void record(std::size_t stream, const Slice& slice);
   void sortLanding();
   void land(int tensor);
@@ -54,6 +59,9 @@ class Dispatch : public ShuffleOperation {
   Placer placer_;
   std::size_t at_ = 0;  // next copy of the own flow
   std::vector<StreamOut> out_;
+  // By stream in: of a slice whose payload is on its way to its rows, where they are.
+  std::vector<std::vector<transport::Segment>> scattering_;
+  std::vector<transport::Segment> places_;
 };
 
 }  // namespace fusco::engine

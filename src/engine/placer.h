@@ -47,6 +47,11 @@ class Placer {
   // Mapped bases by local rank, or null: for kernels that do more than copy (cast, backward). `everyRank` tells whether
   // all ranks can be reached so, without leaving duplicates out.
   std::byte* const* bases(int tensor) const { return all_[tensor].data(); }
+  // Where a rank's rows can be written from here, every one of them that has no duplicate; or null.
+  std::byte* base(int tensor, int localIndex) const {
+    const auto at = static_cast<std::size_t>(localIndex);
+    return all_[tensor][at] != nullptr ? all_[tensor][at] : primaries_[tensor][at];
+  }
   bool everyRank() const { return !anyPrimaries_ && vmRanks_.empty(); }
   const std::vector<int>& vmRanks() const { return vmRanks_; }
 

@@ -57,8 +57,25 @@ ShuffleOperation::Reach ShuffleOperation::reachOf(const void* address, std::size
   return engine_.fabric().processVm() ? Reach::processVm : Reach::staged;
 }
 
+// Rows that links would take from the caller's memory are the caller's again.
+void ShuffleOperation::giveUp() {
+  for (const Stream& stream : engine_.streams().out) {
+    try {
+      transport::PostedLink& link = linkTo(stream);
+      if (link.gathers()) link.abandon();
+    } catch (const Error&) {
+      // There is no link any more.
+    }
+  }
+}
+
 Outcome ShuffleOperation::extractSlice(StreamOut& out, const Stream& stream, const SourceRows* tensors) {
   transport::PostedLink& link = linkTo(stream);
+  const auto outcome = [&] {
+    if (!out.finished()) return Outcome::moved;
+    return link.gathers() && !link.drained() ? Outcome::idle : Outcome::complete;
+  };
+  if (out.finished()) return outcome();
   std::byte* slot = link.acquire();
   if (slot == nullptr) return Outcome::idle;
   StageTimer timer(engine_.statistics().extractNs);
@@ -79,6 +96,21 @@ Outcome ShuffleOperation::extractSlice(StreamOut& out, const Stream& stream, con
     std::memcpy(slice.entries, view.entries + firstEntry, entries * sizeof(plan::Entry));
     std::memcpy(slice.weights, view.weights + firstEntry, entries * sizeof(float));
   }
+  const std::uint32_t flags = (static_cast<std::uint32_t>(cut.tensor) << 8) | (cut.last ? kLastSlice : 0);
+  const std::size_t bytes = sliceBytes(rows, entries, cut.partBytes);
+  // The link copies anyway: from where the rows lie, if they follow each other there as they do in a slice.
+  if (rows > 0 && link.gathers() && cut.partBytes == sliceRowStride(cut.partBytes)) {
+    const SourceRows& tensor = tensors[cut.tensor];
+    gathered_.clear();
+    for (const std::int64_t token : tokens) {
+      const std::byte* row = tensor.rows + static_cast<std::size_t>(token) * tensor.rowBytes + cut.rowOffset;
+      gathered_.push_back({const_cast<std::byte*>(row), cut.partBytes});
+    }
+    complete(slice, flags, cut.rowOffset);
+    link.postRows(slice.header->payloadOffset, gathered_);
+    count(bytes);
+    return outcome();
+  }
   if (rows > 0) {
     const SourceRows& tensor = tensors[cut.tensor];
     exec::MoveArgs move;
@@ -91,9 +123,8 @@ Outcome ShuffleOperation::extractSlice(StreamOut& out, const Stream& stream, con
     move.rows = rows;
     engine_.executor().move(move);
   }
-  const std::uint32_t flags = (static_cast<std::uint32_t>(cut.tensor) << 8) | (cut.last ? kLastSlice : 0);
-  post(link, slice, sliceBytes(rows, entries, cut.partBytes), flags, cut.rowOffset);
-  return out.finished() ? Outcome::complete : Outcome::moved;
+  post(link, slice, bytes, flags, cut.rowOffset);
+  return outcome();
 }
 
 void ShuffleOperation::checkRows(const Slice& slice, const std::vector<SourceRows>& tensors) const {
@@ -120,17 +151,25 @@ void ShuffleOperation::checkRows(const Slice& slice, const std::vector<SourceRow
   }
 }
 
-void ShuffleOperation::post(transport::PostedLink& link, Slice& slice, std::size_t bytes, std::uint32_t flags,
-                            std::size_t rowOffset) {
+void ShuffleOperation::complete(Slice& slice, std::uint32_t flags, std::size_t rowOffset) {
   slice.header->operation = number();
   slice.header->signature = signature_;
   slice.header->flags = flags;
   slice.header->rowOffset = rowOffset;
   slice.header->source = engine_.fabric().rank();
-  engine_.executor().fence();
-  link.post(bytes);
+}
+
+void ShuffleOperation::count(std::size_t bytes) {
   engine_.statistics().wireBytes += bytes;
   ++engine_.statistics().wireSlices;
+}
+
+void ShuffleOperation::post(transport::PostedLink& link, Slice& slice, std::size_t bytes, std::uint32_t flags,
+                            std::size_t rowOffset) {
+  complete(slice, flags, rowOffset);
+  engine_.executor().fence();
+  link.post(bytes);
+  count(bytes);
 }
 
 }  // namespace fusco::engine

@@ -20,6 +20,7 @@ class ShuffleOperation : public Operation {
   std::string describe() const override;
   int channel() const override { return slot_; }
   void clearCounts() override { plan_->clearCounts(); }
+  void giveUp() override;
 
  protected:
   void takePlace() override;
@@ -40,10 +41,13 @@ class ShuffleOperation : public Operation {
     const std::byte* rows;
     std::size_t rowBytes;
   };
-  // Fills and posts the next slice of a stream; idle without a credit, complete after the last.
+  // Fills and posts the next slice of a stream; idle without a credit, complete when the last has left the caller's
+  // memory.
   Outcome extractSlice(StreamOut& out, const Stream& stream, const SourceRows* tensors);
   // Throws unless the slice belongs to this operation and every row of it has its place in this node.
   void checkRows(const Slice& slice, const std::vector<SourceRows>& tensors) const;
+  void complete(Slice& slice, std::uint32_t flags, std::size_t rowOffset);
+  void count(std::size_t bytes);
   void post(transport::PostedLink& link, Slice& slice, std::size_t bytes, std::uint32_t flags, std::size_t rowOffset);
   // The operation's number in slices.
   std::uint64_t number() const { return meeting_.sequence(); }
@@ -53,6 +57,7 @@ class ShuffleOperation : public Operation {
   int slot_ = -1;  // taken when the operation is queued
   Meeting meeting_;
   std::uint64_t signature_ = 0;
+  std::vector<transport::Segment> gathered_;
 };
 
 }  // namespace fusco::engine

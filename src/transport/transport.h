@@ -62,6 +62,8 @@ class PostedLink {
   // As post(), where the acquired slot holds only the first `headBytes` of the slice; the rest follows from `rows`,
   // which must stay as they are until drained().
   virtual void postRows(std::size_t headBytes, std::span<const Segment> rows);
+  // After a failure: rows that have not left are not looked at any more. The link is of no use then.
+  virtual void abandon() {}
   // As peek(), but of a slice that was sent by postRows() the head is enough: then `whole` is false, and the payload is
   // fetched by receiveRows(), called with the same list (of as many bytes as were sent) until it returns true; or, if
   // peek() is asked instead from then on, into the slot.

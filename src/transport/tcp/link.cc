@@ -208,6 +208,11 @@ bool TcpLink::drained() {
   return std::all_of(streams_.begin(), streams_.end(), [](const TcpStream& stream) { return stream.queue.empty(); });
 }
 
+void TcpLink::abandon() {
+  std::lock_guard lock(mutex_);
+  fall(State::failed, "was given up by this rank");
+}
+
 // ---- receiving
 
 bool TcpLink::complete(std::uint64_t sequence) const {
@@ -417,6 +422,10 @@ bool TcpLink::poke() {
   // What is there already is for the engine to take: reading on would only fill slots that it may not need.
   if (available(released_) && !scattered_) return written;
   const State before = state();
+  if (scattered_) {
+    pollfd wanted{streams_[released_ % streams_.size()].socket.get(), POLLIN, 0};
+    if (::poll(&wanted, 1, 0) > 0) return true;
+  }
   return readAll(released_) || written || state() != before;
 }
 

@@ -48,6 +48,7 @@ class TcpLink final : public PostedLink, private Attended {
   void post(std::size_t bytes) override;
   bool gathers() const override { return true; }
   void postRows(std::size_t headBytes, std::span<const Segment> rows) override;
+  void abandon() override;
   const std::byte* peek() override;
   Arrival peekHead() override;
   bool receiveRows(std::span<const Segment> rows) override;
