@@ -1,0 +1,496 @@
+// The planning kernels and their launches. A block plans a chunk of one rank's routing map; blockIdx.y is the rank.
+#include <algorithm>
+
+#include "kernels/plan_head.cuh"
+
+namespace fusco::kernels {
+
+namespace {
+
+constexpr int kWholeInBlock = 16384;  // ids of all ranks that each rank's block can count by itself
+constexpr int kOwnInBlock = 2048;     // and of its own rank
+constexpr int kMostDirect = 4096;     // counts of all ranks that every block adds up
+
+// Counts the entries of a batch: addRow(key) for each; copies and entries of nodes where they are asked for. With one
+// node they are kept in `only`.
+template <typename AddRow>
+__device__ void countBatch(const PlanLaunch& launch, const PlanRank& rank, const Lane& me, int expert, bool withNodes,
+                           const PlanShared& s, uint2& only, AddRow&& addRow) {
+  const bool needsHome = launch.byRank || (withNodes && launch.nodes > 1);
+  const std::uint32_t home = expert >= 0 && needsHome ? homeOf(launch, rank, expert) : kNoHome;
+  const Mark mark = markOf(launch, me, expert, home);
+  if (mark.emits) addRow(mark.key);
+  if (!withNodes) return;
+  const std::uint32_t emitting = __ballot_sync(kAllLanes, mark.emits);
+  if (launch.nodes == 1) {
+    only.x += __popc(__ballot_sync(kAllLanes, mark.emits && beginsCopy(launch, me, emitting)));
+    only.y += __popc(emitting);
+    return;
+  }
+  const std::uint32_t node = home >> 16;
+  const std::uint32_t same = __match_any_sync(kAllLanes, mark.emits ? node : kNoHome) & emitting;
+  const std::uint32_t beginning = __ballot_sync(kAllLanes, mark.emits && beginsCopy(launch, me, same)) & same;
+  if (!mark.emits || (same & me.below) != 0) return;
+  atomicAdd(s.copiesOfNode + node, __popc(beginning));
+  atomicAdd(s.entriesOfNode + node, __popc(same));
+}
+
+__device__ void addOnly(const PlanLaunch& launch, const PlanShared& s, const Lane& me, uint2 only) {
+  if (launch.nodes != 1 || me.lane != 0 || only.y == 0) return;
+  atomicAdd(s.copiesOfNode, only.x);
+  atomicAdd(s.entriesOfNode, only.y);
+}
+
+__global__ void __launch_bounds__(32 * kMaxWarps) countKernel(const __grid_constant__ PlanLaunch launch) {
+  const PlanRank& rank = launch.rank[blockIdx.y];
+  const PlanShared s = shareOut(launch, false);
+  const Lane me = whoAmI(launch);
+  clear(s.total, launch.keys);
+  clear(s.copiesOfNode, launch.nodes);
+  clear(s.entriesOfNode, launch.nodes);
+  clear(s.words, kPlanWords);
+  ptx::waitForPreviousLaunch();
+  ptx::letNextLaunchBegin();
+  const std::uint64_t number = loadFresh(&rank.counts->ended);
+  if (blockIdx.x == 0 && threadIdx.x == 0) rank.counts->begun = number;
+  bool tooMany = false;
+  const std::uint32_t tokens = tokensOf(rank, tooMany);
+  const std::uint32_t each = tokensOfChunk(launch, tokens);
+  const std::uint32_t begin = blockIdx.x * each;
+  if (begin >= tokens) return;
+  const std::uint32_t end = begin + each < tokens ? begin + each : tokens;
+  __syncthreads();
+
+  uint2 only{0, 0};
+  const std::uint32_t step = launch.tokensOfBatch, ofAll = step * launch.warps;
+  for (std::uint32_t first = begin + me.warp * step; first < end; first += kBatches * ofAll) {
+    int expert[kBatches];
+#pragma unroll
+    for (int b = 0; b < kBatches; ++b) {
+      expert[b] = loadExpert(launch, rank, me, first + b * ofAll, end,
+                             [&](std::uint32_t index) { atomicMax(s.words + kBad, ~index); });
+    }
+#pragma unroll
+    for (int b = 0; b < kBatches; ++b) {
+      if (first + b * ofAll >= end) break;
+      countBatch(launch, rank, me, expert[b], true, s, only, [&](std::uint32_t key) { atomicAdd(s.total + key, 1u); });
+    }
+  }
+  addOnly(launch, s, me, only);
+  __syncthreads();
+
+  for (int key = threadIdx.x; key < launch.keys; key += blockDim.x) {
+    const std::uint32_t rows = s.total[key];
+    rank.chunkRows[blockIdx.x * launch.keys + key] = rows;
+    if (rows != 0) atomicAdd(countOf(rank.counts, number, key), static_cast<int>(rows));
+  }
+  for (int node = threadIdx.x; node < launch.nodes; node += blockDim.x) {
+    rank.chunkOfNode[node * kMaxChunks + blockIdx.x] = uint2{s.copiesOfNode[node], s.entriesOfNode[node]};
+  }
+  if (threadIdx.x == 0 && s.words[kBad] != 0) atomicMax(&rank.counts->bad[number & 1], s.words[kBad]);
+}
+
+__global__ void __launch_bounds__(32 * kMaxWarps) sumKernel(const __grid_constant__ PlanLaunch launch) {
+  const PlanRank& rank = launch.rank[blockIdx.y];
+  ptx::letNextLaunchBegin();
+  ptx::waitForPreviousLaunch();
+  sumCounts(launch, rank, (loadFresh(&rank.counts->begun) & 1) != 0);
+}
+
+// kStore: block 0 of a rank writes the head, the others the lists. Else only what is kept of each chunk is counted,
+// where rows are dropped at all.
+template <bool kStore>
+__global__ void __launch_bounds__(32 * kMaxWarps, 2) layKernel(const __grid_constant__ PlanLaunch launch) {
+  const PlanRank& rank = launch.rank[blockIdx.y];
+  const PlanShared s = shareOut(launch, false);
+  const Lane me = whoAmI(launch);
+  const Columns columns = myColumns(launch);
+  bool tooMany = false;
+  const std::uint32_t tokens = tokensOf(rank, tooMany);
+  const std::uint32_t each = tokensOfChunk(launch, tokens);
+  const int chunks = static_cast<int>((tokens + each - 1) / each);
+  const bool isHead = kStore && blockIdx.x == 0;
+  const int chunk = isHead ? 0 : static_cast<int>(blockIdx.x) - kStore;
+  if (!isHead && chunk >= chunks) {
+    ptx::waitForPreviousLaunch();  // the next launch takes the end of this one for the end of that one
+    return;
+  }
+  if (rank.before == nullptr && launch.allCounts != nullptr) {
+    for (int i = threadIdx.x; i < launch.ranks; i += blockDim.x) s.counts[i] = launch.allCounts[i];
+  }
+  clear(s.next, launch.keys);
+  clear(s.total, launch.keys);
+  if (launch.mayDrop) clear(s.lower, launch.keys);
+  clear(s.words, kPlanWords);
+  ptx::letNextLaunchBegin();
+  if (isHead) __syncthreads();  // a walk has its own
+
+  std::uint64_t number = 0;
+  std::uint32_t wanted = 0;
+  const auto basesAreKnown = [&] {
+    ptx::waitForPreviousLaunch();
+    number = loadFresh(&rank.counts->begun);
+    const bool isOdd = (number & 1) != 0;
+    gather(launch, rank, s, columns, isOdd, isHead ? 0 : chunk);
+    if (!launch.mayDrop || isHead) gatherNodes(launch, s, me, rank.chunkOfNode, chunks, chunk);
+    __syncthreads();
+    const auto own = [&](int key) {
+      const int2 both = loadFresh(bothCounts(rank.counts) + key);
+      return static_cast<std::uint32_t>(isOdd ? both.y : both.x);
+    };
+    if (isHead) {
+      const HeadRows head{launch, rank, s};
+      findRowBases(launch, rank, s, me, own,
+                   [&](int key, std::uint32_t base, std::uint32_t start, std::uint32_t total) {
+                     head.visit(key, base, start, total, own(key));
+                   });
+    } else {
+      findRowBases(launch, rank, s, me, own, [](int, std::uint32_t, std::uint32_t, std::uint32_t) {});
+    }
+    if (s.words[kRefused] != 0) return false;
+    const bool limited = s.words[kLimited] != 0;
+    if constexpr (kStore) {
+      if (isHead && limited) {
+        for (int node = 0; node < launch.nodes; ++node) wanted += s.entriesOfNode[node];
+        __syncthreads();
+      }
+      if (launch.mayDrop && (limited || !isHead)) {
+        gatherNodes(launch, s, me, limited ? rank.keptOfNode : rank.chunkOfNode, chunks, chunk);
+        __syncthreads();
+      }
+      placeNodes(launch, s, me);
+      __syncthreads();
+      if (!limited) wanted = s.entries[launch.nodes];
+      return true;
+    } else {
+      clear(s.copies, launch.nodes);
+      clear(s.entries, launch.nodes);
+      __syncthreads();
+      return limited;
+    }
+  };
+
+  if (isHead) {
+    basesAreKnown();
+    finishHead(launch, rank, s, tokens, wanted);
+    // What this launch's successor counts into, which nobody reads any more.
+    for (int key = threadIdx.x; key < launch.room; key += blockDim.x) *countOf(rank.counts, number + 1, key) = 0;
+    if (threadIdx.x == 0) {
+      int badElsewhere = -1;
+      for (int other = launch.allCounts != nullptr ? launch.ranks - 1 : -1; other >= 0; --other) {
+        if (loadFresh(&launch.allCounts[other]->bad[number & 1]) != 0) badElsewhere = other;
+      }
+      setStatus(launch, rank, s, tooMany, loadFresh(&rank.counts->bad[number & 1]), badElsewhere);
+      rank.counts->bad[(number + 1) & 1] = 0;
+      rank.counts->ended = number + 1;
+    }
+    clearTails(launch, rank, s, tokens, 0, chunks + 1);
+    return;
+  }
+  const std::uint32_t begin = chunk * each;
+  walk<kStore>(launch, rank, s, me, begin, begin + each < tokens ? begin + each : tokens, basesAreKnown);
+  if constexpr (kStore) {
+    clearTails(launch, rank, s, tokens, chunk + 1, chunks + 1);
+  } else if (s.words[kLimited] != 0 && s.words[kRefused] == 0) {
+    for (int node = threadIdx.x; node < launch.nodes; node += blockDim.x) {
+      rank.keptOfNode[node * kMaxChunks + chunk] = uint2{s.copies[node], s.entries[node]};
+    }
+  }
+}
+
+// A block plans a rank, and counts the routing maps of all ranks by itself.
+__global__ void __launch_bounds__(32 * kMaxWarps, 1) aloneKernel(const __grid_constant__ PlanLaunch launch) {
+  const PlanRank& rank = launch.rank[blockIdx.y];
+  const PlanShared s = shareOut(launch, true);
+  const Lane me = whoAmI(launch);
+  const int mine = static_cast<int>(blockIdx.y);
+  clear(s.next, launch.keys);
+  clear(s.total, launch.keys);
+  clear(s.own, launch.keys);
+  if (launch.mayDrop) clear(s.lower, launch.keys);
+  clear(s.copiesOfNode, launch.nodes);
+  clear(s.entriesOfNode, launch.nodes);
+  clear(s.copies, launch.nodes);
+  clear(s.entries, launch.nodes);
+  clear(s.words, kPlanWords);
+  __syncthreads();
+  ptx::waitForPreviousLaunch();
+  ptx::letNextLaunchBegin();
+  bool tooMany = false;
+  const std::uint32_t tokens = tokensOf(rank, tooMany);
+
+  const int counted = launch.slotted ? 1 : launch.rankCount;
+  const int batches = counted * launch.batchesOfRank;
+  uint2 only{0, 0};
+  for (int first = me.warp; first < batches; first += kBatches * launch.warps) {
+    int expert[kBatches], from[kBatches];
+#pragma unroll
+    for (int b = 0; b < kBatches; ++b) {
+      const int batch = first + b * launch.warps;
+      from[b] = launch.slotted ? mine : batch % counted;
+      expert[b] = -1;
+      if (batch >= batches) continue;
+      bool isTooMany = false;
+      const PlanRank& other = launch.rank[from[b]];
+      const std::uint32_t end = tokensOf(other, isTooMany), token = batch / counted * launch.tokensOfBatch;
+      expert[b] = loadExpert(launch, other, me, token, end, [&](std::uint32_t index) {
+        if (from[b] == mine) atomicMax(s.words + kBad, ~index);
+        atomicMax(s.words + kBadRank, ~static_cast<std::uint32_t>(other.rank));
+      });
+    }
+#pragma unroll
+    for (int b = 0; b < kBatches; ++b) {
+      if (first + b * launch.warps >= batches) break;
+      const bool isMine = from[b] == mine, isLower = from[b] < mine;
+      countBatch(launch, rank, me, expert[b], isMine, s, only, [&](std::uint32_t key) {
+        if (!launch.slotted) atomicAdd(s.total + key, 1u);
+        if (isMine) atomicAdd(s.own + key, 1u);
+        if (isLower) atomicAdd(s.next + key, 1u);
+      });
+    }
+  }
+  addOnly(launch, s, me, only);
+  __syncthreads();
+
+  const HeadRows head{launch, rank, s};
+  findRowBases(
+      launch, rank, s, me, [&](int key) { return s.own[key]; },
+      [&](int key, std::uint32_t base, std::uint32_t start, std::uint32_t total) {
+        head.visit(key, base, start, total, s.own[key]);
+      });
+  const bool refused = s.words[kRefused] != 0, limited = s.words[kLimited] != 0;
+  std::uint32_t wanted = 0;
+  for (int node = 0; node < launch.nodes; ++node) wanted += s.entriesOfNode[node];
+  const auto goOn = [] { return true; };
+  if (limited && !refused && tokens != 0) {
+    walk<false>(launch, rank, s, me, 0, tokens, goOn);
+    for (int key = threadIdx.x; key < launch.keys; key += blockDim.x) s.next[key] -= s.own[key];
+    for (int node = threadIdx.x; node < launch.nodes; node += blockDim.x) {
+      s.copiesOfNode[node] = s.copies[node];
+      s.entriesOfNode[node] = s.entries[node];
+      s.copies[node] = s.entries[node] = 0;
+    }
+    __syncthreads();
+  }
+  placeNodes(launch, s, me);
+  __syncthreads();
+  finishHead(launch, rank, s, tokens, wanted);
+  if (threadIdx.x == 0) {
+    const std::uint32_t badRank = s.words[kBadRank];
+    setStatus(launch, rank, s, tooMany, s.words[kBad], badRank != 0 ? static_cast<int>(~badRank) : -1);
+  }
+  if (!refused && tokens != 0) {
+    __syncthreads();
+    walk<true>(launch, rank, s, me, 0, tokens, goOn);
+  }
+  clearTails(launch, rank, s, tokens, 0, 1);
+}
+
+struct Device {
+  int multiprocessors = 0, sharedMemory = 0, major = 0;
+};
+int askDevice(Device& device) {
+  int number = 0;
+  cudaError_t error = cudaGetDevice(&number);
+  const auto ask = [&](int& value, cudaDeviceAttr what) {
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&value, what, number);
+  };
+  ask(device.multiprocessors, cudaDevAttrMultiProcessorCount);
+  ask(device.sharedMemory, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  ask(device.major, cudaDevAttrComputeCapabilityMajor);
+  return error;
+}
+
+int keysOf(const PlanArgs& args) { return args.layout == plan::Layout::rankOrder ? args.ranks : args.experts; }
+bool mayDrop(const PlanArgs& args) { return args.capacityRows > 0 || args.layout == plan::Layout::slotted; }
+
+constexpr std::size_t kSharedLimit = 98304;
+
+// The most warps whose counts find room in shared memory; 0: not even one.
+int warpsThatFit(const PlanArgs& args, const Device& device, bool alone) {
+  const int keys = keysOf(args), pairs = (keys + 1) / 2;
+  const std::size_t room = std::min<std::size_t>(device.sharedMemory, kSharedLimit);
+  for (int warps = kMaxWarps; warps > 0; warps /= 2) {
+    if (sharedBytes(keys, pairs, warps, args.nodes, mayDrop(args), alone) <= room) return warps;
+  }
+  return 0;
+}
+
+constexpr std::size_t pad(std::size_t bytes) { return (bytes + 63) & ~std::size_t{63}; }
+
+// Whether a kernel of one block a rank does it all.
+bool isSmall(const PlanArgs& args) {
+  std::int64_t all = 0, most = 0;
+  for (int i = 0; i < args.rankCount; ++i) {
+    const std::int64_t ids = args.rank[i].tokens * args.topk;
+    all += ids;
+    most = std::max(most, ids);
+  }
+  return most <= kOwnInBlock && (all <= kWholeInBlock || args.layout == plan::Layout::slotted);
+}
+
+// Whether a kernel of its own adds up the ranks' counts, since they are too many for every block to do so.
+bool summedApart(const PlanArgs& args, int rank) {
+  return args.layout != plan::Layout::slotted && args.rank[rank].before == nullptr &&
+         (args.ranks > kMaxDirect || args.ranks * keysOf(args) > kMostDirect);
+}
+
+PlanLaunch prepare(const PlanArgs& args, const Device& device, bool alone) {
+  PlanLaunch launch{};
+  launch.allCounts = args.layout == plan::Layout::slotted ? nullptr : args.allCounts;
+  launch.maxTokens = args.maxTokens;
+  launch.capacity = args.capacityRows > 0 ? static_cast<std::uint32_t>(args.capacityRows) : kMaxRows;
+  launch.slotted = args.layout == plan::Layout::slotted;
+  launch.byRank = args.layout == plan::Layout::rankOrder;
+  launch.copyPerEntry = args.dedup == plan::Dedup::none;
+  launch.mayDrop = mayDrop(args);
+  launch.blockRows = launch.slotted ? static_cast<std::uint32_t>(args.maxTokens) : kMaxRows;
+  launch.idBytes = args.idBytes;
+  launch.topk = args.topk;
+  launch.experts = args.experts;
+  launch.ranks = args.ranks;
+  launch.nodes = args.nodes;
+  launch.keys = keysOf(args);
+  launch.pairs = (launch.keys + 1) / 2;
+  launch.room = args.countsRoom;
+  launch.alignment = args.alignment;
+  launch.rankCount = args.rankCount;
+  launch.warps = warpsThatFit(args, device, alone);
+  launch.tokensOfBatch = 32 / args.topk;
+  launch.each = args.experts / args.ranks;
+  launch.larger = args.experts % args.ranks;
+  launch.largerEnd = launch.larger * (launch.each + 1);
+  launch.perLarger = 1.0f / static_cast<float>(launch.each + 1);
+  launch.perSmaller = launch.each == 0 ? 0.0f : 1.0f / static_cast<float>(launch.each);
+
+  std::int64_t most = 0;
+  for (int i = 0; i < args.rankCount; ++i) {
+    const PlanArgs::Rank& from = args.rank[i];
+    PlanRank& rank = launch.rank[i];
+    const plan::ArenaOffsets offsets = plan::arenaOffsets(from.tokens, args.topk, args.experts, args.ranks, args.nodes,
+                                                          from.localExperts, from.flowCount, args.dedup);
+    rank.ids = from.ids;
+    rank.weights = from.weights;
+    rank.tokensUsed = from.tokensUsed;
+    rank.tokens = from.tokens;
+    rank.arena = static_cast<std::byte*>(from.arena);
+    rank.copies = offsets.copies;
+    rank.entries = offsets.entries;
+    rank.weightsOfEntries = offsets.weights;
+    rank.end = offsets.end;
+    rank.rowBase = static_cast<std::uint32_t>(offsets.rowBase);
+    rank.localRows = static_cast<std::uint32_t>(offsets.localExpertRows);
+    rank.localStart = static_cast<std::uint32_t>(offsets.localExpertStart);
+    rank.flows = static_cast<std::uint32_t>(offsets.flows);
+    rank.frame = from.frame;
+    rank.homes = from.homes;
+    rank.flowShares = from.flows;
+    rank.counts = from.counts;
+    auto* scratch = static_cast<std::byte*>(from.scratch);
+    const std::size_t ofNodes = pad(sizeof(uint2) * kMaxChunks * args.nodes);
+    rank.chunkOfNode = reinterpret_cast<uint2*>(scratch);
+    rank.keptOfNode = reinterpret_cast<uint2*>(scratch + ofNodes);
+    rank.chunkRows = reinterpret_cast<std::uint32_t*>(scratch + 2 * ofNodes);
+    rank.sums = reinterpret_cast<std::int32_t*>(rank.chunkRows + static_cast<std::size_t>(kMaxChunks) * launch.keys);
+    rank.before = launch.slotted ? nullptr : from.before;
+    rank.total = from.total;
+    if (summedApart(args, i)) {
+      rank.before = rank.sums;
+      rank.total = rank.sums + launch.keys;
+    }
+    rank.status = from.status;
+    rank.rank = from.rank;
+    rank.node = from.node;
+    rank.localExperts = from.localExperts;
+    rank.flowCount = from.flowCount;
+    most = std::max(most, from.tokens);
+  }
+  launch.batchesOfRank = static_cast<int>((most + launch.tokensOfBatch - 1) / launch.tokensOfBatch);
+  const std::int64_t step = std::int64_t{launch.warps} * launch.tokensOfBatch;
+  const std::int64_t useful = std::max<std::int64_t>((most + step - 1) / step, 1);
+  const int blocks = args.blocks > 0 ? args.blocks : device.multiprocessors;
+  launch.chunks = static_cast<int>(std::min<std::int64_t>(useful, std::clamp(blocks / args.rankCount, 1, kMaxChunks)));
+  return launch;
+}
+
+template <typename Kernel>
+cudaError_t start(Kernel kernel, const PlanLaunch& launch, const Device& device, int blocks, bool alone, bool overlaps,
+                  void* stream) {
+  const std::size_t shared = sharedBytes(launch.keys, launch.pairs, launch.warps, launch.nodes, launch.mayDrop, alone);
+  if (shared > 49152) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kSharedLimit));
+    if (error != cudaSuccess) return error;
+  }
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(blocks, launch.rankCount);
+  config.blockDim = dim3(32 * launch.warps);
+  config.dynamicSmemBytes = shared;
+  config.stream = static_cast<cudaStream_t>(stream);
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  if (overlaps && device.major >= 9) {
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+  }
+  return cudaLaunchKernelEx(&config, kernel, launch);
+}
+
+bool isSane(const PlanArgs& args) {
+  if (args.rankCount < 1 || args.rankCount > kMaxPlanRanks || args.topk < 1 || args.topk > kMaxPlanTopk) return false;
+  return args.experts >= 1 && args.experts < 65535 && args.ranks >= 1 && args.ranks < 65535 && args.nodes >= 1 &&
+         args.nodes < 65535 && (args.idBytes == 4 || args.idBytes == 8);
+}
+
+}  // namespace
+
+std::size_t planCountsBytes(int room) { return sizeof(PlanCounts) + 2 * sizeof(std::int32_t) * room; }
+
+std::size_t planScratchBytes(int experts, int ranks, int nodes) {
+  return 2 * pad(sizeof(uint2) * kMaxChunks * nodes) +
+         sizeof(std::uint32_t) * (kMaxChunks + 2) * std::max(experts, ranks);
+}
+
+bool planFits(const PlanArgs& args) {
+  Device device;
+  return isSane(args) && askDevice(device) == cudaSuccess && warpsThatFit(args, device, true) > 0;
+}
+
+int launchPlanCount(const PlanArgs& args, void* stream) {
+  Device device;
+  if (const int error = askDevice(device); error != cudaSuccess) return error;
+  if (!isSane(args) || warpsThatFit(args, device, false) == 0) return cudaErrorInvalidValue;
+  const PlanLaunch launch = prepare(args, device, false);
+  return start(countKernel, launch, device, launch.chunks, false, false, stream);
+}
+
+int launchPlanLay(const PlanArgs& args, void* stream) {
+  Device device;
+  if (const int error = askDevice(device); error != cudaSuccess) return error;
+  if (!isSane(args) || warpsThatFit(args, device, false) == 0) return cudaErrorInvalidValue;
+  const PlanLaunch launch = prepare(args, device, false);
+  if (summedApart(args, 0)) {
+    const int blocks = (launch.keys + kKeysOfSum - 1) / kKeysOfSum;
+    const cudaError_t error = start(sumKernel, launch, device, blocks, false, true, stream);
+    if (error != cudaSuccess) return error;
+  }
+  if (launch.mayDrop) {
+    const cudaError_t error = start(layKernel<false>, launch, device, launch.chunks, false, true, stream);
+    if (error != cudaSuccess) return error;
+  }
+  return start(layKernel<true>, launch, device, launch.chunks + 1, false, true, stream);
+}
+
+int launchPlan(const PlanArgs& args, void* stream) {
+  Device device;
+  if (const int error = askDevice(device); error != cudaSuccess) return error;
+  if (!isSane(args)) return cudaErrorInvalidValue;
+  if (isSmall(args) && warpsThatFit(args, device, true) > 0) {
+    return start(aloneKernel, prepare(args, device, true), device, 1, true, false, stream);
+  }
+  if (const int error = launchPlanCount(args, stream); error != cudaSuccess) return error;
+  return launchPlanLay(args, stream);
+}
+
+}  // namespace fusco::kernels

@@ -1,0 +1,125 @@
+// The part of an arena that lies before its copies, and the zeros behind what is used of its lists.
+#pragma once
+
+#include "kernels/plan_rows.cuh"
+
+namespace fusco::kernels {
+
+// Writes what findRowBases finds: pass `visit` to it.
+struct HeadRows {
+  const PlanLaunch& launch;
+  const PlanRank& rank;
+  const PlanShared& s;
+
+  __device__ std::int32_t* at(std::uint32_t offset) const {
+    return reinterpret_cast<std::int32_t*>(rank.arena + offset);
+  }
+  __device__ void setReceived(std::uint32_t rows) const {
+    s.words[kWantedRows] = rows;
+    s.words[kReceiveRows] = rows < launch.capacity ? rows : launch.capacity;
+  }
+  __device__ void visit(int key, std::uint32_t rowBase, std::uint32_t start, std::uint32_t total,
+                        std::uint32_t own) const {
+    at(sizeof(plan::ArenaHeader))[key] = own;
+    at(rank.rowBase)[key] = rowBase;
+    if (launch.byRank) {
+      if (key == rank.rank) setReceived(total);
+      return;
+    }
+    if (static_cast<int>(rankOfExpert(launch, key)) != rank.rank) return;
+    const int local = Tile::localExpert(launch, key);
+    const std::uint32_t room = launch.capacity > start ? launch.capacity - start : 0;
+    at(rank.localStart)[local] = start < launch.capacity ? start : launch.capacity;
+    at(rank.localRows)[local] = total < room ? total : room;
+    if (local == rank.localExperts - 1) setReceived(addUpToLimit(start, alignUp(launch, total)));
+  }
+};
+
+__device__ inline void clearFrom(std::int32_t* section, int used, std::uint32_t bytes) {
+  for (int i = used + threadIdx.x; i < static_cast<int>(bytes / 4); i += blockDim.x) section[i] = 0;
+}
+
+// The rest of the head. Cursors must be those of the first chunk. `wanted`: entries before any drop.
+__device__ inline void finishHead(const PlanLaunch& launch, const PlanRank& rank, const PlanShared& s,
+                                  std::uint32_t tokens, std::uint32_t wanted) {
+  const bool refused = s.words[kRefused] != 0;
+  const std::uint32_t copies = refused ? 0 : s.copies[launch.nodes], entries = refused ? 0 : s.entries[launch.nodes];
+  const std::uint32_t received = refused ? 0 : s.words[kReceiveRows];
+  const HeadRows head{launch, rank, s};
+  std::int32_t* const localStart = head.at(rank.localStart);
+  const std::uint32_t rowsOfExpert = sizeof(plan::ArenaHeader);
+  clearFrom(head.at(rowsOfExpert), launch.keys, rank.rowBase - rowsOfExpert);
+  clearFrom(head.at(rank.rowBase), launch.keys, rank.localRows - rank.rowBase);
+  clearFrom(head.at(rank.localRows), launch.byRank ? 0 : rank.localExperts, rank.localStart - rank.localRows);
+  clearFrom(localStart, launch.byRank ? 0 : rank.localExperts + 1, rank.flows - rank.localStart);
+  if (threadIdx.x == 0 && !launch.byRank) localStart[rank.localExperts] = received;
+
+  auto* flows = reinterpret_cast<plan::Flow*>(rank.arena + rank.flows);
+  clearFrom(head.at(rank.flows), rank.flowCount * static_cast<int>(sizeof(plan::Flow) / 4),
+            static_cast<std::uint32_t>(rank.copies) - rank.flows);
+  for (int i = threadIdx.x; i < rank.flowCount; i += blockDim.x) {
+    plan::Flow flow = rank.flowShares[i];
+    const std::uint64_t ofNode = refused ? 0 : s.copiesOfNode[flow.node];
+    const std::uint32_t begin = refused ? 0 : s.copies[flow.node];
+    flow.copyBegin = begin + static_cast<std::uint32_t>(ofNode * flow.copyBegin / 65536);
+    flow.copyEnd = begin + static_cast<std::uint32_t>(ofNode * flow.copyEnd / 65536);
+    flows[i] = flow;
+  }
+  if (threadIdx.x == 0) {
+    plan::ArenaHeader header = *rank.frame;
+    header.tokensUsed = tokens;
+    header.copies = copies;
+    header.entries = entries;
+    header.dropped = refused ? 0 : wanted - entries;
+    header.receiveRows = received;
+    *reinterpret_cast<plan::ArenaHeader*>(rank.arena) = header;
+    reinterpret_cast<plan::Copy*>(rank.arena + rank.copies)[copies] = {0, entries};
+  }
+}
+
+// `bad`: as in PlanCounts; badElsewhere: a rank, or -1. One thread's work.
+__device__ inline void setStatus(const PlanLaunch& launch, const PlanRank& rank, const PlanShared& s, bool tooMany,
+                                 std::uint32_t bad, int badElsewhere) {
+  PlanStatus status{};
+  status.rank = rank.rank;
+  status.wantedRows = s.words[kWantedRows];
+  if (tooMany) {
+    status.code = PlanStatus::tooManyTokens;
+  } else if (bad != 0) {
+    const std::uint32_t index = ~bad;
+    status.code = PlanStatus::badId;
+    status.token = index / launch.topk;
+    status.slot = static_cast<std::int32_t>(index % launch.topk);
+    status.id = launch.idBytes == 4 ? static_cast<const std::int32_t*>(rank.ids)[index]
+                                    : static_cast<const std::int64_t*>(rank.ids)[index];
+  } else if (badElsewhere >= 0) {
+    status.code = PlanStatus::badIdElsewhere;
+    status.rank = badElsewhere;
+  } else if (s.words[kRefused] != 0) {
+    status.code = PlanStatus::tooManyRows;
+  }
+  *rank.status = status;
+}
+
+// Zeros behind the used part of the lists, as far as a plan of so many tokens reaches; a part of them for each of some
+// blocks. Refused: nothing is used.
+__device__ inline void clearTails(const PlanLaunch& launch, const PlanRank& rank, const PlanShared& s,
+                                  std::uint32_t tokens, int part, int parts) {
+  const bool refused = s.words[kRefused] != 0;
+  const std::uint64_t slots = std::uint64_t{tokens} * launch.topk;
+  const std::uint64_t perToken = launch.copyPerEntry || launch.topk < launch.nodes ? launch.topk : launch.nodes;
+  const auto clearRange = [&](auto zero, std::uint64_t begin, std::uint64_t used, std::uint64_t room,
+                              std::uint64_t end) {
+    using T = decltype(zero);
+    const std::uint64_t last = tokens == rank.tokens ? (end - begin) / sizeof(T) : room;
+    auto* list = reinterpret_cast<T*>(rank.arena + begin);
+    const std::uint64_t step = static_cast<std::uint64_t>(parts) * blockDim.x;
+    for (std::uint64_t i = used + part * blockDim.x + threadIdx.x; i < last; i += step) list[i] = zero;
+  };
+  const std::uint32_t copies = refused ? 0 : s.copies[launch.nodes], entries = refused ? 0 : s.entries[launch.nodes];
+  clearRange(uint2{0, 0}, rank.copies, copies + 1ull, perToken * tokens + 1, rank.entries);
+  clearRange(uint2{0, 0}, rank.entries, entries, slots, rank.weightsOfEntries);
+  clearRange(0.0f, rank.weightsOfEntries, entries, slots, rank.end);
+}
+
+}  // namespace fusco::kernels
