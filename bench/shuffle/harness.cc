@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -13,6 +14,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+
+#include "shuffle/routing.h"
 
 namespace fusco::bench {
 namespace {
@@ -38,12 +41,30 @@ Harness::~Harness() {
   if (peerLog_ >= 0) close(peerLog_);
 }
 
+// In the child, before any thread: the rank's place in an emulated cluster.
+static void enterNode(const Options& options, int rank) {
+  const int node = nodeOfRank(rank, options.ranks, options.nodes);
+  if (options.net != "auto") setenv("FUSCO_NET", options.net.c_str(), 1);
+  if (options.netns.empty()) return;
+  const std::string name = fmt::format("{}{}", options.netns, node);
+  const int space = open(("/run/netns/" + name).c_str(), O_RDONLY | O_CLOEXEC);
+  if (space < 0 || setns(space, CLONE_NEWNET) != 0) {
+    fmt::print(stderr, "shuffle_perf: rank {} cannot enter the network namespace {}: {}\n", rank, name,
+               std::strerror(errno));
+    _exit(1);
+  }
+  close(space);
+  setenv("FUSCO_HOSTID", name.c_str(), 1);
+}
+
 void Harness::startRanks(const RankMain& rankMain, RankKind kind) {
   pid_t parent = getpid();
   std::fflush(nullptr);
   running_[kOwnGroup] = true;
   for (int rank = 0; rank < options_.ranks; ++rank) {
     if (kind == RankKind::threads) {
+      if (!options_.netns.empty()) throw GroupFailure(kOwnGroup, "--netns wants ranks that are processes");
+      if (options_.net != "auto") setenv("FUSCO_NET", options_.net.c_str(), 1);
       threads_.emplace_back([this, rankMain, rank] { rankMain(session_, rank); });
       continue;
     }
@@ -52,6 +73,7 @@ void Harness::startRanks(const RankMain& rankMain, RankKind kind) {
     if (pid == 0) {
       prctl(PR_SET_PDEATHSIG, SIGKILL);
       if (getppid() != parent) _exit(1);
+      enterNode(options_, rank);
       int code = rankMain(session_, rank);
       std::fflush(nullptr);
       _exit(code);
@@ -68,6 +90,7 @@ void Harness::startLaunched(const RankMain& rankMain) {
 }
 
 std::string Harness::startPeers(const std::string& program) {
+  if (!options_.netns.empty()) return "ranks in network namespaces are not started by mpirun here";
   std::string mpirun = findOnPath("mpirun");
   if (mpirun.empty()) return "no mpirun on PATH (Debian and Ubuntu: apt-get install openmpi-bin libopenmpi-dev)";
   if (access(program.c_str(), X_OK) != 0)
@@ -76,6 +99,9 @@ std::string Harness::startPeers(const std::string& program) {
   std::vector<std::string> words{mpirun, "-np", std::to_string(options_.ranks), "--oversubscribe"};
   if (geteuid() == 0) words.push_back("--allow-run-as-root");
   for (const char* word : {"--mca", "mpi_yield_when_idle", "1"}) words.push_back(word);
+  if (options_.net == "tcp") {
+    for (const char* word : {"--mca", "btl", "tcp,self", "--mca", "pml", "ob1"}) words.push_back(word);
+  }
   words.push_back(program);
   words.push_back(session_.path());
   peerCommand_ = "mpirun";

@@ -33,6 +33,8 @@ std::string jsonOf(const Options& o, const Header& h, const std::vector<Row>& ro
                       {"seed", o.seed},
                       {"memory", nameOf(o.memory)},
                       {"dedup", o.dedup},
+                      {"net", o.net},
+                      {"cluster_emulated", o.emulated},
                       {"balance", o.balance},
                       {"plan_included", row.which.op == Op::dispatch && !o.planOnce},
                       {"bytes", row.bytes},
@@ -59,6 +61,7 @@ std::string jsonOf(const Options& o, const Header& h, const std::vector<Row>& ro
       j["write_gbps"] = row.writeGbps;
       j["fill_gbps"] = row.fillGbps;
       j["stores"] = row.stores;
+      if (row.wireAloneUs > 0) j["wire_alone_us"] = row.wireAloneUs;
     }
     j["machine"] = machine;
     j["versions"] = versions;

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "shuffle/stream.h"
+#include "shuffle/wire.h"
 
 namespace fusco::bench {
 namespace {
@@ -128,10 +129,13 @@ class Fill : public Implementation {
 
 }  // namespace
 
-bool isLimit(const std::string& name) { return name == "limit-nt" || name == "limit-plain" || name == "fill"; }
+bool isLimit(const std::string& name) {
+  return name == "limit-nt" || name == "limit-plain" || name == "fill" || name == "wire";
+}
 
 std::unique_ptr<Implementation> makeLimit(const std::string& name, const CaseContext& context) {
   if (name == "fill") return std::make_unique<Fill>(context);
+  if (name == "wire") return makeWire(context);
   Stores stores = name == "limit-nt" ? Stores::nonTemporal : Stores::plain;
   switch (context.which.op) {
     case Op::dispatch:

@@ -169,13 +169,17 @@ CaseResult Measurer::measure(std::uint32_t caseIndex, const Case& which, const C
   std::vector<Sample> samples;
   for (const char* name : {"limit-nt", "limit-plain", "fill"})
     samples.push_back({name, kOwnGroup, {}, {}, {}, 0, false});
+  const bool wire = options_.net == "tcp" && options_.nodes > 1 && options_.netns.empty() && isShuffle(which.op);
+  if (wire) samples.push_back({"wire", kOwnGroup, {}, {}, {}, 0, false});
+  const std::size_t firstImpl = samples.size();
   for (const std::string& impl : impls_)
     if (impl != "limit" && carriesOut(impl, which.op))
       samples.push_back({impl, impl == "fusco" ? kOwnGroup : kPeerGroup, {}, {}, {}, 0, false});
 
   auto checkAll = [&] {
     for (Sample& sample : samples)
-      if (options_.check && sample.impl != "fill" && step(sample, Step::check, caseIndex, result))
+      if (options_.check && sample.impl != "fill" && sample.impl != "wire" &&
+          step(sample, Step::check, caseIndex, result))
         sample.wrong += harness_.wrong(sample.group);
   };
   for (Sample& sample : samples) step(sample, Step::prepare, caseIndex, result);
@@ -200,8 +204,9 @@ CaseResult Measurer::measure(std::uint32_t caseIndex, const Case& which, const C
   limit.readGbps = limit.p50Us > 0 ? static_cast<double>(size.readBytes) / limit.p50Us / 1e3 : 0;
   double fillUs = percentile(samples[2].roundP50, 0.5);
   limit.fillGbps = fillUs > 0 ? written / fillUs / 1e3 : 0;
+  if (wire) limit.wireAloneUs = percentile(samples[3].roundP50, 0.5);
   result.rows.push_back(limit);
-  for (std::size_t i = 3; i < samples.size(); ++i)
+  for (std::size_t i = firstImpl; i < samples.size(); ++i)
     if (!samples[i].dead && !samples[i].us.empty()) result.rows.push_back(rowOf(samples[i], which, size));
   for (Row& row : result.rows) {
     row.limit = limit.algbw;

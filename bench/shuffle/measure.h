@@ -26,6 +26,7 @@ struct Row {
   // Rows of the limit only.
   std::string stores;                                // which stores were the best
   double readGbps = 0, writeGbps = 0, fillGbps = 0;  // of all ranks together; of the plain non-temporal fill
+  double wireAloneUs = 0;                            // with --net tcp: what crosses between nodes, and nothing else
 };
 
 struct CaseResult {

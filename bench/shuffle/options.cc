@@ -83,6 +83,7 @@ void checkTogether(Options& o, const std::string& tokens, const std::string& typ
   o.memory = memory == "window" ? Memory::window : Memory::privately;
   oneOf("--device", o.device, {"host", "cuda"});
   oneOf("--balance", o.balance, {"none", "paper", "full"});
+  oneOf("--net", o.net, {"auto", "tcp", "shm"});
   oneOf("--dedup", o.dedup, {"none", "node", "full", "auto"});
   for (const std::string& impl : o.impls)
     oneOf("--impl", impl, {"fusco", "limit", "mpi-alltoallv", "mpi-alltoallw", "mpi-sendrecv"});
@@ -195,6 +196,13 @@ ParsedOptions parseOptions(const std::vector<std::string>& words) {
   app.add_option("--dedup", o.dedup,
                  "Copies of a token: none (K), node (one a node), full (one a rank), auto (the library's)")
       ->capture_default_str();
+  app.add_option("--net", o.net,
+                 "Between nodes: auto, tcp or shm (FUSCO_NET); with tcp the MPI peers use it as well, and "
+                 "the wire alone is measured")
+      ->capture_default_str();
+  app.add_option("--netns", o.netns, "bench/cluster gives it: rank r enters the network namespace of its node")
+      ->group("");
+  app.add_option("--emulated", o.emulated, "bench/cluster gives it: what the nodes and lanes are")->group("");
   app.add_flag("--plan-once", o.planOnce, "Make the plan once, outside the timed part of dispatch (peers too)");
   app.add_flag("--processes", processes, "Ranks are forked processes (default)");
   app.add_flag("--threads", threads, "Ranks are threads of this process")->excludes("--processes");

@@ -43,6 +43,9 @@ struct Options {
   std::string device = "host";
   std::string balance = "none";
   std::string dedup = "auto";
+  std::string net = "auto";
+  std::string netns;     // network namespaces of the nodes: this and the number of the node
+  std::string emulated;  // what bench/cluster has made, in words
   bool planOnce = false;
   RankKind kind = RankKind::processes;
   std::uint64_t seed = 1;

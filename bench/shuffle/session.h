@@ -30,6 +30,7 @@ Stages operator+(const Stages& a, const Stages& b);
 struct RankState {
   std::uint32_t failed;
   std::uint64_t wrong;
+  std::uint16_t port;  // where it listens, for the wire alone
   Stages stages;
   char text[768];
 };

@@ -26,6 +26,8 @@ void printHeader(const Options& o, const Header& h) {
     fmt::print("# routing {}: top-{} of {} experts{}{}; dedup {}, balance {}; dispatch {}\n", o.routing, h.topk,
                h.experts, h.routingRemark.empty() ? "" : "; ", h.routingRemark, o.dedup, o.balance,
                o.planOnce ? "with a plan made before (--plan-once)" : "includes making its plan");
+  if (!o.emulated.empty()) fmt::print("# EMULATED cluster: {}\n", o.emulated);
+  if (o.nodes > 1) fmt::print("# between nodes: net {}\n", o.net);
   fmt::print(
       "# {} rounds of {} + {} iterations, all implementations in turn; p50: median of the rounds, p99: of all "
       "iterations; a time runs from the first rank's start to the last one's end\n",
@@ -62,6 +64,13 @@ void printRows(const Options& o, const CaseResult& result) {
       if (row.which.op == Op::dispatch && row.fillGbps > 0)
         fmt::print(": {:.0f} %", 100 * row.writeGbps / row.fillGbps);
       fmt::print("\n");
+      if (row.wireAloneUs > 0)
+        fmt::print("#   the wire alone takes {} us, placement alone {} us: {} us together\n",
+                   microseconds(row.wireAloneUs), microseconds(row.p50Us), microseconds(row.wireAloneUs + row.p50Us));
+    } else if (result.rows[0].wireAloneUs > 0) {
+      fmt::print("#   {:.2f} times wire alone and placement alone together; {:.0f} % of the wire alone\n",
+                 row.p50Us / (result.rows[0].wireAloneUs + result.rows[0].p50Us),
+                 100 * result.rows[0].wireAloneUs / row.p50Us);
     }
     if (!o.verbose) continue;
     std::string rounds;

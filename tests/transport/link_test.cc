@@ -151,9 +151,10 @@ void exchange(LinkPair& pair, int end, int count, std::size_t slotBytes, unsigne
     }
     while (received < count) {
       const bool takesHeads = incoming.first % 3 != 0;
-      const PostedLink::Arrival arrival = scattering   ? PostedLink::Arrival{into.data(), false}
-                                          : takesHeads ? link.peekHead()
-                                                       : PostedLink::Arrival{link.peek(), true};
+      const PostedLink::Arrival arrival = takesHeads ? link.peekHead() : PostedLink::Arrival{link.peek(), true};
+      if (arrival.slot == nullptr && scattering) {
+        wrong = "a slice whose payload is on its way has no head any more";
+      }
       if (arrival.slot == nullptr) break;
       if (arrival.whole) {
         compare(arrival.slot, 0, incoming.bytes);

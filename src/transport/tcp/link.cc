@@ -251,7 +251,7 @@ PostedLink::Arrival TcpLink::peekHead() {
   if (!headHere(released_)) return {};
   const Incoming& in = incoming_[released_ % incoming_.size()];
   // Somebody has read on into the slot.
-  if (in.got > in.headBytes || wholeWanted_ > released_) {
+  if (!scattered_ && (in.got > in.headBytes || wholeWanted_ > released_)) {
     const std::byte* whole = peekWhole();
     return {whole, whole != nullptr};
   }
