@@ -37,6 +37,10 @@ class Handshake {
 
   Handshake(Side side, const std::uint8_t key[32], Purpose purpose = {});
 
+  // It points into itself.
+  Handshake(const Handshake&) = delete;
+  Handshake& operator=(const Handshake&) = delete;
+
   // The caller's, on a new connection.
   void restart(Purpose purpose);
   // Goes on as far as the connected, non-blocking socket lets it.

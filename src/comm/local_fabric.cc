@@ -10,12 +10,14 @@
 #include <set>
 
 #include "base/clock.h"
+#include "base/environment.h"
 #include "base/log.h"
 #include "base/status.h"
 #include "comm/bootstrap.h"
 #include "transport/local/process_vm.h"
 #include "transport/local/socket.h"
 #include "transport/local/window.h"
+#include "transport/tcp/connect.h"
 
 namespace fusco::comm {
 
@@ -29,6 +31,14 @@ constexpr std::int64_t kLookEveryNs = 50'000'000;
 // A rank that has destroyed its communicator may have done its part of the operation that we still wait in: its leaving
 // is an error only when the wait goes on and nobody rings.
 constexpr std::int64_t kFarewellGraceNs = 1'000'000'000;
+// For the news of a rank's end to leave this one.
+constexpr std::int64_t kFarewellMs = 500;
+// A link that breaks is the first that is seen of a death, or of a rank that has left: who died, and that it left, is
+// told by the tree a little later.
+constexpr std::int64_t kBrokenLinkGraceNs = 300'000'000;
+// Of a gather that goes through the tree: what all ranks together bring in a round, and the least of one.
+constexpr std::size_t kGatherRoundBytes = std::size_t{1} << 20;
+constexpr std::size_t kGatherLeastBytes = 64;
 
 // The fabrics of this process, for windows that are freed and for exit. Never destroyed.
 struct Fabrics {
@@ -97,7 +107,13 @@ void LocalFabric::release() {
     known.all.erase(this);
   }
   // A child that was forked off gives back its copies only; the rank lives on in the parent.
-  if (forks_ == forkCount()) say(Presence::left);
+  if (forks_ == forkCount()) {
+    say(Presence::left);
+    network_.reset();
+  } else {
+    // Its thread and locks are the parent's.
+    static_cast<void>(network_.release());
+  }
   mesh_.reset();
 }
 
@@ -113,6 +129,15 @@ void LocalFabric::say(Presence presence) {
   for (int peer = 0; peer < config_.ranks; ++peer) {
     if (peer != config_.rank && headers_[peer] != nullptr) headers_[peer]->raiseAlarm();
   }
+  if (!network_) return;
+  // Who has heard of an abort by shared memory may leave before the tree brings it, and so would cut it off from
+  // others.
+  RankHeader& own = memory_->header();
+  if (own.aborted.load(std::memory_order_acquire) == 2) {
+    network_->tree().tell({News::aborted, config_.rank, {own.reason, strnlen(own.reason, RankHeader::kReasonBytes)}});
+  }
+  network_->tree().tell({presence == Presence::left ? News::left : News::exited, config_.rank, {}});
+  network_->tree().flush(kFarewellMs);
 }
 
 void LocalFabric::refuseChild(const char* what) const {
@@ -149,6 +174,7 @@ void LocalFabric::prepare(const UniqueId& id) {
     const std::string name = transport::randomName("fusco-rank-");
     copyText(record.socketName, sizeof(record.socketName), name);
     listener_ = transport::listenAbstract(name, 4096);
+    listen();
     memory_ = std::make_shared<transport::RankMemory>(config_.controlBytes);
     inbox_ = std::make_shared<Inbox>();
     group_ = LocalGroup::of(id.key);
@@ -166,6 +192,26 @@ void LocalFabric::prepare(const UniqueId& id) {
   }
 }
 
+// One listener for each interface that the settings name, else one; without a network the ranks of a machine do well.
+void LocalFabric::listen() {
+  if (config_.net == Net::sharedMemory) return;
+  try {
+    std::vector<transport::Interface> interfaces = transport::usableInterfaces();
+    if (!environment().isSet(Setting::socketInterfaces)) interfaces.resize(1);
+    for (const transport::Interface& one : interfaces) {
+      if (record_.addressCount == Record::kMostAddresses) break;
+      transport::Address& address = record_.addresses[record_.addressCount];
+      address = one.address;
+      networkListeners_.push_back(transport::listenTcp(&address, 1024));
+      ++record_.addressCount;
+    }
+  } catch (const Error& error) {
+    FUSCO_INFO(kLogNet, "rank {} listens nowhere: {}", config_.rank, error.what());
+    networkListeners_.clear();
+    record_.addressCount = 0;
+  }
+}
+
 void LocalFabric::meetAll(const UniqueId& id) {
   const Deadline deadline = Deadline::afterMs(config_.initTimeoutMs);
   if ((id.flags & UniqueId::kByAddress) != 0 && config_.rank == 0) openAgreedPlace(id);
@@ -175,6 +221,7 @@ void LocalFabric::meetAll(const UniqueId& id) {
       meet(id, record_, config_.initTimeoutMs > 0 ? Deadline::afterMs(config_.initTimeoutMs + grace) : deadline);
   arrange(records);
   connectMesh(id, records, deadline);
+  connectNetwork(id, records, deadline);
   voteOnProcessVm(records);
   listener_.reset();
   leaveMeetingPlace(id);
@@ -200,10 +247,14 @@ void LocalFabric::connectMesh(const UniqueId& id, const std::vector<Record>& rec
   std::vector<transport::MeshMember> members;
   oneProcess_ = true;
   for (const Record& record : records) {
-    transport::MeshMember member{record.describe(), record.socketName, nullptr,
+    transport::MeshMember member{record.describe(),
+                                 record.socketName,
+                                 nullptr,
                                  topology_->nodeOf(record.rank) == topology_->nodeOf(config_.rank),
+                                 record.domain != record_.domain,
                                  record.pidNamespace == record_.pidNamespace ? static_cast<pid_t>(record.pid) : 0};
-    const bool sameProcess = std::memcmp(record.process, record_.process, sizeof(record.process)) == 0;
+    const bool sameProcess =
+        !member.remote && std::memcmp(record.process, record_.process, sizeof(record.process)) == 0;
     LocalMember local = sameProcess ? group_->find(record.member) : LocalMember{};
     if (sameProcess && !local.memory) {
       fail(Code::remoteError, record.describe() + " gave up at init; look at its log");
@@ -223,7 +274,33 @@ void LocalFabric::connectMesh(const UniqueId& id, const std::vector<Record>& rec
                                             [this](int rank, const MeshMessage& message, UniqueFd descriptor) {
                                               onMessage(rank, message, std::move(descriptor));
                                             });
-  for (int rank = 0; rank < config_.ranks; ++rank) headers_.push_back(&mesh_->header(rank));
+  for (int rank = 0; rank < config_.ranks; ++rank) {
+    headers_.push_back(mesh_->remote(rank) ? nullptr : &mesh_->header(rank));
+  }
+}
+
+// Whether links to a rank (of another node) go by TCP.
+bool LocalFabric::byNetwork(int rank) const { return mesh_->remote(rank) || config_.net == Net::tcp; }
+
+void LocalFabric::connectNetwork(const UniqueId& id, const std::vector<Record>& records, Deadline deadline) {
+  bool needed = config_.net == Net::tcp && topology_->nodes() > 1;
+  for (const Record& record : records) {
+    if (record.domain == records.front().domain) continue;
+    needed = true;
+    if (config_.net != Net::sharedMemory) continue;
+    fail(Code::invalidUsage, "FUSCO_NET=shm, but " + records.front().describe() + " and " + record.describe() +
+                                 " share no memory (other machines, network namespaces or FUSCO_HOSTID); use "
+                                 "FUSCO_NET=auto");
+  }
+  std::vector<UniqueFd> listeners = std::move(networkListeners_);
+  networkListeners_.clear();
+  if (!needed) return;
+  remotePresence_ = std::vector<std::atomic<std::uint32_t>>(records.size());
+  network_ = std::make_unique<Network>(
+      records, config_.rank, *topology_, id.key, std::move(listeners),
+      Network::LinkShape{config_.slotBytes, config_.slots, kChannels},
+      Network::Ways{[this](const News& news) { hear(news); }, [this] { headers_[config_.rank]->ring(); }});
+  network_->join(deadline, [this] { check(); });
 }
 
 void LocalFabric::voteOnProcessVm(const std::vector<Record>& records) {
@@ -238,12 +315,22 @@ void LocalFabric::voteOnProcessVm(const std::vector<Record>& records) {
   allGather(&works, 1, votes.data(), config_.initTimeoutMs);
   processVm_ = true;
   for (int rank : topology_->ranksOf(topology_->nodeOf(config_.rank))) processVm_ = processVm_ && votes[rank] != 0;
-  FUSCO_INFO(kLogInit, "{}: {} ranks on {} nodes; {}; process_vm {}", names_[config_.rank], config_.ranks,
-             topology_->nodes(), oneProcess_ ? "own node in one process" : "own node in several processes",
-             processVm_ ? "on" : "off");
+  FUSCO_INFO(kLogInit, "{}: {} ranks on {} nodes; {}; process_vm {}; other nodes by {}", names_[config_.rank],
+             config_.ranks, topology_->nodes(),
+             oneProcess_ ? "own node in one process" : "own node in several processes", processVm_ ? "on" : "off",
+             network_ ? "TCP where they share no memory" : "shared memory");
 }
 
 // ---- small things
+
+void LocalFabric::sleep(std::uint32_t seen, std::int64_t microseconds) {
+  if (network_) {
+    // While this rank is awake it reads and writes its links itself; from here on the network's thread does.
+    if (network_->reactor().poke()) return;
+    network_->reactor().attend();
+  }
+  headers_[config_.rank]->sleep(seen, microseconds, spinMicroseconds_);
+}
 
 std::string LocalFabric::describeRank(int rank) const {
   if (rank < 0 || rank >= config_.ranks) return "rank " + std::to_string(rank) + " (no such rank)";
@@ -276,7 +363,7 @@ void LocalFabric::moveVm(int rank, bool write, std::span<const transport::Segmen
 
 std::size_t LocalFabric::memoryBytes() const {
   std::lock_guard lock(mutex_);
-  std::size_t bytes = memory_->bytes();
+  std::size_t bytes = memory_->bytes() + (network_ ? network_->memoryBytes() : 0);
   for (const auto& channels : links_) {
     for (const auto& link : channels) bytes += link ? link->bytesMade() : 0;
   }
@@ -308,6 +395,8 @@ void LocalFabric::look(std::unique_lock<std::mutex>& lock) {
     if (dead >= 0) {
       failure_ = names_[dead] + " died: its process has ended without destroying the communicator; look at its log";
       failed_.store(true, std::memory_order_release);
+    } else if (network_) {
+      lookAtLinks();
     }
   }
   if (failure_.empty()) return;
@@ -316,14 +405,57 @@ void LocalFabric::look(std::unique_lock<std::mutex>& lock) {
   fail(Code::remoteError, text);
 }
 
+// Under the lock.
+void LocalFabric::lookAtLinks() {
+  std::string how;
+  const int peer = network_->brokenLink([this](int rank) { return presenceOf(rank) != Presence::here; }, &how);
+  if (peer < 0) return;
+  const std::int64_t now = nowNs();
+  std::int64_t none = 0;
+  if (brokenLinkNs_.compare_exchange_strong(none, now) || now - brokenLinkNs_.load() < kBrokenLinkGraceNs) return;
+  failure_ = names_[peer] + " " + how + "; look at its log and at the network between";
+  failed_.store(true, std::memory_order_release);
+}
+
+// From the network's thread, which must not wait for locks that are held for long.
+void LocalFabric::hear(const News& news) {
+  RankHeader& own = *headers_[config_.rank];
+  switch (news.kind) {
+    case News::aborted:
+      return own.abort(news.text);
+    case News::left:
+    case News::exited:
+      remotePresence_[news.rank].store(
+          static_cast<std::uint32_t>(news.kind == News::left ? Presence::left : Presence::exited));
+      return own.raiseAlarm();
+    case News::died: {
+      std::lock_guard lock(newsMutex_);
+      if (newsOfDeath_.empty()) newsOfDeath_ = names_[news.rank] + " " + news.text;
+    }
+      deathTold_.store(true, std::memory_order_release);
+      return own.raiseAlarm();
+  }
+}
+
+Presence LocalFabric::presenceOf(int rank) const {
+  if (headers_[rank] != nullptr) {
+    return static_cast<Presence>(headers_[rank]->presence.load(std::memory_order_acquire));
+  }
+  return static_cast<Presence>(remotePresence_[rank].load(std::memory_order_acquire));
+}
+
 void LocalFabric::alarmed() {
   RankHeader& own = *headers_[config_.rank];
   if (own.aborted.load(std::memory_order_acquire) == 2) {
     fail(Code::remoteError, std::string(own.reason, strnlen(own.reason, RankHeader::kReasonBytes)));
   }
+  if (deathTold_.load(std::memory_order_acquire)) {
+    std::lock_guard lock(newsMutex_);
+    fail(Code::remoteError, newsOfDeath_);
+  }
   int left = -1;
   for (int peer = 0; peer < config_.ranks; ++peer) {
-    const auto presence = static_cast<Presence>(headers_[peer]->presence.load(std::memory_order_acquire));
+    const Presence presence = presenceOf(peer);
     if (presence == Presence::exited) {
       fail(Code::remoteError, names_[peer] + " left: its process exited without destroying the communicator");
     }
@@ -348,7 +480,10 @@ void LocalFabric::alarmed() {
 void LocalFabric::abort(const std::string& reason) {
   refuseChild("abort");
   headers_[config_.rank]->abort(reason);
-  for (RankHeader* header : headers_) header->abort(reason);
+  for (RankHeader* header : headers_) {
+    if (header != nullptr) header->abort(reason);
+  }
+  if (network_) network_->tree().tell({News::aborted, config_.rank, reason});
 }
 
 // ---- gather
@@ -358,11 +493,44 @@ void LocalFabric::abort(const std::string& reason) {
 void LocalFabric::allGather(const void* mine, std::size_t bytes, void* all, std::int64_t timeoutMs) {
   refuseChild("a collective call");
   const Deadline deadline = Deadline::afterMs(timeoutMs);
+  if (network_) {
+    return gatherByNetwork(static_cast<const std::byte*>(mine), bytes, static_cast<std::byte*>(all), deadline,
+                           timeoutMs);
+  }
   std::size_t at = 0;
   do {
     const std::size_t step = std::min(bytes - at, RankHeader::kMailboxBytes);
     gatherRound(static_cast<const std::byte*>(mine) + at, step, bytes, static_cast<std::byte*>(all) + at, bytes,
                 deadline, timeoutMs);
+    at += step;
+  } while (at < bytes);
+}
+
+void LocalFabric::gatherByNetwork(const std::byte* mine, std::size_t bytes, std::byte* all, Deadline deadline,
+                                  std::int64_t timeoutMs) {
+  Tree& tree = network_->tree();
+  const std::size_t most = std::max(kGatherRoundBytes / static_cast<std::size_t>(config_.ranks), kGatherLeastBytes);
+  std::size_t at = 0;
+  do {
+    const std::size_t step = std::min(bytes - at, most);
+    tree.contribute({reinterpret_cast<const char*>(mine) + at, step}, bytes);
+    std::string chunks;
+    for (;;) {
+      const std::uint32_t seen = bell();
+      if (tree.gathered(&chunks)) break;
+      check();
+      if (deadline.passed()) {
+        std::string names;
+        for (const int one : tree.late()) names += (names.empty() ? "" : ", ") + names_[one];
+        fail(Code::remoteError,
+             names_[config_.rank] + " waited " + std::to_string(timeoutMs) + " ms in a collective call for " +
+                 (names.empty() ? "ranks that it is not connected to" : names) + "; look whether they are alive");
+      }
+      sleep(seen, 50000);
+    }
+    for (std::size_t rank = 0; step > 0 && rank < static_cast<std::size_t>(config_.ranks); ++rank) {
+      std::memcpy(all + rank * bytes + at, chunks.data() + rank * step, step);
+    }
     at += step;
   } while (at < bytes);
 }

@@ -1,4 +1,5 @@
-// The fabric of ranks on one machine: threads of one process, processes, or both.
+// The fabric: ranks that are threads of one process, processes of one machine, or on several machines. Those of one
+// domain (record.h) share memory; with the others a Network connects them.
 #pragma once
 
 #include <atomic>
@@ -13,6 +14,7 @@
 
 #include "comm/fabric.h"
 #include "comm/local_group.h"
+#include "comm/network.h"
 #include "comm/record.h"
 #include "transport/local/mesh.h"
 #include "transport/local/rank_memory.h"
@@ -32,11 +34,9 @@ class LocalFabric final : public Fabric {
   std::string describeRank(int rank) const override;
 
   std::byte* control(int rank) override;
-  void ring(int rank) override { headers_[rank]->ring(); }
+  void ring(int rank) override { headers_[rank]->ring(); }  // of a rank in this domain
   std::uint32_t bell() const override { return headers_[config_.rank]->bell.load(std::memory_order_seq_cst); }
-  void sleep(std::uint32_t seen, std::int64_t microseconds) override {
-    headers_[config_.rank]->sleep(seen, microseconds, spinMicroseconds_);
-  }
+  void sleep(std::uint32_t seen, std::int64_t microseconds) override;
 
   transport::MemoryRef describe(const void* address, std::size_t bytes) override;
   std::byte* reach(int rank, const transport::MemoryRef& memory) override;
@@ -73,6 +73,9 @@ class LocalFabric final : public Fabric {
   void arrange(const std::vector<Record>& records);
   void connectMesh(const UniqueId& id, const std::vector<Record>& records, Deadline deadline);
   void voteOnProcessVm(const std::vector<Record>& records);
+  void listen();
+  void connectNetwork(const UniqueId& id, const std::vector<Record>& records, Deadline deadline);
+  bool byNetwork(int rank) const;
   void release();
 
   void refuseChild(const char* what) const;
@@ -81,6 +84,11 @@ class LocalFabric final : public Fabric {
   void exportWindow(const std::shared_ptr<transport::Window>& window);
   void look(std::unique_lock<std::mutex>& lock);
   void alarmed();
+  void lookAtLinks();
+  void hear(const News& news);
+  transport::Presence presenceOf(int rank) const;
+  void gatherByNetwork(const std::byte* mine, std::size_t bytes, std::byte* all, Deadline deadline,
+                       std::int64_t timeoutMs);
   void gatherRound(const std::byte* mine, std::size_t bytes, std::size_t whole, std::byte* all, std::size_t stride,
                    Deadline deadline, std::int64_t timeoutMs);
   std::shared_ptr<transport::RingMemory> openRing(int rank, int channel);
@@ -102,7 +110,7 @@ class LocalFabric final : public Fabric {
   std::shared_ptr<transport::RankMemory> memory_;
   std::shared_ptr<Inbox> inbox_;
   std::vector<std::string> names_;
-  std::vector<transport::RankHeader*> headers_;
+  std::vector<transport::RankHeader*> headers_;  // null for ranks of other domains
   std::vector<std::shared_ptr<Inbox>> inboxes_;  // of ranks of this process
 
   mutable std::mutex mutex_;  // the mesh, imports, exports, links
@@ -120,6 +128,15 @@ class LocalFabric final : public Fabric {
   std::atomic<int> firstLeft_ = -1;
   std::atomic<bool> failed_ = false;  // a peer is dead
   std::string failure_;               // under mutex_, set once
+
+  // Where some ranks are reached by TCP.
+  std::vector<UniqueFd> networkListeners_;
+  std::vector<std::atomic<std::uint32_t>> remotePresence_;  // Presence, as the network tells it
+  mutable std::mutex newsMutex_;
+  std::string newsOfDeath_;  // the first
+  std::atomic<bool> deathTold_ = false;
+  std::atomic<std::int64_t> brokenLinkNs_ = 0;
+  std::unique_ptr<Network> network_;  // at last made, and first to end: its thread uses all of the above
 };
 
 }  // namespace fusco::comm

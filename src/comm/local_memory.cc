@@ -111,6 +111,7 @@ transport::PostedLink& LocalFabric::link(int rank, int ofChannel, int path) {
     fail(Code::internalError, "no posted link to rank " + std::to_string(rank) + " on channel " +
                                   std::to_string(ofChannel) + ", path " + std::to_string(path));
   }
+  if (byNetwork(rank)) return network_->link(rank, path * kChannels + ofChannel);
   // Rings are told apart by one number.
   const int channel = path * kChannels + ofChannel;
   std::lock_guard lock(mutex_);

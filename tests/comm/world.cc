@@ -168,6 +168,10 @@ std::vector<std::string> runRanks(Kind kind, int ranks, FabricConfig config, con
   return runAll(kind, configs, nullptr, body);
 }
 
+std::vector<std::string> runConfigs(Kind kind, const std::vector<FabricConfig>& configs, const Body& body) {
+  return runAll(kind, configs, nullptr, body);
+}
+
 void expectRanks(Kind kind, int ranks, const FabricConfig& config, const Body& body, const std::vector<int>& nodes) {
   const auto texts = runRanks(kind, ranks, config, body, nodes);
   for (int rank = 0; rank < ranks; ++rank) {

@@ -22,6 +22,9 @@ using Body = std::function<void(Fabric& fabric)>;
 std::vector<std::string> runRanks(Kind kind, int ranks, FabricConfig config, const Body& body,
                                   const std::vector<int>& nodes = {});
 
+// Each rank with its own configuration.
+std::vector<std::string> runConfigs(Kind kind, const std::vector<FabricConfig>& configs, const Body& body);
+
 // The same, expecting no error.
 void expectRanks(Kind kind, int ranks, const FabricConfig& config, const Body& body,
                  const std::vector<int>& nodes = {});

@@ -35,7 +35,7 @@ Mesh::Mesh(int rank, const std::uint8_t key[32], std::vector<MeshMember> members
   }
   try {
     for (Peer& peer : peers_) {
-      if (!peer.member.local && peer.member.pid > 0) watch(peer, peer.member.pid);
+      if (!peer.member.local && !peer.member.remote && peer.member.pid > 0) watch(peer, peer.member.pid);
     }
     connectLower(key, deadline);
     meet(key, std::move(listener), deadline);
@@ -43,7 +43,7 @@ Mesh::Mesh(int rank, const std::uint8_t key[32], std::vector<MeshMember> members
     // Connected ranks see the closed sockets; the lower ones that were not reached yet are told.
     for (int lower = 0; lower < rank_; ++lower) {
       Peer& peer = peers_[lower];
-      if (peer.member.local || peer.socket) continue;
+      if (peer.member.local || peer.member.remote || peer.socket) continue;
       try {
         MeshMessage message{.kind = MeshMessage::failed, .rank = rank_};
         std::memcpy(message.key, key, sizeof(message.key));
@@ -60,7 +60,7 @@ Mesh::Mesh(int rank, const std::uint8_t key[32], std::vector<MeshMember> members
 std::string Mesh::missing() const {
   std::string names;
   for (const Peer& peer : peers_) {
-    if (!peer.memory) names += (names.empty() ? "" : ", ") + peer.member.name;
+    if (!peer.memory && !peer.member.remote) names += (names.empty() ? "" : ", ") + peer.member.name;
   }
   return names;
 }
@@ -68,7 +68,7 @@ std::string Mesh::missing() const {
 void Mesh::connectLower(const std::uint8_t key[32], Deadline deadline) {
   for (int lower = 0; lower < rank_; ++lower) {
     Peer& peer = peers_[lower];
-    if (peer.member.local) continue;
+    if (peer.member.local || peer.member.remote) continue;
     UniqueFd socket = connectAbstract(peer.member.socketName, deadline);
     if (!socket) {
       fail(Code::remoteError, peer.member.name + " cannot be reached at init: " + std::strerror(errno) +
@@ -98,7 +98,7 @@ void Mesh::meet(const std::uint8_t key[32], UniqueFd listener, Deadline deadline
     std::vector<int> lower;
     for (int i = 0; i < ranks(); ++i) {
       Peer& peer = peers_[i];
-      if (peer.memory) continue;
+      if (peer.memory || peer.member.remote) continue;
       complete = false;
       if (peer.socket) {
         polled.push_back({peer.socket.get(), POLLIN, 0});
@@ -166,7 +166,7 @@ void Mesh::meet(const std::uint8_t key[32], UniqueFd listener, Deadline deadline
 void Mesh::welcomeCaller(UniqueFd* socket, const MeshMessage& hello, UniqueFd memory) {
   if (hello.rank <= rank_ || hello.rank >= ranks()) return;
   Peer& peer = peers_[hello.rank];
-  if (peer.memory) return;
+  if (peer.memory || peer.member.remote) return;
   if (hello.kind == MeshMessage::failed) {
     fail(Code::remoteError, peer.member.name + " failed at init; look at its log");
   }

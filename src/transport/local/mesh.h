@@ -1,5 +1,5 @@
-// One machine's ranks, connected: a socket to each rank of another process, for descriptors and news; the memory in
-// which ranks ring, raise alarms and gather; and a watch over their processes.
+// One machine's ranks of a communicator, connected: a socket to each rank of another process, for descriptors and news;
+// the memory in which ranks ring, raise alarms and gather; and a watch over their processes.
 #pragma once
 
 #include <sys/types.h>
@@ -36,7 +36,8 @@ struct MeshMember {
   std::string socketName;             // where it listens
   std::shared_ptr<RankMemory> local;  // set for ranks of this process (this rank included)
   bool sameNode = false;
-  pid_t pid = 0;  // as this process sees it, 0 if it cannot
+  bool remote = false;  // shares no memory with this rank: not connected, not watched
+  pid_t pid = 0;        // as this process sees it, 0 if it cannot
 };
 
 class Mesh {
@@ -44,14 +45,16 @@ class Mesh {
   // Called with each message that is no part of the set-up.
   using Handler = std::function<void(int rank, const MeshMessage& message, UniqueFd descriptor)>;
 
-  // Connects to all ranks of other processes: to the lower ones by their listeners, from the higher ones by `listener`.
-  // `controlBytes`: of each rank's memory. Throws Error; then tells the ranks that may still wait for this one.
+  // Connects to all ranks of other processes but the remote ones: to the lower ones by their listeners, from the higher
+  // ones by `listener`. `controlBytes`: of each rank's memory. Throws Error; then tells the ranks that may still wait
+  // for this one.
   Mesh(int rank, const std::uint8_t key[32], std::vector<MeshMember> members, UniqueFd listener,
        std::size_t controlBytes, Deadline deadline, Handler handler);
 
   int ranks() const { return static_cast<int>(peers_.size()); }
   const std::string& name(int rank) const { return peers_[rank].member.name; }
   bool sameProcess(int rank) const { return peers_[rank].member.local != nullptr; }
+  bool remote(int rank) const { return peers_[rank].member.remote; }
   bool sameNode(int rank) const { return peers_[rank].member.sameNode; }
   RankMemory& memory(int rank) const { return *peers_[rank].memory; }
   RankHeader& header(int rank) const { return peers_[rank].memory->header(); }

@@ -1,0 +1,336 @@
+// The fabric of ranks that share no memory, as the engine uses it. Hosts are made up by host ids, so that all of it
+// goes over this machine's own network: tree, links, gathers, deaths.
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstring>
+#include <thread>
+
+#include "base/clock.h"
+#include "base/status.h"
+#include "comm/fabric.h"
+#include "comm/tree.h"
+#include "comm/world.h"
+
+namespace fusco::comm::testing {
+namespace {
+
+// How the ranks of a test lie.
+struct Lay {
+  const char* name;
+  int hosts, nodes, ranks;  // nodes: of each host; ranks: of each node
+  Net net;
+};
+
+int ranksOf(const Lay& lay) { return lay.hosts * lay.nodes * lay.ranks; }
+
+std::vector<FabricConfig> configsOf(const Lay& lay) {
+  std::vector<FabricConfig> configs;
+  for (int rank = 0; rank < ranksOf(lay); ++rank) {
+    FabricConfig config;
+    config.rank = rank;
+    config.ranks = ranksOf(lay);
+    config.controlBytes = 4096;
+    config.slotBytes = 1024;
+    config.slots = 3;
+    config.initTimeoutMs = 20000;
+    config.net = lay.net;
+    const int host = rank / (lay.nodes * lay.ranks);
+    if (lay.hosts > 1) config.hostId = "host" + std::to_string(host);
+    if (lay.nodes > 1) config.nodeId = rank / lay.ranks;
+    configs.push_back(config);
+  }
+  return configs;
+}
+
+class NetworkTest : public ::testing::TestWithParam<std::tuple<Kind, Lay>> {
+ protected:
+  Kind kind() const { return std::get<0>(GetParam()); }
+  const Lay& lay() const { return std::get<1>(GetParam()); }
+  void expect(const Body& body) const {
+    const auto texts = runConfigs(kind(), configsOf(lay()), body);
+    for (std::size_t rank = 0; rank < texts.size(); ++rank) EXPECT_EQ(texts[rank], "") << "rank " << rank;
+  }
+};
+
+template <typename Condition>
+void await(Fabric& fabric, Condition condition) {
+  const Deadline deadline = Deadline::afterMs(20000);
+  for (;;) {
+    const std::uint32_t seen = fabric.bell();
+    if (condition()) return;
+    fabric.check();
+    require(!deadline.passed(), "waited too long");
+    fabric.sleep(seen, 20000);
+  }
+}
+
+TEST_P(NetworkTest, NodesAreAsLaid) {
+  expect([this](Fabric& fabric) {
+    require(fabric.topology().nodes() == lay().hosts * lay().nodes, "nodes");
+    for (int rank = 0; rank < fabric.ranks(); ++rank) {
+      require(fabric.topology().nodeOf(rank) == rank / lay().ranks, "node of " + fabric.describeRank(rank));
+    }
+  });
+}
+
+// Every rank sends to every rank of another node on two channels, all at once; both ends may be first.
+TEST_P(NetworkTest, PostedLinksKeepOrderAndCredits) {
+  expect([](Fabric& fabric) {
+    constexpr std::uint64_t kSlices = 60;
+    struct Line {
+      transport::PostedLink* link;
+      int peer;
+      std::uint64_t sent = 0, received = 0;
+    };
+    std::vector<Line> lines;
+    for (int peer = 0; peer < fabric.ranks(); ++peer) {
+      if (fabric.topology().nodeOf(peer) == fabric.topology().nodeOf(fabric.rank())) continue;
+      for (int channel : {0, 2}) lines.push_back({&fabric.link(peer, channel), peer});
+    }
+    await(fabric, [&] {
+      bool all = true;
+      for (Line& line : lines) {
+        for (std::byte* slot; line.sent < kSlices && (slot = line.link->acquire()) != nullptr; ++line.sent) {
+          std::memcpy(slot, &line.sent, sizeof(line.sent));
+          std::memset(slot + 8, static_cast<int>(line.sent) + fabric.rank(), 1016);
+          line.link->post(1024);
+        }
+        while (const std::byte* slot = line.link->peek()) {
+          std::uint64_t sequence;
+          std::memcpy(&sequence, slot, sizeof(sequence));
+          require(sequence == line.received, "out of order");
+          require(slot[1023] == static_cast<std::byte>(line.received + static_cast<std::uint64_t>(line.peer)),
+                  "payload");
+          line.link->release();
+          ++line.received;
+        }
+        all = all && line.sent == kSlices && line.received == kSlices && line.link->drained();
+      }
+      return all;
+    });
+  });
+}
+
+TEST_P(NetworkTest, GathersOfAnySizeInTurn) {
+  expect([](Fabric& fabric) {
+    for (std::size_t bytes : {0, 1, 8193, 300000}) {
+      std::vector<unsigned char> mine(bytes + 1, static_cast<unsigned char>(fabric.rank() + bytes));
+      std::vector<unsigned char> all(static_cast<std::size_t>(fabric.ranks()) * bytes + 1);
+      fabric.allGather(mine.data(), bytes, all.data(), 20000);
+      for (std::size_t i = 0; i < static_cast<std::size_t>(fabric.ranks()) * bytes; ++i) {
+        require(all[i] == static_cast<unsigned char>(i / bytes + bytes), "gathered something else");
+      }
+    }
+  });
+}
+
+TEST_P(NetworkTest, GatherOfDifferentSizesNamesBoth) {
+  for (int odd : {0, ranksOf(lay()) - 1}) {
+    const auto texts = runConfigs(kind(), configsOf(lay()), [odd](Fabric& fabric) {
+      std::vector<char> buffer(20 + 20 * static_cast<std::size_t>(fabric.ranks()));
+      fabric.allGather(buffer.data(), fabric.rank() == odd ? 10 : 20, buffer.data() + 20, 20000);
+    });
+    for (const std::string& text : texts) {
+      EXPECT_TRUE(text.starts_with("code 5")) << text;
+      EXPECT_NE(text.find(" 10"), std::string::npos) << text;
+      EXPECT_NE(text.find(" 20"), std::string::npos) << text;
+    }
+  }
+}
+
+TEST_P(NetworkTest, AnAbortWakesEveryone) {
+  const auto texts = runConfigs(kind(), configsOf(lay()), [](Fabric& fabric) {
+    if (fabric.rank() == 1) {
+      usleep(30000);
+      fabric.abort("rank 1 found a malformed routing map");
+    }
+    const std::int64_t begin = nowNs();
+    for (;;) {
+      require(nowNs() - begin < 2'000'000'000, "woken late");
+      const std::uint32_t seen = fabric.bell();
+      fabric.check();
+      fabric.sleep(seen, 3000000);
+    }
+  });
+  for (const std::string& text : texts) EXPECT_EQ(text, "code 6: rank 1 found a malformed routing map");
+}
+
+INSTANTIATE_TEST_SUITE_P(Lays, NetworkTest,
+                         ::testing::Combine(::testing::Values(Kind::threads, Kind::processes),
+                                            ::testing::Values(Lay{"TwoNodesByTcp", 1, 2, 2, Net::tcp},
+                                                              Lay{"TwoHosts", 2, 1, 2, Net::automatic},
+                                                              Lay{"TwoHostsOfTwoNodes", 2, 2, 1, Net::automatic},
+                                                              Lay{"FourNodesByTcp", 1, 4, 2, Net::tcp},
+                                                              Lay{"TwelveHosts", 12, 1, 1, Net::automatic})),
+                         [](const auto& one) {
+                           return std::string(nameOf(std::get<0>(one.param))) + std::get<1>(one.param).name;
+                         });
+
+TEST(Network, SharedMemoryOnlyIsRefusedAcrossHosts) {
+  auto configs = configsOf({"", 2, 1, 1, Net::automatic});
+  // Near the meeting place, which is on a host of its own here.
+  for (FabricConfig& config : configs) config.net = Net::sharedMemory;
+  for (const std::string& text : runConfigs(Kind::threads, configs, [](Fabric&) {})) {
+    EXPECT_TRUE(text.starts_with("code 5")) << text;
+    EXPECT_NE(text.find("FUSCO_NET"), std::string::npos) << text;
+  }
+}
+
+// ---- deaths
+
+// Rank 2 of 4 does something; the others' waits end in time with a text that names it.
+struct Ending {
+  const char* name;
+  void (*misbehave)(Fabric& fabric);
+  const char* words;
+};
+
+class EndingTest : public ::testing::TestWithParam<std::tuple<Ending, Lay>> {};
+
+TEST_P(EndingTest, IsNoticedByAll) {
+  const auto& [ending, lay] = GetParam();
+  const auto configs = configsOf(lay);
+  const int doomed = ranksOf(lay) - 2;
+  SharedPage<std::atomic<int>> connected;
+  const auto body = [&](Fabric& fabric) {
+    ++*connected;
+    while (connected->load() < fabric.ranks()) usleep(1000);
+    if (fabric.rank() == doomed) {
+      usleep(50000);
+      ending.misbehave(fabric);
+      throw std::runtime_error("over");
+    }
+    const std::int64_t begin = nowNs();
+    try {
+      while (nowNs() - begin < 8'000'000'000) {
+        const std::uint32_t seen = fabric.bell();
+        fabric.check();
+        fabric.sleep(seen, 100000);
+      }
+    } catch (const Error& error) {
+      require(nowNs() - begin < 2'000'000'000, std::string("late: ") + error.what());
+      throw;
+    }
+  };
+  const auto texts = runConfigs(Kind::processes, configs, body);
+  for (int rank = 0; rank < ranksOf(lay); ++rank) {
+    if (rank == doomed) continue;
+    const std::string& text = texts[static_cast<std::size_t>(rank)];
+    EXPECT_TRUE(text.starts_with("code 6: rank " + std::to_string(doomed) + " (")) << rank << ": " << text;
+    EXPECT_NE(text.find(ending.words), std::string::npos) << rank << ": " << text;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, EndingTest,
+    ::testing::Combine(::testing::Values(Ending{"Kill", [](Fabric&) { raise(SIGKILL); }, "died"},
+                                         Ending{"Exit", [](Fabric&) { exit(0); }, "left: its process exited"},
+                                         Ending{"Destroy", [](Fabric&) {}, "left: it destroyed"}),
+                       ::testing::Values(Lay{"TwoHosts", 2, 1, 2, Net::automatic},
+                                         Lay{"FourHosts", 4, 1, 1, Net::automatic},
+                                         Lay{"TwoNodesByTcp", 1, 2, 2, Net::tcp})),
+    [](const auto& one) { return std::string(std::get<0>(one.param).name) + std::get<1>(one.param).name; });
+
+TEST(Network, AStoppedRankIsNoErrorWhenItGoesOn) {
+  const auto configs = configsOf({"", 3, 1, 1, Net::automatic});
+  struct Board {
+    std::atomic<int> ready{0}, go{0};
+    char id[128];
+  };
+  SharedPage<Board> board;
+  Children children(3, [&](int rank) -> std::string {
+    while (board->ready.load() == 0) usleep(500);
+    auto fabric = Fabric::connect(configs[static_cast<std::size_t>(rank)], board->id);
+    ++board->ready;
+    while (rank == 0 && board->go.load() == 0) usleep(500);
+    int mine = rank, all[3];
+    fabric->allGather(&mine, sizeof(mine), all, 30000);
+    fabric->allGather(&mine, sizeof(mine), all, 30000);
+    return all[2] == 2 ? "" : "wrong";
+  });
+  makeUniqueId(board->id);
+  board->ready.store(1);
+  while (board->ready.load() < 4) usleep(1000);
+  kill(children.pid(0), SIGSTOP);
+  board->go.store(1);
+  usleep(5000000);
+  kill(children.pid(0), SIGCONT);
+  for (const std::string& text : children.join()) EXPECT_EQ(text, "");
+}
+
+TEST(Network, GatherNamesWhoIsLate) {
+  const auto texts = runConfigs(Kind::processes, configsOf({"", 3, 1, 1, Net::automatic}), [](Fabric& fabric) {
+    if (fabric.rank() == 2) {
+      usleep(500000);
+      return;
+    }
+    int mine = 0, all[3];
+    fabric.allGather(&mine, sizeof(mine), all, 200);
+  });
+  EXPECT_TRUE(texts[0].starts_with("code 6: rank 0 (")) << texts[0];
+  EXPECT_NE(texts[0].find("for rank 2 ("), std::string::npos) << texts[0];
+  EXPECT_TRUE(texts[1].starts_with("code 6: rank ")) << texts[1];
+}
+
+TEST(Network, NothingIsLeftBehindAndANewOneWorks) {
+  Children alone(1, [&](int) -> std::string {
+    std::string errors;
+    const auto round = [&](bool fails) {
+      const auto texts = runConfigs(Kind::threads, configsOf({"", 2, 1, 2, Net::automatic}), [&](Fabric& fabric) {
+        const int peer = 3 - fabric.rank();
+        transport::PostedLink& link = fabric.link(peer, 0);
+        await(fabric, [&] { return link.acquire() != nullptr; });
+        link.post(64);
+        await(fabric, [&] { return link.peek() != nullptr; });
+        link.release();
+        fabric.allGather(nullptr, 0, nullptr, 20000);
+        if (fails && fabric.rank() == 3) fabric.abort("on purpose");
+        if (fails) await(fabric, [] { return false; });
+      });
+      for (const std::string& text : texts) {
+        if (text != (fails ? "code 6: on purpose" : "")) errors += text + "; ";
+      }
+    };
+    round(false);
+    const Footprint before = footprint();
+    for (int i = 0; i < 20; ++i) round(i % 3 == 1);
+    const Footprint after = footprint();
+    if (after.descriptors != before.descriptors) errors += std::to_string(after.descriptors) + " descriptors after";
+    if (after.threads != before.threads) errors += std::to_string(after.threads) + " threads after";
+    if (after.mappings != before.mappings) errors += std::to_string(after.mappings) + " mappings after";
+    return errors;
+  });
+  EXPECT_EQ(alone.join()[0], "");
+}
+
+// ---- the tree's shape
+
+TEST(Tree, HasOneParentForAllAndFewEdges) {
+  for (const int hosts : {1, 2, 9, 10, 64, 256}) {
+    for (const int ranks : {1, 8}) {
+      std::vector<std::uint64_t> domains;
+      for (int rank = 0; rank < hosts * ranks; ++rank) domains.push_back(static_cast<std::uint64_t>(rank / ranks) * 17);
+      const int all = static_cast<int>(domains.size());
+      std::vector<int> parent(domains.size(), -2);
+      std::size_t most = 0;
+      for (int rank = 0; rank < all; ++rank) {
+        const TreeShape shape = treeShape(rank, domains);
+        parent[static_cast<std::size_t>(rank)] = shape.parent;
+        most = std::max(most, shape.children.size());
+        for (const int child : shape.children) EXPECT_EQ(treeShape(child, domains).parent, rank);
+      }
+      EXPECT_LE(most, static_cast<std::size_t>(TreeShape::kBranches + ranks - 1));
+      for (int rank = 0; rank < all; ++rank) {
+        int at = rank, steps = 0;
+        while (at != 0 && steps++ <= all) at = parent[static_cast<std::size_t>(at)];
+        EXPECT_LE(steps, 4) << hosts << " hosts";
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace fusco::comm::testing
