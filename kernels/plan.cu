@@ -97,6 +97,19 @@ __global__ void __launch_bounds__(32 * kMaxWarps) sumKernel(const __grid_constan
   sumCounts(launch, rank, (loadFresh(&rank.counts->begun) & 1) != 0);
 }
 
+// In the head's block: which ranks have met ids out of range.
+__device__ void lookForBadIds(const PlanLaunch& launch, const PlanRank& rank, const PlanShared& s, bool isOdd) {
+  const auto badOf = [&](const PlanCounts* counts) {
+    const uint2 both = loadFresh(reinterpret_cast<const uint2*>(counts->bad));
+    return isOdd ? both.y : both.x;
+  };
+  if (threadIdx.x == 0) s.words[kBad] = badOf(rank.counts);
+  if (launch.allCounts == nullptr) return;
+  for (int other = threadIdx.x; other < launch.ranks; other += blockDim.x) {
+    if (badOf(launch.allCounts[other]) != 0) atomicMax(s.words + kBadRank, ~static_cast<std::uint32_t>(other));
+  }
+}
+
 // kStore: block 0 of a rank writes the head, the others the lists. Else only what is kept of each chunk is counted,
 // where rows are dropped at all.
 template <bool kStore>
@@ -133,34 +146,33 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 2) layKernel(const __grid_cons
     const bool isOdd = (number & 1) != 0;
     gather(launch, rank, s, columns, isOdd, isHead ? 0 : chunk);
     if (!launch.mayDrop || isHead) gatherNodes(launch, s, me, rank.chunkOfNode, chunks, chunk);
+    if (isHead) lookForBadIds(launch, rank, s, isOdd);
     __syncthreads();
+    if (kStore && !launch.mayDrop) placeNodes(launch, s, me);
     const auto own = [&](int key) {
+      if (!isHead && !launch.mayDrop) return 0u;
       const int2 both = loadFresh(bothCounts(rank.counts) + key);
       return static_cast<std::uint32_t>(isOdd ? both.y : both.x);
     };
-    if (isHead) {
-      const HeadRows head{launch, rank, s};
-      findRowBases(launch, rank, s, me, own,
-                   [&](int key, std::uint32_t base, std::uint32_t start, std::uint32_t total) {
-                     head.visit(key, base, start, total, own(key));
-                   });
-    } else {
-      findRowBases(launch, rank, s, me, own, [](int, std::uint32_t, std::uint32_t, std::uint32_t) {});
-    }
+    const HeadRows head{launch, rank, s};
+    findRowBases(launch, rank, s, me, own,
+                 [&](int key, std::uint32_t base, std::uint32_t start, std::uint32_t total, std::uint32_t ownRows) {
+                   if (isHead) head.visit(key, base, start, total, ownRows);
+                 });
     if (s.words[kRefused] != 0) return false;
     const bool limited = s.words[kLimited] != 0;
     if constexpr (kStore) {
-      if (isHead && limited) {
+      if (!launch.mayDrop) return true;
+      if (isHead) {
         for (int node = 0; node < launch.nodes; ++node) wanted += s.entriesOfNode[node];
         __syncthreads();
       }
-      if (launch.mayDrop && (limited || !isHead)) {
+      if (limited || !isHead) {
         gatherNodes(launch, s, me, limited ? rank.keptOfNode : rank.chunkOfNode, chunks, chunk);
         __syncthreads();
       }
       placeNodes(launch, s, me);
       __syncthreads();
-      if (!limited) wanted = s.entries[launch.nodes];
       return true;
     } else {
       clear(s.copies, launch.nodes);
@@ -171,16 +183,14 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 2) layKernel(const __grid_cons
   };
 
   if (isHead) {
+    HeadFrame frame;
+    frame.load(rank);
     basesAreKnown();
-    finishHead(launch, rank, s, tokens, wanted);
+    finishHead(launch, rank, s, frame, tokens, launch.mayDrop ? wanted : s.entries[launch.nodes]);
     // What this launch's successor counts into, which nobody reads any more.
     for (int key = threadIdx.x; key < launch.room; key += blockDim.x) *countOf(rank.counts, number + 1, key) = 0;
     if (threadIdx.x == 0) {
-      int badElsewhere = -1;
-      for (int other = launch.allCounts != nullptr ? launch.ranks - 1 : -1; other >= 0; --other) {
-        if (loadFresh(&launch.allCounts[other]->bad[number & 1]) != 0) badElsewhere = other;
-      }
-      setStatus(launch, rank, s, tooMany, loadFresh(&rank.counts->bad[number & 1]), badElsewhere);
+      setStatus(launch, rank, s, tooMany);
       rank.counts->bad[(number + 1) & 1] = 0;
       rank.counts->ended = number + 1;
     }
@@ -218,70 +228,80 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 1) aloneKernel(const __grid_co
   ptx::letNextLaunchBegin();
   bool tooMany = false;
   const std::uint32_t tokens = tokensOf(rank, tooMany);
+  HeadFrame frame;
+  frame.load(rank);
 
-  const int counted = launch.slotted ? 1 : launch.rankCount;
-  const int batches = counted * launch.batchesOfRank;
-  uint2 only{0, 0};
-  for (int first = me.warp; first < batches; first += kBatches * launch.warps) {
-    int expert[kBatches], from[kBatches];
+  const auto countAll = [&] {
+    const int counted = launch.slotted ? 1 : launch.rankCount;
+    const int batches = counted * launch.batchesOfRank;
+    uint2 only{0, 0};
+    for (int first = me.warp; first < batches; first += kBatches * launch.warps) {
+      int expert[kBatches], from[kBatches];
 #pragma unroll
-    for (int b = 0; b < kBatches; ++b) {
-      const int batch = first + b * launch.warps;
-      from[b] = launch.slotted ? mine : batch % counted;
-      expert[b] = -1;
-      if (batch >= batches) continue;
-      bool isTooMany = false;
-      const PlanRank& other = launch.rank[from[b]];
-      const std::uint32_t end = tokensOf(other, isTooMany), token = batch / counted * launch.tokensOfBatch;
-      expert[b] = loadExpert(launch, other, me, token, end, [&](std::uint32_t index) {
-        if (from[b] == mine) atomicMax(s.words + kBad, ~index);
-        atomicMax(s.words + kBadRank, ~static_cast<std::uint32_t>(other.rank));
-      });
-    }
+      for (int b = 0; b < kBatches; ++b) {
+        const int batch = first + b * launch.warps;
+        from[b] = launch.slotted ? mine : batch % counted;
+        expert[b] = -1;
+        if (batch >= batches) continue;
+        bool isTooMany = false;
+        const PlanRank& other = launch.rank[from[b]];
+        const std::uint32_t end = tokensOf(other, isTooMany), token = batch / counted * launch.tokensOfBatch;
+        expert[b] = loadExpert(launch, other, me, token, end, [&](std::uint32_t index) {
+          if (from[b] == mine) atomicMax(s.words + kBad, ~index);
+          atomicMax(s.words + kBadRank, ~static_cast<std::uint32_t>(other.rank));
+        });
+      }
 #pragma unroll
-    for (int b = 0; b < kBatches; ++b) {
-      if (first + b * launch.warps >= batches) break;
-      const bool isMine = from[b] == mine, isLower = from[b] < mine;
-      countBatch(launch, rank, me, expert[b], isMine, s, only, [&](std::uint32_t key) {
-        if (!launch.slotted) atomicAdd(s.total + key, 1u);
-        if (isMine) atomicAdd(s.own + key, 1u);
-        if (isLower) atomicAdd(s.next + key, 1u);
-      });
+      for (int b = 0; b < kBatches; ++b) {
+        if (first + b * launch.warps >= batches) break;
+        const bool isMine = from[b] == mine, isLower = from[b] < mine;
+        countBatch(launch, rank, me, expert[b], isMine, s, only, [&](std::uint32_t key) {
+          if (!launch.slotted) atomicAdd(s.total + key, 1u);
+          if (isMine) atomicAdd(s.own + key, 1u);
+          if (isLower) atomicAdd(s.next + key, 1u);
+        });
+      }
     }
-  }
-  addOnly(launch, s, me, only);
-  __syncthreads();
-
-  const HeadRows head{launch, rank, s};
-  findRowBases(
-      launch, rank, s, me, [&](int key) { return s.own[key]; },
-      [&](int key, std::uint32_t base, std::uint32_t start, std::uint32_t total) {
-        head.visit(key, base, start, total, s.own[key]);
-      });
-  const bool refused = s.words[kRefused] != 0, limited = s.words[kLimited] != 0;
+    addOnly(launch, s, me, only);
+  };
   std::uint32_t wanted = 0;
-  for (int node = 0; node < launch.nodes; ++node) wanted += s.entriesOfNode[node];
-  const auto goOn = [] { return true; };
-  if (limited && !refused && tokens != 0) {
-    walk<false>(launch, rank, s, me, 0, tokens, goOn);
-    for (int key = threadIdx.x; key < launch.keys; key += blockDim.x) s.next[key] -= s.own[key];
-    for (int node = threadIdx.x; node < launch.nodes; node += blockDim.x) {
-      s.copiesOfNode[node] = s.copies[node];
-      s.entriesOfNode[node] = s.entries[node];
-      s.copies[node] = s.entries[node] = 0;
+  bool isSecond = false, goesOn = false;
+  const auto basesAreKnown = [&] {
+    if (!isSecond) {
+      countAll();
+      __syncthreads();
+      const HeadRows head{launch, rank, s};
+      findRowBases(
+          launch, rank, s, me, [&](int key) { return s.own[key]; },
+          [&](int key, std::uint32_t base, std::uint32_t start, std::uint32_t total, std::uint32_t own) {
+            head.visit(key, base, start, total, own);
+          });
+      for (int node = 0; node < launch.nodes; ++node) wanted += s.entriesOfNode[node];
+      goesOn = s.words[kRefused] == 0;
+      if (goesOn && s.words[kLimited] != 0) return false;
     }
+    placeNodes(launch, s, me);
     __syncthreads();
-  }
-  placeNodes(launch, s, me);
-  __syncthreads();
-  finishHead(launch, rank, s, tokens, wanted);
-  if (threadIdx.x == 0) {
-    const std::uint32_t badRank = s.words[kBadRank];
-    setStatus(launch, rank, s, tooMany, s.words[kBad], badRank != 0 ? static_cast<int>(~badRank) : -1);
-  }
-  if (!refused && tokens != 0) {
-    __syncthreads();
-    walk<true>(launch, rank, s, me, 0, tokens, goOn);
+    finishHead(launch, rank, s, frame, tokens, wanted);
+    if (threadIdx.x == 0) setStatus(launch, rank, s, tooMany);
+    return goesOn;
+  };
+  if (tokens == 0) {
+    basesAreKnown();
+  } else {
+    for (;; isSecond = true) {
+      walk<true>(launch, rank, s, me, 0, tokens, basesAreKnown);
+      if (isSecond || !goesOn || s.words[kLimited] == 0) break;
+      // Rows are dropped: once more, with the numbers of what is kept.
+      walk<false>(launch, rank, s, me, 0, tokens, [] { return true; });
+      for (int key = threadIdx.x; key < launch.keys; key += blockDim.x) s.next[key] -= s.own[key];
+      for (int node = threadIdx.x; node < launch.nodes; node += blockDim.x) {
+        s.copiesOfNode[node] = s.copies[node];
+        s.entriesOfNode[node] = s.entries[node];
+        s.copies[node] = s.entries[node] = 0;
+      }
+      __syncthreads();
+    }
   }
   clearTails(launch, rank, s, tokens, 0, 1);
 }

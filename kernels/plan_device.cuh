@@ -72,7 +72,15 @@ struct PlanShared {
   std::uint32_t* words;                         // see below
   const PlanCounts** counts;                    // [kMaxDirect]: allCounts, if every block adds them up
 };
-enum PlanWord { kRefused, kLimited, kReceiveRows, kWantedRows, kBad, kBadRank, kPlanWords };
+enum PlanWord {
+  kRefused,
+  kLimited,
+  kReceiveRows,
+  kWantedRows,
+  kBad,      // as in PlanCounts
+  kBadRank,  // 0, or ~ of the lowest rank with ids out of range
+  kPlanWords
+};
 
 extern __shared__ std::uint32_t planMemory[];
 

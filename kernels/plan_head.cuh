@@ -39,9 +39,21 @@ __device__ inline void clearFrom(std::int32_t* section, int used, std::uint32_t 
   for (int i = used + threadIdx.x; i < static_cast<int>(bytes / 4); i += blockDim.x) section[i] = 0;
 }
 
+// What the head needs of the frame, asked for before anything else.
+struct HeadFrame {
+  plan::Flow flow;  // of this thread
+  std::uint32_t word;
+
+  __device__ void load(const PlanRank& rank) {
+    if (threadIdx.x < sizeof(plan::ArenaHeader) / 4)
+      word = reinterpret_cast<const std::uint32_t*>(rank.frame)[threadIdx.x];
+    if (static_cast<int>(threadIdx.x) < rank.flowCount) flow = rank.flowShares[threadIdx.x];
+  }
+};
+
 // The rest of the head. Cursors must be those of the first chunk. `wanted`: entries before any drop.
 __device__ inline void finishHead(const PlanLaunch& launch, const PlanRank& rank, const PlanShared& s,
-                                  std::uint32_t tokens, std::uint32_t wanted) {
+                                  const HeadFrame& frame, std::uint32_t tokens, std::uint32_t wanted) {
   const bool refused = s.words[kRefused] != 0;
   const std::uint32_t copies = refused ? 0 : s.copies[launch.nodes], entries = refused ? 0 : s.entries[launch.nodes];
   const std::uint32_t received = refused ? 0 : s.words[kReceiveRows];
@@ -58,28 +70,35 @@ __device__ inline void finishHead(const PlanLaunch& launch, const PlanRank& rank
   clearFrom(head.at(rank.flows), rank.flowCount * static_cast<int>(sizeof(plan::Flow) / 4),
             static_cast<std::uint32_t>(rank.copies) - rank.flows);
   for (int i = threadIdx.x; i < rank.flowCount; i += blockDim.x) {
-    plan::Flow flow = rank.flowShares[i];
+    plan::Flow flow = i == static_cast<int>(threadIdx.x) ? frame.flow : rank.flowShares[i];
     const std::uint64_t ofNode = refused ? 0 : s.copiesOfNode[flow.node];
     const std::uint32_t begin = refused ? 0 : s.copies[flow.node];
     flow.copyBegin = begin + static_cast<std::uint32_t>(ofNode * flow.copyBegin / 65536);
     flow.copyEnd = begin + static_cast<std::uint32_t>(ofNode * flow.copyEnd / 65536);
     flows[i] = flow;
   }
+  constexpr std::uint32_t kShapeWords = offsetof(plan::ArenaHeader, tokensUsed) / 4;
+  static_assert(sizeof(plan::ArenaHeader) == 4 * kShapeWords + 5 * sizeof(std::int64_t));
+  for (std::uint32_t word = threadIdx.x; word < kShapeWords; word += blockDim.x) {
+    // A block may be of one warp, which has more words than threads.
+    const bool isKnown = word == threadIdx.x;
+    reinterpret_cast<std::uint32_t*>(rank.arena)[word] =
+        isKnown ? frame.word : reinterpret_cast<const std::uint32_t*>(rank.frame)[word];
+  }
   if (threadIdx.x == 0) {
-    plan::ArenaHeader header = *rank.frame;
-    header.tokensUsed = tokens;
-    header.copies = copies;
-    header.entries = entries;
-    header.dropped = refused ? 0 : wanted - entries;
-    header.receiveRows = received;
-    *reinterpret_cast<plan::ArenaHeader*>(rank.arena) = header;
+    auto* header = reinterpret_cast<plan::ArenaHeader*>(rank.arena);
+    header->tokensUsed = tokens;
+    header->copies = copies;
+    header->entries = entries;
+    header->dropped = refused ? 0 : wanted - entries;
+    header->receiveRows = received;
     reinterpret_cast<plan::Copy*>(rank.arena + rank.copies)[copies] = {0, entries};
   }
 }
 
-// `bad`: as in PlanCounts; badElsewhere: a rank, or -1. One thread's work.
-__device__ inline void setStatus(const PlanLaunch& launch, const PlanRank& rank, const PlanShared& s, bool tooMany,
-                                 std::uint32_t bad, int badElsewhere) {
+// One thread's work.
+__device__ inline void setStatus(const PlanLaunch& launch, const PlanRank& rank, const PlanShared& s, bool tooMany) {
+  const std::uint32_t bad = s.words[kBad], badRank = s.words[kBadRank];
   PlanStatus status{};
   status.rank = rank.rank;
   status.wantedRows = s.words[kWantedRows];
@@ -92,9 +111,9 @@ __device__ inline void setStatus(const PlanLaunch& launch, const PlanRank& rank,
     status.slot = static_cast<std::int32_t>(index % launch.topk);
     status.id = launch.idBytes == 4 ? static_cast<const std::int32_t*>(rank.ids)[index]
                                     : static_cast<const std::int64_t*>(rank.ids)[index];
-  } else if (badElsewhere >= 0) {
+  } else if (badRank != 0) {
     status.code = PlanStatus::badIdElsewhere;
-    status.rank = badElsewhere;
+    status.rank = static_cast<int>(~badRank);
   } else if (s.words[kRefused] != 0) {
     status.code = PlanStatus::tooManyRows;
   }

@@ -112,26 +112,27 @@ __device__ inline void lookForLimit(const PlanLaunch& launch, const PlanShared& 
 }
 
 // From rows below this rank to the first row of each key, which goes to visit(key, first row, first row of its expert,
-// rows of all ranks); then s.next holds it, plus s.lower. ownRows(key): this rank's rows. Ends with a barrier.
+// rows of all ranks, rows of this rank); then s.next holds it, plus s.lower. ownRows(key) is asked for the last of
+// them. Ends with a barrier.
 template <typename OwnRows, typename Visit>
 __device__ void findRowBases(const PlanLaunch& launch, const PlanRank& rank, const PlanShared& s, const Lane& me,
                              OwnRows&& ownRows, Visit&& visit) {
   const bool hasLower = s.lower != s.next;
-  const auto settle = [&](int key, std::uint32_t rowBase, std::uint32_t start, std::uint32_t total) {
+  const auto settle = [&](int key, std::uint32_t rowBase, std::uint32_t start, std::uint32_t total, std::uint32_t own) {
     s.next[key] = rowBase + (hasLower ? s.lower[key] : 0);
-    if (launch.mayDrop) lookForLimit(launch, s, rowBase, ownRows(key));
-    visit(key, rowBase, start, total);
+    if (launch.mayDrop) lookForLimit(launch, s, rowBase, own);
+    visit(key, rowBase, start, total, own);
   };
   if (launch.byRank || launch.slotted) {
+    const auto most = static_cast<std::uint32_t>(launch.maxTokens);
     for (int key = threadIdx.x; key < launch.keys; key += blockDim.x) {
+      const std::uint32_t own = ownRows(key);
       if (launch.slotted) {
-        const std::uint32_t base = Tile::slottedBase(launch, rank, key),
-                            most = static_cast<std::uint32_t>(launch.maxTokens);
-        const std::uint32_t lower = hasLower ? 0 : s.next[key];
-        settle(key, base + lower, base - rank.rank * most, launch.ranks * most);
+        const std::uint32_t base = Tile::slottedBase(launch, rank, key);
+        settle(key, base, base - rank.rank * most, launch.ranks * most, own);
       } else {
         if (s.total[key] > kMaxRows) s.words[kRefused] = 1;
-        settle(key, s.next[key], 0, s.total[key]);
+        settle(key, s.next[key], 0, s.total[key], own);
       }
     }
     __syncthreads();
@@ -142,6 +143,7 @@ __device__ void findRowBases(const PlanLaunch& launch, const PlanRank& rank, con
   for (int first = 0; first < launch.keys; first += blockDim.x) {
     const int key = first + threadIdx.x;
     const bool exists = key < launch.keys;
+    const std::uint32_t own = exists ? ownRows(key) : 0;
     const std::uint32_t total = exists ? s.total[key] : 0;
     const std::uint32_t rows = total > kMaxRows ? kMaxRows + 1 : alignUp(launch, total);
     const bool head = exists && Tile::localExpert(launch, key) == 0;
@@ -159,8 +161,10 @@ __device__ void findRowBases(const PlanLaunch& launch, const PlanRank& rank, con
       s.sums[kMaxWarps + me.warp] = heads;
     }
     __syncthreads();
+    const int left = (launch.keys - first + 31) / 32, warps = left < launch.warps ? left : launch.warps;
     std::uint32_t below = carry;
-    for (int warp = 0; warp < launch.warps; ++warp) {
+#pragma unroll 4
+    for (int warp = 0; warp < warps; ++warp) {
       if (warp == me.warp) below = carry;
       carry = s.sums[kMaxWarps + warp] != 0 ? s.sums[warp] : addUpToLimit(carry, s.sums[warp]);
     }
@@ -170,7 +174,7 @@ __device__ void findRowBases(const PlanLaunch& launch, const PlanRank& rank, con
     if (head) start = 0;
     if (exists) {
       if (sum > kMaxRows) s.words[kRefused] = 1;
-      settle(key, start + s.next[key], start, total);
+      settle(key, start + s.next[key], start, total, own);
     }
     __syncthreads();
   }
@@ -210,6 +214,11 @@ __device__ inline void gatherNodes(const PlanLaunch& launch, const PlanShared& s
 // Adds those of lower nodes to the cursors. The first warp's work.
 __device__ inline void placeNodes(const PlanLaunch& launch, const PlanShared& s, const Lane& me) {
   if (me.warp != 0) return;
+  if (launch.nodes == 1) {
+    if (me.lane == 0) s.copies[1] = s.copiesOfNode[0];
+    if (me.lane == 0) s.entries[1] = s.entriesOfNode[0];
+    return;
+  }
   std::uint32_t copies = 0, entries = 0;
   for (int first = 0; first < launch.nodes; first += 32) {
     const int node = first + me.lane;
