@@ -107,7 +107,10 @@ typedef struct {
   char internal[FUSCO_UNIQUE_ID_BYTES]; /* an address and a random 256-bit key: treat it as a secret of the job */
 } fuscoUniqueId;
 
-/* Makes an id and opens its meeting place in this process, which must live until all ranks have met. */
+/* Makes an id and opens its meeting place in this process, which must live until all ranks have met. If FUSCO_COMM_ID
+ * (or NCCL_COMM_ID) is set to host:port on all ranks, each may make the id by itself, as often as the others, and
+ * nothing has to be passed on: rank 0, on that host, opens the meeting place when it joins. Its key then comes from
+ * FUSCO_COMM_KEY; without that whoever can reach the port and knows the job can join. */
 FUSCO_API fuscoResult_t fuscoGetUniqueId(fuscoUniqueId* id);
 
 typedef enum { fuscoDeviceAuto = 0, fuscoDeviceHost = 1, fuscoDeviceCuda = 2 } fuscoDevice_t;
@@ -156,6 +159,13 @@ typedef struct {
 FUSCO_API fuscoResult_t fuscoCommInitRank(fuscoComm_t* comm, int nranks, fuscoUniqueId id, int rank);
 FUSCO_API fuscoResult_t fuscoCommInitRankConfig(fuscoComm_t* comm, int nranks, fuscoUniqueId id, int rank,
                                                 const fuscoConfig_t* config);
+
+/* Joins all processes that a launcher started, one rank each, without an id: rank and size are read from RANK and
+ * WORLD_SIZE, OMPI_COMM_WORLD_*, PMIX_*, PMI_* or SLURM_*; the address where rank 0 opens the meeting place is
+ * FUSCO_COMM_ID, else MASTER_ADDR with the port after MASTER_PORT, else this host or Slurm's first with a port made of
+ * the job's name. config may be NULL. Collective. Errors as fuscoCommInitRank; InvalidUsage also names what the
+ * launcher does not say. */
+FUSCO_API fuscoResult_t fuscoCommInitFromEnvironment(fuscoComm_t* comm, const fuscoConfig_t* config);
 
 /* Ranks with the same colour >= 0 form a communicator, ordered by key, then by rank. A negative colour: *newcomm =
  * NULL. config may be NULL (the parent's). Collective. */

@@ -8,6 +8,7 @@
 #include "api/group.h"
 #include "api/state.h"
 #include "base/environment.h"
+#include "base/launcher.h"
 #include "base/log.h"
 
 using namespace fusco;
@@ -85,7 +86,12 @@ fuscoResult_t fuscoLog(int level, const char* text) {
 fuscoResult_t fuscoGetUniqueId(fuscoUniqueId* id) {
   return guarded("fuscoGetUniqueId", [&] {
     if (id == nullptr) fail(Code::invalidArgument, "id is NULL");
-    comm::makeUniqueId(id->internal);
+    const std::string& address = environment().text(Setting::commId);
+    if (address.empty()) {
+      comm::makeUniqueId(id->internal);
+    } else {
+      comm::agreeOnUniqueId(address, launchedJob(), id->internal);
+    }
   });
 }
 
@@ -154,6 +160,18 @@ fuscoResult_t fuscoCommInitRank(fuscoComm_t* comm, int nranks, fuscoUniqueId id,
 fuscoResult_t fuscoCommInitRankConfig(fuscoComm_t* comm, int nranks, fuscoUniqueId id, int rank,
                                       const fuscoConfig_t* config) {
   return guarded("fuscoCommInitRankConfig", [&] { init(comm, nranks, id, rank, config); });
+}
+
+fuscoResult_t fuscoCommInitFromEnvironment(fuscoComm_t* comm, const fuscoConfig_t* config) {
+  return guarded("fuscoCommInitFromEnvironment", [&] {
+    if (comm == nullptr) fail(Code::invalidArgument, "comm is NULL");
+    const Launch launch = launchOfProcess();
+    FUSCO_INFO(kLogInit, "rank {} of {} by {}, meeting at {}", launch.rank, launch.ranks, launch.launcher,
+               launch.address);
+    fuscoUniqueId id;
+    comm::agreeOnUniqueId(launch.address, launch.job, id.internal);
+    init(comm, launch.ranks, id, launch.rank, config);
+  });
 }
 
 fuscoResult_t fuscoCommSplit(fuscoComm_t comm, int color, int key, fuscoComm_t* newcomm, const fuscoConfig_t* config) {

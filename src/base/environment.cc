@@ -70,6 +70,11 @@ constexpr SettingInfo kTable[] = {
      "Ranks meet by the first. Default: the first that is up and no loopback, else loopback."},
     {Setting::socketFamily, "FUSCO_SOCKET_FAMILY", choice, "any", "NCCL_SOCKET_FAMILY", 0, 0, "any|AF_INET|AF_INET6",
      "The addresses to use: IPv4 or IPv6. any: an interface's IPv4 address where it has one."},
+    {Setting::commId, "FUSCO_COMM_ID", text, "", "NCCL_COMM_ID", 0, 0, "",
+     "host:port where rank 0 opens the meeting place, the same on all ranks: no id has to be passed on then."},
+    {Setting::commKey, "FUSCO_COMM_KEY", text, "", "", 0, 0, "",
+     "The secret that ranks which meet by FUSCO_COMM_ID or a launcher's variables have in common. Default: none, and "
+     "whoever reaches the port and knows the job can take part."},
     {Setting::enable, "FUSCO_ENABLE", flag, "1", "", 0, 1, "",
      "0: libfusco hands every NCCL call to the NCCL that it stands in front of, and does nothing else."},
     {Setting::ncclLibrary, "FUSCO_NCCL_LIB", text, "", "", 0, 0, "",
@@ -242,7 +247,10 @@ const Environment& environment() {
     for (const std::string& warning : read.warnings()) FUSCO_WARN("{}", warning);
     if (!wrong.empty()) FUSCO_WARN("{}", wrong);
     for (const SettingInfo& info : kTable) {
-      if (read.isSet(info.setting)) FUSCO_INFO(kLogEnv, "{} is {}", info.name, read.text(info.setting));
+      const bool secret = info.setting == Setting::commKey;
+      if (read.isSet(info.setting)) {
+        FUSCO_INFO(kLogEnv, "{} is {}", info.name, secret ? "set" : read.text(info.setting));
+      }
     }
     return &read;
   }();

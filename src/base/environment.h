@@ -31,6 +31,8 @@ enum class Setting : int {
   net,
   socketInterfaces,
   socketFamily,
+  commId,
+  commKey,
   // Of libfusco, the NCCL face.
   enable,
   ncclLibrary,

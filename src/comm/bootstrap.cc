@@ -264,7 +264,7 @@ UniqueId agreeOnMeetingPlace(const std::string& hostAndPort, const std::string& 
   std::lock_guard lock(self.mutex);
   const std::uint32_t count = self.agreements[hostAndPort + '\n' + secret + '\n' + job]++;
   const std::uint8_t none[32] = {};
-  const Digest key = keyedDigest(none, {"fusco agreed place", bytesOf(id.address), secret, job, bytesOf(count)});
+  const Digest key = keyedDigest(none, {"fusco agreed place", hostAndPort, secret, job, bytesOf(count)});
   std::memcpy(id.key, key.data(), key.size());
   return id;
 }
@@ -363,6 +363,18 @@ std::vector<Record> meet(const UniqueId& id, const Record& record, Deadline dead
   }
   std::memcpy(records.data(), body.data(), body.size());
   return records;
+}
+
+void agreeOnUniqueId(const std::string& hostAndPort, const std::string& job, char id[128]) {
+  const std::string& secret = environment().text(Setting::commKey);
+  if (secret.empty()) {
+    FUSCO_INFO(kLogBootstrap,
+               "the key of the meeting place at {} is made of its address and the job's name: whoever knows both and "
+               "reaches the port can take part; FUSCO_COMM_KEY makes it a secret",
+               hostAndPort);
+  }
+  const UniqueId agreed = agreeOnMeetingPlace(hostAndPort, secret, job);
+  std::memcpy(id, &agreed, sizeof(agreed));
 }
 
 void makeUniqueId(char id[128]) {

@@ -39,6 +39,10 @@ struct FabricConfig {
 // it until all ranks have met or the time-out has passed).
 void makeUniqueId(char id[128]);
 
+// The same on all ranks that call it as often, with the same FUSCO_COMM_KEY: rank 0 opens the meeting place at
+// host:port when it connects. `job` is not secret.
+void agreeOnUniqueId(const std::string& hostAndPort, const std::string& job, char id[128]);
+
 class Fabric {
  public:
   // Collective. Throws Error: remoteError naming who is missing, invalidUsage with both values, systemError.
