@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstring>
+#include <map>
 #include <string>
 
 #include "base/status.h"
@@ -80,11 +81,17 @@ bool reachDevice(int device, int other) {
 
 OnDevice::OnDevice(int device) {
   const int now = currentDevice();
-  if (now == device) return;
-  CHECK(cudaSetDevice(device));
-  before_ = now;
+  if (now != device) {
+    CHECK(cudaSetDevice(device));
+    before_ = now;
+  }
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  CHECK(cudaThreadExchangeStreamCaptureMode(&mode));
+  captureMode_ = mode;
 }
 OnDevice::~OnDevice() {
+  auto mode = static_cast<cudaStreamCaptureMode>(captureMode_);
+  cudaThreadExchangeStreamCaptureMode(&mode);
   if (before_ >= 0) cudaSetDevice(before_);
 }
 
@@ -122,6 +129,25 @@ void fill(void* pointer, int byte, std::size_t bytes, Stream stream) {
   CHECK(cudaMemsetAsync(pointer, byte, bytes, native(stream)));
 }
 void synchronize(Stream stream) { CHECK(cudaStreamSynchronize(native(stream))); }
+
+namespace {
+// A stream of this thread and GPU that waits for no other.
+cudaStream_t ownStream() {
+  static thread_local std::map<int, cudaStream_t> streams;
+  cudaStream_t& stream = streams[currentDevice()];
+  if (stream == nullptr) CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  return stream;
+}
+}  // namespace
+
+void copyNow(void* to, const void* from, std::size_t bytes) {
+  CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, ownStream()));
+  CHECK(cudaStreamSynchronize(ownStream()));
+}
+void fillNow(void* pointer, int byte, std::size_t bytes) {
+  CHECK(cudaMemsetAsync(pointer, byte, bytes, ownStream()));
+  CHECK(cudaStreamSynchronize(ownStream()));
+}
 
 bool capturing(Stream stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
@@ -182,6 +208,16 @@ void* import(const std::array<unsigned char, 64>& handle) {
 }
 void closeImport(void* start) noexcept { cudaIpcCloseMemHandle(start); }
 
+bool planFits(const kernels::PlanArgs& args) { return kernels::planFits(args); }
+void planCount(const kernels::PlanArgs& args, Stream stream) {
+  check(kernels::launchPlanCount(args, stream), "launch of the planner's count");
+}
+void planLay(const kernels::PlanArgs& args, Stream stream) {
+  check(kernels::launchPlanLay(args, stream), "launch of the planner");
+}
+void plan(const kernels::PlanArgs& args, Stream stream) {
+  check(kernels::launchPlan(args, stream), "launch of the planner");
+}
 void place(const kernels::PlaceArgs& args, const kernels::Budget& budget, Stream stream) {
   check(kernels::launchPlace(args, budget, stream), "launch of the dispatch kernel");
 }

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "kernels/launch.h"
+#include "kernels/plan.h"
 
 namespace fusco::exec::cuda {
 
@@ -26,7 +27,8 @@ int multiprocessors(int device);
 // Lets kernels on `device` use the memory of `other`; false where the machine has no such path.
 bool reachDevice(int device, int other);
 
-// Makes a GPU the thread's for a while; the caller's need not be the communicator's.
+// Makes a GPU the thread's for a while; the caller's need not be the communicator's. Meanwhile calls of the library's own
+// (allocations, copies on streams of its own) are legal though a stream of the caller's is being captured.
 class OnDevice {
  public:
   explicit OnDevice(int device);
@@ -36,6 +38,7 @@ class OnDevice {
 
  private:
   int before_ = -1;
+  int captureMode_ = 0;
 };
 
 // Memory of the current GPU.
@@ -57,6 +60,9 @@ Where whereIs(const void* pointer);
 void copy(void* to, const void* from, std::size_t bytes, Stream stream);
 void fill(void* pointer, int byte, std::size_t bytes, Stream stream);
 void synchronize(Stream stream);
+// At once, whatever is on the caller's streams: for memory that no kernel uses yet.
+void copyNow(void* to, const void* from, std::size_t bytes);
+void fillNow(void* pointer, int byte, std::size_t bytes);
 bool capturing(Stream stream);
 
 class Event {
@@ -82,6 +88,11 @@ Exported exportMemory(const void* pointer);
 void* import(const std::array<unsigned char, 64>& handle);  // the start of the allocation
 void closeImport(void* start) noexcept;
 
+// Kernels. The budget counts over all ranks of a launch.
+bool planFits(const kernels::PlanArgs& args);
+void planCount(const kernels::PlanArgs& args, Stream stream);
+void planLay(const kernels::PlanArgs& args, Stream stream);
+void plan(const kernels::PlanArgs& args, Stream stream);
 void place(const kernels::PlaceArgs& args, const kernels::Budget& budget, Stream stream);
 void sum(const kernels::SumArgs& args, const kernels::Budget& budget, Stream stream);
 

@@ -29,6 +29,8 @@ Where whereIs(const void*) { none(); }
 void copy(void*, const void*, std::size_t, Stream) { none(); }
 void fill(void*, int, std::size_t, Stream) { none(); }
 void synchronize(Stream) { none(); }
+void copyNow(void*, const void*, std::size_t) { none(); }
+void fillNow(void*, int, std::size_t) { none(); }
 bool capturing(Stream) { none(); }
 Event::Event() { none(); }
 Event::~Event() = default;
@@ -38,6 +40,10 @@ bool Event::reached() const { none(); }
 Exported exportMemory(const void*) { none(); }
 void* import(const std::array<unsigned char, 64>&) { none(); }
 void closeImport(void*) noexcept {}
+bool planFits(const kernels::PlanArgs&) { none(); }
+void planCount(const kernels::PlanArgs&, Stream) { none(); }
+void planLay(const kernels::PlanArgs&, Stream) { none(); }
+void plan(const kernels::PlanArgs&, Stream) { none(); }
 void place(const kernels::PlaceArgs&, const kernels::Budget&, Stream) { none(); }
 void sum(const kernels::SumArgs&, const kernels::Budget&, Stream) { none(); }
 
