@@ -19,6 +19,11 @@
  * way, and it breaks.
  *  - On host communicators `stream` is ignored and a call has completed when it returns, inside a group when the
  * outermost fuscoGroupEnd returns.
+ *  - On communicators on GPUs tensors lie in memory that the GPU reaches (its own, managed, pinned), and calls are
+ * ordered by `stream` (a cudaStream_t of the communicator's GPU): they return when their kernels are launched, and never
+ * wait for the GPU but where it is said. Ranks that share a process and a GPU launch together: their threads meet inside
+ * the call, and one thread that drives several of them calls for all of them inside one group. Such calls can be
+ * captured in a CUDA graph.
  *  - Public structs begin with their size and a magic number and grow only at their end: start from the INIT macro.
  *  - Pointers to tensors are the caller's and stay so; they must stay valid until the call has completed.
  */
@@ -144,12 +149,15 @@ typedef struct {
    * cannot reach otherwise (docs/concepts.md, private memory). Its size is bounded by this; 0: no bound. */
   int64_t maxStagingBytes;
   int allowProcessVm; /* 1 (default): peers' private memory by process_vm_readv/writev where the kernel allows it */
+  int maxSms; /* GPUs: multiprocessors that this rank's kernels may take; ranks that share a GPU and a process add theirs
+               * up; default 0: all */
 } fuscoConfig_t;
 
 #define FUSCO_CONFIG_INIT                                                                                             \
   {                                                                                                                   \
     sizeof(fuscoConfig_t), FUSCO_CONFIG_MAGIC, FUSCO_VERSION, fuscoDeviceAuto, FUSCO_UNSET, FUSCO_UNSET, FUSCO_UNSET, \
-        FUSCO_UNSET, FUSCO_UNSET, FUSCO_UNSET, FUSCO_UNSET, FUSCO_UNSET, NULL, NULL, NULL, FUSCO_UNSET, FUSCO_UNSET   \
+        FUSCO_UNSET, FUSCO_UNSET, FUSCO_UNSET, FUSCO_UNSET, FUSCO_UNSET, NULL, NULL, NULL, FUSCO_UNSET, FUSCO_UNSET,  \
+        FUSCO_UNSET                                                                                                   \
   }
 
 /* Joins `nranks` ranks that hold the same id. Collective. Ranks may be threads of a process, processes, or both. In a
@@ -300,17 +308,24 @@ typedef struct {
                        * always does, rank order never) */
   int tickets;        /* 1: keep a ticket beside each received row, see fuscoPlanTickets (the slotted and the rank-order
                        * layout always do) */
+  const int64_t* tokensOnDevice; /* GPUs: where in GPU memory the number of tokens stands when the plan is made, at most
+                                  * `tokens`; NULL: it is `tokens` */
 } fuscoPlanConfig_t;
 #define FUSCO_PLAN_CONFIG_INIT                                                                   \
   {                                                                                              \
     sizeof(fuscoPlanConfig_t), FUSCO_PLAN_MAGIC, FUSCO_VERSION, NULL, fuscoInt64, NULL, 0, 1, 1, \
-        fuscoLayoutExpertOrder, 1, 0, 0, 0, fuscoCapacityError, fuscoDedupAuto, 0, 0             \
+        fuscoLayoutExpertOrder, 1, 0, 0, 0, fuscoCapacityError, fuscoDedupAuto, 0, 0, NULL       \
   }
 
 /* Makes a plan: counts the routing map, exchanges row bases, computes every final row (section 3.2). Collective. The
  * routing map may be reused when this returns. One plan serves any number of dispatches and combines, forward and
  * backward. Errors: InvalidArgument (an id out of range: token, slot and id; more rows than capacity: needs and has).
- */
+ *
+ * On GPUs the routing map lies in GPU memory and is read in stream order. A plan with capacityRows and
+ * fuscoCapacityDrop, or in the slotted layout, is made without any word to the host: the call returns at once and can be
+ * captured; replaying the graph plans anew from what then stands in the routing map, weights and tokensOnDevice. An id
+ * out of range then counts as -1 and is told by the next call that uses the plan. All other plans are exact: the call
+ * waits for the stream, and cannot be captured. */
 FUSCO_API fuscoResult_t fuscoPlanCreate(fuscoPlan_t* plan, const fuscoPlanConfig_t* config, fuscoComm_t comm,
                                         cudaStream_t stream);
 FUSCO_API fuscoResult_t fuscoPlanDestroy(fuscoPlan_t plan);
@@ -332,7 +347,24 @@ typedef struct {
 } fuscoPlanInfo_t;
 #define FUSCO_PLAN_INFO_INIT \
   { sizeof(fuscoPlanInfo_t), FUSCO_PLAN_INFO_MAGIC, FUSCO_VERSION, 0, 0, 0, 0, 0, 0, 0, NULL, NULL }
+/* On GPUs, of a plan that keeps its counts there: tokens and receiveRows are capacities, droppedRows, copies and
+ * localExpertRows 0; see fuscoPlanGetDeviceInfo. */
 FUSCO_API fuscoResult_t fuscoPlanGetInfo(fuscoPlan_t plan, fuscoPlanInfo_t* info);
+
+#define FUSCO_PLAN_DEVICE_INFO_MAGIC 0x46504449u
+/* Where a plan's counts lie in GPU memory, for kernels behind it on the stream. The plan's, until destroyed. */
+typedef struct {
+  size_t size;
+  unsigned int magic;
+  unsigned int version;
+  const int32_t* localExpertRows;  /* [localExperts] rows received for each local expert, at most what capacity leaves */
+  const int32_t* localExpertStart; /* [localExperts + 1] first row of each; the last is receiveRows */
+  const int64_t* droppedRows;      /* of this rank's tokens, beyond capacity */
+} fuscoPlanDeviceInfo_t;
+#define FUSCO_PLAN_DEVICE_INFO_INIT \
+  { sizeof(fuscoPlanDeviceInfo_t), FUSCO_PLAN_DEVICE_INFO_MAGIC, FUSCO_VERSION, NULL, NULL, NULL }
+/* InvalidUsage on host communicators. */
+FUSCO_API fuscoResult_t fuscoPlanGetDeviceInfo(fuscoPlan_t plan, fuscoPlanDeviceInfo_t* info);
 
 /* Per local expert, the number of its rows that are complete in the running (or last) dispatch, for consumers that
  * start before the end: [localExperts], written with release order by whoever places rows. Needs expertCounters = 1.

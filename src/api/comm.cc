@@ -10,6 +10,7 @@
 #include "base/environment.h"
 #include "base/launcher.h"
 #include "base/log.h"
+#include "exec/cuda.h"
 
 using namespace fusco;
 using namespace fusco::api;
@@ -127,6 +128,8 @@ void init(fuscoComm_t* comm, int nranks, const fuscoUniqueId& id, int rank, cons
   state->ranks = nranks;
   state->pid = getpid();
   state->config = resolveConfig(config);
+  // Here, not in the thread that may join for it.
+  if (state->config.device == fuscoDeviceCuda) state->gpu = exec::cuda::currentDevice();
   if (state->config.blocking == 0) {
     // The thread must not own the state that joins it.
     state->initThread = std::thread([raw = state.get(), id] {
@@ -207,6 +210,7 @@ fuscoResult_t fuscoCommSplit(fuscoComm_t comm, int color, int key, fuscoComm_t* 
     state->ranks = static_cast<int>(members.size());
     state->pid = getpid();
     state->config = childConfig;
+    if (childConfig.device == fuscoDeviceCuda) state->gpu = parent->gpu >= 0 ? parent->gpu : exec::cuda::currentDevice();
     // The child keeps the parent's nodes unless the caller says otherwise.
     if (config == nullptr || config->nodeId == FUSCO_UNSET)
       state->config.nodeId = fabric.topology().nodeOf(parent->rank);

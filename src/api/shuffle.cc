@@ -74,6 +74,7 @@ engine::PlanRequest planRequest(const fuscoPlanConfig_t& c) {
   r.zeroFill = c.zeroFill != 0;
   r.counters = c.expertCounters != 0;
   r.tickets = c.tickets != 0;
+  r.tokensOnDevice = c.tokensOnDevice;
   return r;
 }
 
@@ -193,7 +194,27 @@ engine::CombineRequest combineRequest(const PlanHandleState& p, const fuscoCombi
 std::shared_ptr<PlanHandleState> usablePlan(fuscoPlan_t plan) {
   auto state = findPlan(plan);
   state->comm->engine->checkUsable();
+  if (state->comm->gpu >= 0) engine::checkPlanned(*state->plan);
   return state;
+}
+
+bool onGpu(const PlanHandleState& p) { return p.comm->gpu >= 0; }
+
+void requireHost(const PlanHandleState& p, const char* what) {
+  if (onGpu(p)) fail(Code::invalidUsage, fmt::format("rank {}: {} on GPUs is not there yet", p.comm->rank, what));
+}
+
+std::unique_ptr<engine::Operation> makeDispatch(const PlanHandleState& p, const engine::DispatchRequest& request,
+                                                cudaStream_t stream) {
+  if (!onGpu(p)) return engine::makeDispatch(*p.comm->engine, p.plan, request);
+  if (request.castToFp8) requireHost(p, "a dispatch that casts");
+  return engine::makeDeviceDispatch(*p.comm->engine, p.plan, request, stream);
+}
+
+std::unique_ptr<engine::Operation> makeCombine(const PlanHandleState& p, const engine::CombineRequest& request,
+                                               cudaStream_t stream) {
+  if (!onGpu(p)) return engine::makeCombine(*p.comm->engine, p.plan, request);
+  return engine::makeDeviceCombine(*p.comm->engine, p.plan, request, stream);
 }
 
 void runOne(const std::shared_ptr<CommState>& comm, std::unique_ptr<engine::Operation> operation) {
@@ -216,7 +237,8 @@ void checkStartable(const CommState& comm) {
 
 }  // namespace
 
-fuscoResult_t fuscoPlanCreate(fuscoPlan_t* plan, const fuscoPlanConfig_t* config, fuscoComm_t comm, cudaStream_t) {
+fuscoResult_t fuscoPlanCreate(fuscoPlan_t* plan, const fuscoPlanConfig_t* config, fuscoComm_t comm,
+                              cudaStream_t stream) {
   return guarded("fuscoPlanCreate", [&] {
     require(plan != nullptr, "plan is NULL");
     *plan = nullptr;
@@ -225,8 +247,14 @@ fuscoResult_t fuscoPlanCreate(fuscoPlan_t* plan, const fuscoPlanConfig_t* config
         copyStruct("fuscoPlanConfig_t", config, fuscoPlanConfig_t FUSCO_PLAN_CONFIG_INIT, FUSCO_PLAN_MAGIC);
     auto made = std::make_shared<PlanHandleState>();
     made->comm = state;
-    made->plan = std::make_shared<engine::PlanState>(*state->engine, planRequest(c));
-    auto planning = engine::makePlanning(*state->engine, made->plan);
+    const engine::PlanRequest request = planRequest(c);
+    require(request.tokensOnDevice == nullptr || state->gpu >= 0, "tokensOnDevice goes with communicators on GPUs only");
+    if (request.tickets) requireHost(*made, "tickets");
+    if (request.counters) requireHost(*made, "expertCounters");
+    if (request.options.layout == plan::Layout::rankOrder) requireHost(*made, "the rank-order layout");
+    made->plan = std::make_shared<engine::PlanState>(*state->engine, request);
+    auto planning = state->gpu >= 0 ? engine::makeDevicePlanning(*state->engine, made->plan, stream)
+                                    : engine::makePlanning(*state->engine, made->plan);
     groupStart();
     enqueue(state, std::move(planning), [plan, made] {
       ++made->comm->plans;
@@ -258,6 +286,23 @@ fuscoResult_t fuscoPlanGetInfo(fuscoPlan_t plan, fuscoPlanInfo_t* info) {
     out.copiesRemote = h.copies - out.copiesLocal;
     out.localExpertRows = p.localExpertRows.data();
     out.localExpertStart = p.view.localExpertStart;
+    const std::size_t size = info->size;
+    std::memcpy(info, &out, size);
+    info->size = size;
+  });
+}
+
+fuscoResult_t fuscoPlanGetDeviceInfo(fuscoPlan_t plan, fuscoPlanDeviceInfo_t* info) {
+  return guarded("fuscoPlanGetDeviceInfo", [&] {
+    require(info != nullptr, "info is NULL");
+    checkStruct("fuscoPlanDeviceInfo_t", info->size, info->magic, sizeof *info, FUSCO_PLAN_DEVICE_INFO_MAGIC);
+    const auto state = findPlan(plan);
+    if (!onGpu(*state)) fail(Code::invalidUsage, "the plan's communicator is on the host; see fuscoPlanGetInfo");
+    const engine::DeviceCounts counts = engine::deviceCounts(*state->plan);
+    fuscoPlanDeviceInfo_t out = FUSCO_PLAN_DEVICE_INFO_INIT;
+    out.localExpertRows = counts.localExpertRows;
+    out.localExpertStart = counts.localExpertStart;
+    out.droppedRows = counts.dropped;
     const std::size_t size = info->size;
     std::memcpy(info, &out, size);
     info->size = size;
@@ -302,7 +347,8 @@ fuscoResult_t fuscoPlanPrint(fuscoPlan_t plan, int json, char* buffer, size_t by
   return guarded("fuscoPlanPrint", [&] {
     require(buffer != nullptr || bytes == 0, "buffer is NULL");
     const auto state = findPlan(plan);
-    const void* arena = state->plan->arena.data();
+    const std::vector<std::byte> brought = onGpu(*state) ? engine::bringArena(*state->plan) : std::vector<std::byte>();
+    const void* arena = onGpu(*state) ? brought.data() : state->plan->arena.data();
     const std::string text = json != 0 ? plan::printJson(arena) : plan::printText(arena);
     if (needed != nullptr) *needed = text.size() + 1;
     if (bytes > 0) std::snprintf(buffer, bytes, "%s", text.c_str());
@@ -313,6 +359,7 @@ fuscoResult_t fuscoPlanSave(fuscoPlan_t plan, const char* path) {
   return guarded("fuscoPlanSave", [&] {
     require(path != nullptr, "path is NULL");
     const auto state = findPlan(plan);
+    requireHost(*state, "saving a plan");
     const engine::PlanState& p = *state->plan;
     std::ofstream file(path, std::ios::binary);
     if (!file) failErrno(fmt::format("cannot write the plan to {}", path));
@@ -324,12 +371,12 @@ fuscoResult_t fuscoPlanSave(fuscoPlan_t plan, const char* path) {
   });
 }
 
-fuscoResult_t fuscoDispatchEx(fuscoPlan_t plan, const fuscoDispatchArgs_t* args, cudaStream_t) {
+fuscoResult_t fuscoDispatchEx(fuscoPlan_t plan, const fuscoDispatchArgs_t* args, cudaStream_t stream) {
   return guarded("fuscoDispatch", [&] {
     const auto p = usablePlan(plan);
     const auto a =
         copyStruct("fuscoDispatchArgs_t", args, fuscoDispatchArgs_t FUSCO_DISPATCH_INIT, FUSCO_DISPATCH_MAGIC);
-    runOne(p->comm, engine::makeDispatch(*p->comm->engine, p->plan, dispatchRequest(*p, a)));
+    runOne(p->comm, makeDispatch(*p, dispatchRequest(*p, a), stream));
   });
 }
 
@@ -341,11 +388,11 @@ fuscoResult_t fuscoDispatch(fuscoPlan_t plan, const void* input, void* output, s
   return fuscoDispatchEx(plan, &args, stream);
 }
 
-fuscoResult_t fuscoCombineEx(fuscoPlan_t plan, const fuscoCombineArgs_t* args, cudaStream_t) {
+fuscoResult_t fuscoCombineEx(fuscoPlan_t plan, const fuscoCombineArgs_t* args, cudaStream_t stream) {
   return guarded("fuscoCombine", [&] {
     const auto p = usablePlan(plan);
     const auto a = copyStruct("fuscoCombineArgs_t", args, fuscoCombineArgs_t FUSCO_COMBINE_INIT, FUSCO_COMBINE_MAGIC);
-    runOne(p->comm, engine::makeCombine(*p->comm->engine, p->plan, combineRequest(*p, a)));
+    runOne(p->comm, makeCombine(*p, combineRequest(*p, a), stream));
   });
 }
 
@@ -362,6 +409,7 @@ fuscoResult_t fuscoCombine(fuscoPlan_t plan, const void* input, void* output, si
 fuscoResult_t fuscoCombineBackward(fuscoPlan_t plan, const fuscoCombineBackwardArgs_t* args, cudaStream_t) {
   return guarded("fuscoCombineBackward", [&] {
     const auto p = usablePlan(plan);
+    requireHost(*p, "the backward of combine");
     const auto a = copyStruct("fuscoCombineBackwardArgs_t", args,
                               fuscoCombineBackwardArgs_t FUSCO_COMBINE_BACKWARD_INIT, FUSCO_COMBINE_BACKWARD_MAGIC);
     const plan::ArenaHeader& h = *p->plan->view.header;
@@ -392,22 +440,22 @@ fuscoResult_t fuscoCombineBackward(fuscoPlan_t plan, const fuscoCombineBackwardA
   });
 }
 
-fuscoResult_t fuscoDispatchStart(fuscoPlan_t plan, const fuscoDispatchArgs_t* args, cudaStream_t) {
+fuscoResult_t fuscoDispatchStart(fuscoPlan_t plan, const fuscoDispatchArgs_t* args, cudaStream_t stream) {
   return guarded("fuscoDispatchStart", [&] {
     const auto p = usablePlan(plan);
     checkStartable(*p->comm);
     const auto a =
         copyStruct("fuscoDispatchArgs_t", args, fuscoDispatchArgs_t FUSCO_DISPATCH_INIT, FUSCO_DISPATCH_MAGIC);
-    start(p->comm, engine::makeDispatch(*p->comm->engine, p->plan, dispatchRequest(*p, a)));
+    start(p->comm, makeDispatch(*p, dispatchRequest(*p, a), stream));
   });
 }
 
-fuscoResult_t fuscoCombineStart(fuscoPlan_t plan, const fuscoCombineArgs_t* args, cudaStream_t) {
+fuscoResult_t fuscoCombineStart(fuscoPlan_t plan, const fuscoCombineArgs_t* args, cudaStream_t stream) {
   return guarded("fuscoCombineStart", [&] {
     const auto p = usablePlan(plan);
     checkStartable(*p->comm);
     const auto a = copyStruct("fuscoCombineArgs_t", args, fuscoCombineArgs_t FUSCO_COMBINE_INIT, FUSCO_COMBINE_MAGIC);
-    start(p->comm, engine::makeCombine(*p->comm->engine, p->plan, combineRequest(*p, a)));
+    start(p->comm, makeCombine(*p, combineRequest(*p, a), stream));
   });
 }
 

@@ -6,6 +6,7 @@
 #include <unordered_map>
 
 #include "api/group.h"
+#include "exec/cuda.h"
 #include "base/environment.h"
 #include "base/log.h"
 
@@ -193,6 +194,7 @@ fuscoConfig_t resolveConfig(const fuscoConfig_t* given) {
   choose(c.balance, Setting::balance);
   choose(c.maxStagingBytes, Setting::maxStagingBytes);
   choose(c.allowProcessVm, Setting::processVm);
+  choose(c.maxSms, Setting::maxSms);
   if (c.blocking == FUSCO_UNSET) c.blocking = 1;
   const auto range = [](const char* name, std::int64_t value, std::int64_t least, std::int64_t most) {
     if (value < least || value > most) {
@@ -210,14 +212,18 @@ fuscoConfig_t resolveConfig(const fuscoConfig_t* given) {
   range("balance", c.balance, 0, 2);
   range("maxStagingBytes", c.maxStagingBytes, 0, INT64_MAX);
   range("allowProcessVm", c.allowProcessVm, 0, 1);
+  range("maxSms", c.maxSms, 0, 1024);
   if ((c.allocate == nullptr) != (c.release == nullptr)) {
     fail(Code::invalidArgument, "fuscoConfig_t: allocate and release come together or not at all");
   }
-  if (c.device == fuscoDeviceCuda) {
-    fail(Code::invalidUsage,
-         "device cuda was asked for, this build moves host memory only; use device host (FUSCO_DEVICE=host)");
+  if (c.device != fuscoDeviceHost) {
+    std::string why;
+    const bool there = exec::cuda::available(&why);
+    if (!there && c.device == fuscoDeviceCuda) {
+      fail(Code::invalidUsage, fmt::format("device cuda was asked for, but {}; use device host (FUSCO_DEVICE=host)", why));
+    }
+    c.device = there ? fuscoDeviceCuda : fuscoDeviceHost;
   }
-  c.device = fuscoDeviceHost;
   c.sliceBytes = (c.sliceBytes + 63) / 64 * 64;
   return c;
 }
@@ -238,12 +244,15 @@ std::shared_ptr<engine::Engine> connect(const CommState& state, const char id[12
   f.initTimeoutMs = c.initTimeoutMs;
   // Settings that all ranks must share.
   f.signature = static_cast<std::uint64_t>(c.sliceBytes) * 1024 + static_cast<std::uint64_t>(c.slices) +
-                (static_cast<std::uint64_t>(c.lanesPerNode) << 44) + (static_cast<std::uint64_t>(c.balance) << 60);
+                (static_cast<std::uint64_t>(c.lanesPerNode) << 44) + (static_cast<std::uint64_t>(c.balance) << 60) +
+                (static_cast<std::uint64_t>(c.device) << 56);
   engine::EngineConfig e;
   e.allocator = {c.allocate, c.release, c.allocatorContext};
   e.operationTimeoutMs = c.operationTimeoutMs;
   e.maxStagingBytes = c.maxStagingBytes;
-  return std::make_shared<engine::Engine>(comm::Fabric::connect(f, id), e);
+  auto engine = std::make_shared<engine::Engine>(comm::Fabric::connect(f, id), e);
+  if (state.gpu >= 0) engine->useDevice(state.gpu, c.maxSms, c.initTimeoutMs);
+  return engine;
 }
 
 }  // namespace fusco::api

@@ -22,9 +22,8 @@ using enum SettingType;
 
 constexpr SettingInfo kTable[] = {
     {Setting::device, "FUSCO_DEVICE", choice, "auto", "", 0, 0, "auto|host|cuda",
-     "Where tensors lie: host memory, or GPU memory. auto: the GPU where there is one and FUSCO was built for it, else "
-     "the "
-     "host."},
+     "Where tensors lie: host memory, or memory of the GPU that is the calling thread's when the communicator is made. "
+     "auto: the GPU where there is one and FUSCO was built for it, else the host."},
     {Setting::hostId, "FUSCO_HOSTID", text, "", "NCCL_HOSTID", 0, 0, "",
      "What tells this host from others, beside the kernel's boot id and the network namespace: ranks with different "
      "values share no memory and reach each other as if they were on different machines."},
@@ -59,6 +58,8 @@ constexpr SettingInfo kTable[] = {
      "through the library's windows."},
     {Setting::maxStagingBytes, "FUSCO_MAX_STAGING_BYTES", bytes, "0", "", 0, kMostBytes, "",
      "Bound on the library's own window for each direction; 0: none."},
+    {Setting::maxSms, "FUSCO_MAX_SMS", integer, "0", "NCCL_MAX_CTAS", 0, 1024, "",
+     "Multiprocessors of a GPU that a rank's kernels may take; ranks that share a GPU and a process add theirs up. 0: all."},
     {Setting::hugePages, "FUSCO_HUGE_PAGES", flag, "1", "", 0, 1, "",
      "1: ask the kernel for huge pages behind windows and workspace; without them work goes on in small ones."},
     {Setting::net, "FUSCO_NET", choice, "auto", "", 0, 0, "auto|tcp|shm",

@@ -27,6 +27,7 @@ enum class Setting : int {
   dedup,
   processVm,
   maxStagingBytes,
+  maxSms,
   hugePages,
   net,
   socketInterfaces,

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <chrono>
 
+#include "engine/device/domain.h"
+
 namespace fusco::engine {
 
 Engine::Engine(std::unique_ptr<comm::Fabric> fabric, const EngineConfig& config)
@@ -42,6 +44,10 @@ std::byte* Engine::staging(int slot, int direction, std::size_t bytes) {
                      fabric_->rank(), bytes, config_.maxStagingBytes));
   }
   return staging_[slot][direction].need(bytes);
+}
+
+void Engine::useDevice(int device, int maxSms, std::int64_t timeoutMs) {
+  device_ = std::make_shared<DeviceDomain>(*this, device, maxSms, timeoutMs);
 }
 
 std::shared_ptr<Submission> Engine::submit(std::unique_ptr<Operation> operation, bool async) {

@@ -23,6 +23,8 @@
 
 namespace fusco::engine {
 
+class DeviceDomain;
+
 struct EngineConfig {
   Allocator allocator;
   std::int64_t operationTimeoutMs = 300000;  // 0: no limit
@@ -51,6 +53,9 @@ class Engine {
   Statistics& statistics() { return statistics_; }
   const EngineConfig& config() const { return config_; }
   Ledger& ledger() { return ledger_; }
+  // Collective, before the first operation: operations run on this GPU from now on.
+  void useDevice(int device, int maxSms, std::int64_t timeoutMs);
+  DeviceDomain* device() const { return device_.get(); }  // null on the host
   Buffer buffer() { return Buffer(&config_.allocator, &ledger_); }
 
   // The ranks of this rank's node, by local index.
@@ -129,6 +134,7 @@ class Engine {
   WindowBuffer countsWindow_[kOperationSlots];
   WindowBuffer listWindow_;
   std::unique_ptr<plan::Planner> planner_;
+  std::shared_ptr<DeviceDomain> device_;
 
   std::mutex mutex_;                             // operations, links and scratch
   bool channelHeld_[kControlChannels + 1] = {};  // by an operation that is run stage by stage

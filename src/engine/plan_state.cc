@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "engine/device/plan_memory.h"
 #include "engine/engine.h"
 
 namespace fusco::engine {
@@ -22,19 +23,28 @@ PlanState::PlanState(Engine& e, const PlanRequest& r)
       rankOrderWeights(e.buffer()),
       castRows(e.buffer()),
       castScales(e.buffer()) {
+  if (e.device() != nullptr) {
+    device = std::make_shared<DevicePlan>(e, r);
+    setRowCapacity();
+    return;
+  }
   const auto slots = static_cast<std::size_t>(r.map.tokens) * static_cast<std::size_t>(r.map.topk);
   ids.need(slots * static_cast<std::size_t>(r.map.idBytes) + 1);
   if (r.map.weights != nullptr) weights.need(slots * 4 + 1);
   arena.need(e.planner().arenaBytes(kept(), r.options));
-  const int mine = e.topology().expertsOf(e.fabric().rank(), r.map.experts);
-  rowCapacity = static_cast<std::size_t>(r.options.capacityRows);
-  if (r.options.layout == plan::Layout::slotted) {
-    const std::size_t places = static_cast<std::size_t>(mine) * static_cast<std::size_t>(e.fabric().ranks()) *
-                               static_cast<std::size_t>(r.options.maxTokens);
+  setRowCapacity();
+  if (rowCapacity > 0) holdRows(rowCapacity);
+}
+
+void PlanState::setRowCapacity() {
+  const int mine = engine.topology().expertsOf(engine.fabric().rank(), request.map.experts);
+  rowCapacity = static_cast<std::size_t>(request.options.capacityRows);
+  if (request.options.layout == plan::Layout::slotted) {
+    const std::size_t places = static_cast<std::size_t>(mine) * static_cast<std::size_t>(engine.fabric().ranks()) *
+                               static_cast<std::size_t>(request.options.maxTokens);
     rowCapacity = rowCapacity == 0 ? places : std::min(places, rowCapacity);
   }
   localExpertRows.assign(static_cast<std::size_t>(mine), 0);
-  if (rowCapacity > 0) holdRows(rowCapacity);
 }
 
 // Library memory that follows the number of received rows.

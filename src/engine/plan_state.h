@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "engine/control.h"
@@ -12,6 +13,7 @@
 
 namespace fusco::engine {
 
+class DevicePlan;
 class Engine;
 
 // Beside each received row (the same bytes as fuscoTicket_t).
@@ -39,6 +41,7 @@ struct PlanRequest {
   bool zeroFill = false;
   bool counters = false;
   bool tickets = false;
+  const std::int64_t* tokensOnDevice = nullptr;  // GPUs: how many of map.tokens there are, read when it is made
   int slot = -1;  // operation slot of everything that this plan does; -1: operations take turns
 };
 
@@ -52,7 +55,8 @@ struct PlanState {
   Buffer ids;                   // the caller's routing map, kept for replay and counters
   Buffer weights;
   Buffer arena;
-  plan::View view{};
+  plan::View view{};  // on GPUs of the arena's head: no copies, entries or weights
+  std::shared_ptr<DevicePlan> device;  // null on the host
   plan::Analysis analysis;
   plan::Exchanged exchanged;
   std::vector<std::int32_t> localExpertRows;  // filled from counters in the slotted layout
@@ -87,6 +91,7 @@ struct PlanState {
   void prepareWindows();  // after planning: tickets, counters, extra, as the request asks
 
  private:
+  void setRowCapacity();
   void holdRows(std::size_t rows);
 };
 

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <memory>
+#include <vector>
 
 #include "engine/operation.h"
 #include "engine/plan_state.h"
@@ -46,6 +47,25 @@ std::unique_ptr<Operation> makePlanning(Engine& engine, std::shared_ptr<PlanStat
 std::unique_ptr<Operation> makeDispatch(Engine& engine, std::shared_ptr<PlanState> plan,
                                         const DispatchRequest& request);
 std::unique_ptr<Operation> makeCombine(Engine& engine, std::shared_ptr<PlanState> plan, const CombineRequest& request);
+// Where the counts of a plan on a GPU lie, in its memory; and all of its arena, brought to the host behind what is on the
+// plan's stream.
+struct DeviceCounts {
+  const std::int32_t* localExpertRows;
+  const std::int32_t* localExpertStart;
+  const std::int64_t* dropped;
+};
+// Throws what the planner on the GPU has found wrong, as far as it has come.
+void checkPlanned(const PlanState& plan);
+DeviceCounts deviceCounts(const PlanState& plan);
+std::vector<std::byte> bringArena(const PlanState& plan);
+
+// On GPUs; `stream` is a cudaStream_t.
+std::unique_ptr<Operation> makeDevicePlanning(Engine& engine, std::shared_ptr<PlanState> plan, void* stream);
+std::unique_ptr<Operation> makeDeviceDispatch(Engine& engine, std::shared_ptr<PlanState> plan,
+                                              const DispatchRequest& request, void* stream);
+std::unique_ptr<Operation> makeDeviceCombine(Engine& engine, std::shared_ptr<PlanState> plan,
+                                             const CombineRequest& request, void* stream);
+
 std::unique_ptr<Operation> makeCombineBackward(Engine& engine, std::shared_ptr<PlanState> plan,
                                                const CombineBackwardRequest& request);
 

@@ -1,0 +1,189 @@
+#include "engine/device/domain.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/log.h"
+#include "comm/bootstrap.h"
+#include "engine/device/operation.h"
+#include "engine/engine.h"
+
+namespace fusco::engine {
+
+namespace cuda = exec::cuda;
+
+void DeviceGroup::arrive(int channel, int member, DeviceOperation& operation) {
+  std::lock_guard lock(mutex_);
+  auto& waiting = waiting_[channel];
+  waiting.resize(static_cast<std::size_t>(members_), nullptr);
+  waiting[static_cast<std::size_t>(member)] = &operation;
+  if (std::count(waiting.begin(), waiting.end(), nullptr) > 0) return;
+  std::vector<DeviceOperation*> all;
+  all.swap(waiting);
+  std::exception_ptr error;
+  try {
+    operation.launchTogether(all);
+  } catch (...) {
+    error = std::current_exception();
+  }
+  for (DeviceOperation* one : all) one->launched(error, one == &operation);
+}
+
+void DeviceGroup::withdraw(int channel, int member, const DeviceOperation& operation) {
+  std::lock_guard lock(mutex_);
+  auto& waiting = waiting_[channel];
+  if (!waiting.empty() && waiting[static_cast<std::size_t>(member)] == &operation)
+    waiting[static_cast<std::size_t>(member)] = nullptr;
+}
+
+namespace {
+
+// What ranks tell each other once.
+struct DeviceRecord {
+  std::uint64_t process[2];
+  cuda::DeviceId gpu;
+  std::int32_t device;
+  std::int32_t reserved;
+  std::uint64_t counts;
+  cuda::Exported exported;
+};
+
+constexpr std::size_t kCountsOfSlot = sizeof(kernels::PlanCounts) + DeviceDomain::kMaxKeys * 2 * 4;
+
+}  // namespace
+
+DeviceDomain::DeviceDomain(Engine& engine, int device, int maxSms, std::int64_t timeoutMs)
+    : engine_(engine), device_(device), maxSms_(maxSms), pool_(device, engine.ledger()) {
+  const cuda::OnDevice on(device_);
+  comm::Fabric& fabric = engine.fabric();
+  const int ranks = fabric.ranks();
+  countsBytes_ = kOperationSlots * (kCountsOfSlot + static_cast<std::size_t>(ranks) * sizeof(void*));
+  countsMemory_ = static_cast<std::byte*>(cuda::allocate(countsBytes_));
+  engine_.ledger().bytes += countsBytes_;
+  cuda::fillNow(countsMemory_, 0, countsBytes_);
+  for (auto& event : events_) event = std::make_unique<cuda::Event>();
+
+  DeviceRecord mine{};
+  comm::processIdentity(mine.process);
+  mine.gpu = cuda::deviceId(device_);
+  mine.device = device_;
+  mine.counts = reinterpret_cast<std::uintptr_t>(countsMemory_);
+  if (!fabric.oneProcess()) mine.exported = cuda::exportMemory(countsMemory_);
+  std::vector<DeviceRecord> all(static_cast<std::size_t>(ranks));
+  fabric.allGather(&mine, sizeof mine, all.data(), timeoutMs);
+
+  const int self = engine.localIndex();
+  std::vector<const kernels::PlanCounts*> addresses(static_cast<std::size_t>(ranks) * kOperationSlots, nullptr);
+  for (int i = 0; i < engine.nodeRanks(); ++i) {
+    const int rank = engine.nodeRank(i);
+    const DeviceRecord& r = all[static_cast<std::size_t>(rank)];
+    const bool sameProcess = r.process[0] == mine.process[0] && r.process[1] == mine.process[1];
+    peers_.push_back({sameProcess, r.device});
+    if (sameProcess && r.gpu == mine.gpu) {
+      if (i == self) member_ = static_cast<int>(members_.size());
+      members_.push_back(i);
+    }
+    if (sameProcess && r.gpu != mine.gpu && !cuda::reachDevice(device_, r.device)) {
+      fail(Code::systemError,
+           fmt::format("{}: GPU {} cannot reach the memory of {} on GPU {}; put them on different nodes (nodeId)",
+                       fabric.describeRank(fabric.rank()), device_, fabric.describeRank(rank), r.device));
+    }
+    std::byte* counts = reinterpret_cast<std::byte*>(r.counts);
+    if (!sameProcess) {
+      counts = static_cast<std::byte*>(cuda::import(r.exported.handle));
+      imports_[r.exported.handle] = counts;
+      counts += r.exported.offset;
+    }
+    for (int slot = 0; slot < kOperationSlots; ++slot) {
+      addresses[static_cast<std::size_t>(slot * ranks + rank)] =
+          reinterpret_cast<const kernels::PlanCounts*>(counts + static_cast<std::size_t>(slot) * kCountsOfSlot);
+    }
+  }
+  together_ = static_cast<int>(members_.size()) == engine.nodeRanks();
+  if (members_.size() > kernels::kMaxLocalRanks || engine.nodeRanks() > kernels::kMaxNodeRanks) {
+    fail(Code::invalidArgument, fmt::format("{} ranks of one process on GPU {} and {} on one node; at most {} and {}",
+                                            members_.size(), device_, engine.nodeRanks(), kernels::kMaxLocalRanks,
+                                            kernels::kMaxNodeRanks));
+  }
+  cuda::copyNow(countsMemory_ + kOperationSlots * kCountsOfSlot, addresses.data(), addresses.size() * sizeof(void*));
+
+  // The first member makes the group, the others of the process take it over.
+  if (member_ == 0) group_ = std::make_shared<DeviceGroup>(static_cast<int>(members_.size()));
+  const auto address = reinterpret_cast<std::uintptr_t>(group_.get());
+  std::vector<std::uintptr_t> groups(static_cast<std::size_t>(ranks));
+  fabric.allGather(&address, sizeof address, groups.data(), timeoutMs);
+  if (member_ != 0) {
+    const int first = engine.nodeRank(members_.front());
+    group_ = reinterpret_cast<DeviceGroup*>(groups[static_cast<std::size_t>(first)])->shared_from_this();
+  }
+  char token = 0;
+  std::vector<char> tokens(static_cast<std::size_t>(ranks));
+  fabric.allGather(&token, 1, tokens.data(), timeoutMs);
+  FUSCO_INFO(kLogInit, "{}: GPU {} ({}), launches with {} of {} ranks of its node", fabric.describeRank(fabric.rank()), device_,
+             cuda::deviceName(device_), members_.size(), engine.nodeRanks());
+}
+
+DeviceDomain::~DeviceDomain() {
+  for (const auto& [handle, start] : imports_) cuda::closeImport(start);
+  try {
+    const cuda::OnDevice on(device_);
+    for (auto& event : events_) event.reset();
+    cuda::release(countsMemory_);
+  } catch (const std::exception& e) {
+    FUSCO_WARN("GPU memory of a communicator could not be freed: {}", e.what());
+  }
+  engine_.ledger().bytes -= countsBytes_;
+}
+
+kernels::PlanCounts* DeviceDomain::counts(int slot) const {
+  return reinterpret_cast<kernels::PlanCounts*>(countsMemory_ + static_cast<std::size_t>(slot) * kCountsOfSlot);
+}
+
+const kernels::PlanCounts* const* DeviceDomain::allCounts(int slot) const {
+  return reinterpret_cast<const kernels::PlanCounts* const*>(countsMemory_ + kOperationSlots * kCountsOfSlot) +
+         slot * engine_.fabric().ranks();
+}
+
+transport::MemoryRef DeviceDomain::describe(const void* pointer, std::size_t bytes, transport::MemoryRef* handle) {
+  transport::MemoryRef ref;
+  if (bytes == 0) return ref;
+  ref.kind = transport::MemoryRef::privateMemory;
+  ref.address = reinterpret_cast<std::uintptr_t>(pointer);
+  ref.bytes = bytes;
+  if (!engine_.fabric().oneProcess()) {
+    const cuda::OnDevice on(device_);
+    const cuda::Exported exported = cuda::exportMemory(pointer);
+    ref.offset = exported.offset;
+    static_assert(sizeof exported.handle == 2 * sizeof(transport::MemoryRef));
+    std::memcpy(static_cast<void*>(handle), exported.handle.data(), sizeof exported.handle);
+  }
+  return ref;
+}
+
+std::byte* DeviceDomain::reach(int localIndex, const transport::MemoryRef& memory,
+                               const transport::MemoryRef* handle) {
+  if (memory.kind == transport::MemoryRef::none) return nullptr;
+  if (sameProcess(localIndex)) return reinterpret_cast<std::byte*>(memory.address);
+  std::array<unsigned char, 64> key;
+  std::memcpy(key.data(), static_cast<const void*>(handle), sizeof key);
+  std::lock_guard lock(importMutex_);
+  void*& start = imports_[key];
+  if (start == nullptr) {
+    const cuda::OnDevice on(device_);
+    start = cuda::import(key);
+  }
+  return static_cast<std::byte*>(start) + memory.offset;
+}
+
+void DeviceDomain::checkPointer(const char* what, const void* pointer) const {
+  if (pointer == nullptr) return;
+  const cuda::Where where = cuda::whereIs(pointer);
+  if (where.place != cuda::Place::host || where.pinned) return;
+  fail(Code::invalidArgument,
+       fmt::format("rank {}: {} is host memory that GPU {} cannot reach; give memory of the GPU (or pinned memory)",
+                   engine_.fabric().rank(), what, device_));
+}
+
+}  // namespace fusco::engine

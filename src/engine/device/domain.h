@@ -1,0 +1,99 @@
+// A communicator on a GPU: which ranks of the node share this rank's GPU and process and so launch together, what the
+// GPU holds for the communicator, and how the memory of ranks in other processes is reached.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "engine/device/memory.h"
+#include "engine/control.h"
+#include "exec/cuda.h"
+
+namespace fusco::engine {
+
+class DeviceOperation;
+class Engine;
+
+// Ranks that share a GPU in one process. They never wait for each other in kernels (docs/design.md): the last one to
+// come launches for all.
+class DeviceGroup : public std::enable_shared_from_this<DeviceGroup> {
+ public:
+  explicit DeviceGroup(int members) : members_(members) {}
+  // Member `member` has come to the operation that channel `channel` is at. The last one launches for all of them; a
+  // failure of the launch is kept by each operation.
+  void arrive(int channel, int member, DeviceOperation& operation);
+  // It will not come, or ends before the others have.
+  void withdraw(int channel, int member, const DeviceOperation& operation);
+  int members() const { return members_; }
+
+ private:
+  const int members_;
+  std::mutex mutex_;
+  std::vector<DeviceOperation*> waiting_[kOperationSlots + 1];
+};
+
+class DeviceDomain {
+ public:
+  // Experts, and ranks in rank order, that are planned on the GPU at most.
+  static constexpr int kMaxKeys = 4096;
+
+  // Collective. maxSms: multiprocessors that this rank's launches may take; 0: all.
+  DeviceDomain(Engine& engine, int device, int maxSms, std::int64_t timeoutMs);
+  ~DeviceDomain();
+  DeviceDomain(const DeviceDomain&) = delete;
+  DeviceDomain& operator=(const DeviceDomain&) = delete;
+
+  int device() const { return device_; }
+  int maxSms() const { return maxSms_; }
+  DevicePool& pool() { return pool_; }
+  DeviceGroup& group() { return *group_; }
+  // Local indices of the ranks that launch together, rising; this rank is members()[member()].
+  const std::vector<int>& members() const { return members_; }
+  int member() const { return member_; }
+  // All ranks of the node launch together: the end of a launch is their barrier. Else ranks wait for each other's
+  // streams on the host.
+  bool together() const { return together_; }
+
+  // Where a rank's planning counts lie, and the addresses of everyone's.
+  kernels::PlanCounts* counts(int slot) const;
+  const kernels::PlanCounts* const* allCounts(int slot) const;
+
+  // What a peer needs to know of a tensor, and where this rank reaches it. `handle`: 64 bytes of two references.
+  transport::MemoryRef describe(const void* pointer, std::size_t bytes, transport::MemoryRef* handle);
+  std::byte* reach(int localIndex, const transport::MemoryRef& memory, const transport::MemoryRef* handle);
+  bool sameProcess(int localIndex) const { return peers_[static_cast<std::size_t>(localIndex)].sameProcess; }
+
+  // Waits of one stream for another.
+  exec::cuda::Event& event(int which) { return *events_[which]; }
+  static constexpr int kEvents = 2;
+
+  // Throws unless kernels of this rank's GPU reach it. `what`: "output"
+  void checkPointer(const char* what, const void* pointer) const;
+
+ private:
+  struct Peer {
+    bool sameProcess;
+    int device;
+  };
+
+  Engine& engine_;
+  const int device_;
+  const int maxSms_;
+  DevicePool pool_;
+  std::vector<Peer> peers_;  // by local index
+  std::vector<int> members_;
+  int member_ = 0;
+  bool together_ = false;
+  std::shared_ptr<DeviceGroup> group_;
+  std::byte* countsMemory_ = nullptr;  // counts of each slot, then addresses of each slot
+  std::size_t countsBytes_ = 0;
+  std::unique_ptr<exec::cuda::Event> events_[kEvents];
+  std::mutex importMutex_;
+  std::map<std::array<unsigned char, 64>, void*> imports_;
+};
+
+}  // namespace fusco::engine

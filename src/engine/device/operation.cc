@@ -1,0 +1,190 @@
+#include "engine/device/operation.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+namespace fusco::engine {
+
+namespace cuda = exec::cuda;
+
+DeviceOperation::DeviceOperation(OperationKind kind, Engine& engine, std::shared_ptr<PlanState> plan,
+                                 cuda::Stream stream)
+    : Operation(kind),
+      engine_(engine),
+      domain_(*engine.device()),
+      plan_(std::move(plan)),
+      meeting_(engine, slot_),
+      stream_(stream) {
+  if (engine.topology().nodes() > 1) {
+    fail(Code::invalidUsage, fmt::format("rank {}: a communicator on GPUs spans {} nodes; on GPUs all ranks must be on "
+                                         "one node for now",
+                                         engine.fabric().rank(), engine.topology().nodes()));
+  }
+  const auto add = [&](StepKind step, int stage) {
+    program_.push_back({step, static_cast<std::uint8_t>(stage), static_cast<std::uint8_t>(stage), 0});
+  };
+  add(StepKind::ready, 0);
+  add(StepKind::waitReady, 1);
+  add(StepKind::put, 2);
+  if (!domain_.together()) {
+    add(StepKind::done, 3);
+    add(StepKind::waitDone, 4);
+  }
+  add(StepKind::finish, 5);
+}
+
+DeviceOperation::~DeviceOperation() { giveUp(); }
+
+void DeviceOperation::giveUp() {
+  if (arrived_ && !launched_) domain_.group().withdraw(slot_, domain_.member(), *this);
+}
+
+void DeviceOperation::takePlace() {
+  slot_ = plan_->request.slot >= 0 ? plan_->request.slot : engine_.takeSlot();
+  meeting_.setChannel(slot_);
+}
+
+void DeviceOperation::reset() {
+  meeting_.begin();
+  arrived_ = false;
+  launched_ = false;
+  launchError_ = nullptr;
+}
+
+std::string DeviceOperation::describe() const {
+  std::string text = fmt::format("{} {} on GPU {}", operationName(kind()),
+                                 meeting_.sequence() * kOperationSlots + static_cast<std::uint64_t>(slot_),
+                                 domain_.device());
+  if (meeting_.missing() >= 0) {
+    text += fmt::format(", waiting for {}; one thread that drives several ranks calls for all of them in one group",
+                        engine_.fabric().describeRank(meeting_.missing()));
+  }
+  return text;
+}
+
+Outcome DeviceOperation::run(const Step& step) {
+  switch (step.kind) {
+    case StepKind::ready:
+      return ready();
+    case StepKind::waitReady:
+      if (!meeting_.allReady(kind())) return Outcome::idle;
+      bind();
+      return Outcome::complete;
+    case StepKind::put:
+      return launchStep();
+    case StepKind::done: {
+      const cuda::OnDevice on(domain_.device());
+      cuda::synchronize(stream_);
+      meeting_.sayDone();
+      return Outcome::complete;
+    }
+    case StepKind::waitDone:
+      return meeting_.allDone() ? Outcome::complete : Outcome::idle;
+    case StepKind::finish: {
+      const cuda::OnDevice on(domain_.device());
+      return finish();
+    }
+    default:
+      return Outcome::complete;
+  }
+}
+
+Outcome DeviceOperation::ready() {
+  const cuda::OnDevice on(domain_.device());
+  capturing_ = cuda::capturing(stream_);
+  if (!domain_.together()) {
+    if (capturing_) {
+      fail(Code::invalidUsage,
+           fmt::format("rank {}: {} cannot be captured: the ranks of this node are in several processes or on several "
+                       "GPUs, and wait for each other on the host",
+                       engine_.fabric().rank(), operationName(kind())));
+    }
+    cuda::synchronize(stream_);
+  }
+  Meeting::Announcement announcement;
+  announce(announcement);
+  meeting_.announce(announcement);
+  return Outcome::complete;
+}
+
+Outcome DeviceOperation::launchStep() {
+  if (!arrived_) {
+    arrived_ = true;
+    domain_.group().arrive(slot_, domain_.member(), *this);
+  }
+  if (!launched_.load(std::memory_order_acquire)) return Outcome::idle;
+  if (launchError_) std::rethrow_exception(launchError_);
+  return Outcome::complete;
+}
+
+void DeviceOperation::launched(std::exception_ptr error, bool bySelf) {
+  launchError_ = error;
+  launched_.store(true, std::memory_order_release);
+  if (!bySelf) engine_.fabric().ring(engine_.fabric().rank());
+}
+
+void DeviceOperation::launchTogether(const std::vector<DeviceOperation*>& all) {
+  const cuda::OnDevice on(domain_.device());
+  kernels::Budget budget;
+  for (DeviceOperation* one : all) {
+    if (one->domain_.maxSms() == 0) {
+      budget.blocks = 0;
+      break;
+    }
+    budget.blocks += one->domain_.maxSms();
+  }
+  const int sms = cuda::multiprocessors(domain_.device());
+  if (budget.blocks >= sms) budget.blocks = 0;
+  // What others have on their streams comes first, and what they do next comes after.
+  const cuda::Stream leader = all.front()->stream_;
+  std::vector<cuda::Stream> others;
+  for (DeviceOperation* one : all) {
+    if (one->stream_ == leader || std::find(others.begin(), others.end(), one->stream_) != others.end()) continue;
+    others.push_back(one->stream_);
+    one->domain_.event(0).record(one->stream_);
+    one->domain_.event(0).waitOn(leader);
+  }
+  launchAll(all, budget, leader);
+  if (others.empty()) return;
+  cuda::Event& end = all.front()->domain_.event(1);
+  end.record(leader);
+  for (const cuda::Stream other : others) end.waitOn(other);
+}
+
+Parameters DeviceOperation::parameters(std::size_t rowBytes, std::size_t rowBytes2, std::uint64_t type,
+                                       std::uint64_t options) const {
+  const PlanRequest& request = plan_->request;
+  Parameters p;
+  p.experts = static_cast<std::uint64_t>(request.map.experts);
+  p.topk = static_cast<std::uint64_t>(request.map.topk);
+  p.layout = static_cast<std::uint64_t>(request.options.layout);
+  p.alignment = static_cast<std::uint64_t>(request.options.alignment);
+  p.capacity = static_cast<std::uint64_t>(request.options.capacityRows);
+  p.maxTokens = static_cast<std::uint64_t>(request.options.maxTokens);
+  p.kind = static_cast<std::uint64_t>(kind());
+  p.rowBytes = rowBytes;
+  p.rowBytes2 = rowBytes2;
+  p.type = type;
+  p.planNumber = plan_->number;
+  p.options = options;
+  return p;
+}
+
+namespace {
+// Handles of other processes' memory travel in references that operations on GPUs have no other use for.
+int handleOf(MemoryRole role) { return role == kRows ? static_cast<int>(kCounters) : static_cast<int>(kTickets); }
+}  // namespace
+
+void DeviceOperation::announceTensor(Meeting::Announcement& announcement, MemoryRole role, const void* pointer,
+                                     std::size_t bytes) {
+  if (bytes == 0) return;
+  announcement.memory[role] = domain_.describe(pointer, bytes, &announcement.memory[handleOf(role)]);
+}
+
+std::byte* DeviceOperation::tensorOf(int localIndex, MemoryRole role) {
+  const ReadyCell& cell = meeting_.ready(localIndex);
+  return domain_.reach(localIndex, cell.memory[role], &cell.memory[handleOf(role)]);
+}
+
+}  // namespace fusco::engine

@@ -1,0 +1,73 @@
+// An operation of a communicator on a GPU: the ranks of the node meet on the host, tell each other where their memory
+// is, and launch kernels on their streams. It is complete when it is launched; rows follow in the order of the streams.
+//
+// Ranks of one process and GPU launch together, and where these are all of the node, the host never waits for the GPU.
+// Else a rank lets its stream run empty before it says ready, and before it says done.
+#pragma once
+
+#include <atomic>
+#include <exception>
+#include <string>
+#include <vector>
+
+#include "engine/device/domain.h"
+#include "engine/engine.h"
+#include "engine/meeting.h"
+#include "engine/plan_state.h"
+
+namespace fusco::engine {
+
+class DeviceOperation : public Operation {
+ public:
+  DeviceOperation(OperationKind kind, Engine& engine, std::shared_ptr<PlanState> plan, exec::cuda::Stream stream);
+  ~DeviceOperation() override;
+  std::string describe() const override;
+  int channel() const override { return slot_; }
+  void giveUp() override;
+
+  // Called for one of the members, under the group's lock; `all` by member. Launches for all of them.
+  void launchTogether(const std::vector<DeviceOperation*>& all);
+  void launched(std::exception_ptr error, bool bySelf);
+
+  exec::cuda::Stream stream() const { return stream_; }
+  PlanState& plan() { return *plan_; }
+
+ protected:
+  void takePlace() override;
+  void reset() override;
+  Outcome run(const Step& step) override;
+
+  // Fills in what this rank tells the others.
+  virtual void announce(Meeting::Announcement& announcement) = 0;
+  // Once all are ready: learn where everyone's memory is.
+  virtual void bind() {}
+  // On the current GPU, for all members. Operations of one kind only come together.
+  virtual void launchAll(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget,
+                         exec::cuda::Stream stream) = 0;
+  // After the launch, on this rank's own thread; may be called until it is complete.
+  virtual Outcome finish() { return Outcome::complete; }
+
+  Parameters parameters(std::size_t rowBytes, std::size_t rowBytes2, std::uint64_t type, std::uint64_t options) const;
+  // Announces a tensor under kRows or kRows2, and where a peer has one.
+  void announceTensor(Meeting::Announcement& announcement, MemoryRole role, const void* pointer, std::size_t bytes);
+  std::byte* tensorOf(int localIndex, MemoryRole role);
+  bool capturing() const { return capturing_; }
+
+  Engine& engine_;
+  DeviceDomain& domain_;
+  std::shared_ptr<PlanState> plan_;
+  int slot_ = -1;
+  Meeting meeting_;
+
+ private:
+  Outcome ready();
+  Outcome launchStep();
+
+  exec::cuda::Stream stream_;
+  bool capturing_ = false;
+  bool arrived_ = false;
+  std::atomic<bool> launched_{false};
+  std::exception_ptr launchError_;
+};
+
+}  // namespace fusco::engine

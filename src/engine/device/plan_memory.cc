@@ -1,0 +1,109 @@
+#include "engine/device/plan_memory.h"
+
+#include <fmt/format.h>
+
+#include <cstring>
+
+#include "engine/engine.h"
+#include "engine/shuffle.h"
+
+namespace fusco::engine {
+
+namespace cuda = exec::cuda;
+
+namespace {
+std::size_t after(std::size_t at, std::size_t bytes) { return (at + bytes + 255) / 256 * 256; }
+}  // namespace
+
+DevicePlan::DevicePlan(Engine& engine, const PlanRequest& request)
+    : domain_(*engine.device()),
+      countsStay_(request.options.layout == plan::Layout::slotted ||
+                  (request.options.capacityRows > 0 && request.dropBeyondCapacity)) {
+  const plan::Topology& topology = engine.topology();
+  const int rank = engine.fabric().rank();
+  const plan::Frame frame = plan::makeFrame(request.map, topology, rank, request.options);
+  if (request.map.topk > kernels::kMaxPlanTopk || request.map.experts > DeviceDomain::kMaxKeys) {
+    fail(Code::invalidArgument, fmt::format("rank {}: top-{} of {} experts; GPUs plan at most top-{} of {}", rank,
+                                            request.map.topk, request.map.experts, kernels::kMaxPlanTopk,
+                                            DeviceDomain::kMaxKeys));
+  }
+  frame_ = frame.header;
+  offsets_ = plan::arenaOffsets(frame_);
+  arenaBytes_ = offsets_.end;
+  const std::size_t homesBytes = frame.homes.size() * sizeof frame.homes[0];
+  const std::size_t flowsBytes = frame.flows.size() * sizeof frame.flows[0];
+  frameAt_ = after(0, arenaBytes_);
+  homesAt_ = after(frameAt_, sizeof frame_);
+  flowsAt_ = after(homesAt_, homesBytes);
+  scratchAt_ = after(flowsAt_, flowsBytes);
+  const std::size_t scratch = kernels::planScratchBytes(request.map.experts, topology.ranks(), topology.nodes());
+  statusAt_ = after(0, headBytes());
+  const std::size_t uploadAt = after(statusAt_, sizeof(kernels::PlanStatus));
+  const std::size_t uploadBytes = scratchAt_ - frameAt_;
+
+  const cuda::OnDevice on(domain_.device());
+  block_ = domain_.pool().take(scratchAt_ + scratch, uploadAt + uploadBytes);
+  std::byte* upload = block_.host + uploadAt;
+  std::memcpy(upload, &frame_, sizeof frame_);
+  std::memcpy(upload + (homesAt_ - frameAt_), frame.homes.data(), homesBytes);
+  std::memcpy(upload + (flowsAt_ - frameAt_), frame.flows.data(), flowsBytes);
+  cuda::copyNow(block_.device + frameAt_, upload, uploadBytes);
+  std::memset(block_.host, 0, headBytes());
+  std::memcpy(block_.host, &frame_, sizeof frame_);
+  std::memset(static_cast<void*>(&status()), 0, sizeof(kernels::PlanStatus));
+}
+
+DevicePlan::~DevicePlan() {
+  if (captured_) {
+    domain_.pool().drop(std::move(block_));
+  } else {
+    domain_.pool().giveBack(std::move(block_), stream_);
+  }
+}
+
+kernels::PlanPointers DevicePlan::pointers(int flow) const {
+  const std::byte* a = block_.device;
+  return {reinterpret_cast<const plan::ArenaHeader*>(a), reinterpret_cast<const plan::Flow*>(a + offsets_.flows) + flow,
+          reinterpret_cast<const plan::Copy*>(a + offsets_.copies),
+          reinterpret_cast<const plan::Entry*>(a + offsets_.entries),
+          reinterpret_cast<const float*>(a + offsets_.weights)};
+}
+
+kernels::PlanArgs::Rank DevicePlan::planner(const PlanRequest& request, int rank, int node) const {
+  kernels::PlanArgs::Rank r{};
+  r.ids = request.map.ids;
+  r.weights = request.map.weights;
+  r.tokens = request.map.tokens;
+  r.tokensUsed = request.tokensOnDevice;
+  r.arena = block_.device;
+  r.frame = reinterpret_cast<const plan::ArenaHeader*>(block_.device + frameAt_);
+  r.homes = reinterpret_cast<const std::uint32_t*>(block_.device + homesAt_);
+  r.flows = reinterpret_cast<const plan::Flow*>(block_.device + flowsAt_);
+  r.rank = rank;
+  r.node = node;
+  r.localExperts = frame_.localExperts;
+  r.flowCount = frame_.flows;
+  r.scratch = block_.device + scratchAt_;
+  r.status = &status();
+  return r;
+}
+
+DeviceCounts deviceCounts(const PlanState& plan) {
+  const DevicePlan& device = *plan.device;
+  const plan::ArenaOffsets& o = device.offsets();
+  const std::byte* a = device.arena();
+  return {reinterpret_cast<const std::int32_t*>(a + o.localExpertRows),
+          reinterpret_cast<const std::int32_t*>(a + o.localExpertStart),
+          &reinterpret_cast<const plan::ArenaHeader*>(a)->dropped};
+}
+
+std::vector<std::byte> bringArena(const PlanState& plan) {
+  const DevicePlan& device = *plan.device;
+  std::vector<std::byte> arena(device.arenaBytes());
+  const cuda::OnDevice on(plan.engine.device()->device());
+  cuda::copy(arena.data(), device.arena(), arena.size(), device.stream());
+  cuda::synchronize(device.stream());
+  return arena;
+}
+
+}  // namespace fusco::engine

@@ -1,0 +1,49 @@
+// What a plan holds on a GPU: its arena, what the planner works with, and on the host a copy of the arena's head.
+#pragma once
+
+#include "engine/device/domain.h"
+#include "engine/plan_state.h"
+#include "plan/frame.h"
+
+namespace fusco::engine {
+
+class DevicePlan {
+ public:
+  // Uploads what is known before any routing map. Throws invalidArgument where the GPU cannot plan this shape.
+  DevicePlan(Engine& engine, const PlanRequest& request);
+  ~DevicePlan();
+  DevicePlan(const DevicePlan&) = delete;
+  DevicePlan& operator=(const DevicePlan&) = delete;
+
+  std::byte* arena() const { return block_.device; }
+  std::uint64_t arenaBytes() const { return arenaBytes_; }
+  const plan::ArenaOffsets& offsets() const { return offsets_; }
+  exec::cuda::Stream stream() const { return stream_; }
+  // The head of the arena: header, counts, flows. As the frame has it until counts are brought to the host.
+  std::byte* head() const { return block_.host; }
+  std::uint64_t headBytes() const { return offsets_.copies; }
+  kernels::PlanStatus& status() const { return *reinterpret_cast<kernels::PlanStatus*>(block_.host + statusAt_); }
+  kernels::PlanPointers pointers(int flow) const;
+  kernels::PlanArgs::Rank planner(const PlanRequest& request, int rank, int node) const;
+
+  // Plans whose counts the host never learns (capacity, and slotted) can be captured.
+  bool countsStayOnDevice() const { return countsStay_; }
+  void usedOn(exec::cuda::Stream stream, bool captured) {
+    stream_ = stream;
+    captured_ |= captured;
+  }
+
+ private:
+  DeviceDomain& domain_;
+  const bool countsStay_;
+  plan::ArenaOffsets offsets_{};
+  std::uint64_t arenaBytes_ = 0;
+  std::size_t frameAt_ = 0, homesAt_ = 0, flowsAt_ = 0, scratchAt_ = 0;  // in the block's device memory
+  std::size_t statusAt_ = 0;                                             // in its host memory
+  plan::ArenaHeader frame_{};
+  DevicePool::Block block_;
+  exec::cuda::Stream stream_ = nullptr;
+  bool captured_ = false;
+};
+
+}  // namespace fusco::engine

@@ -1,0 +1,34 @@
+// Planning on GPUs: kernels make the plans of all ranks that launch together (docs/design.md).
+#pragma once
+
+#include "engine/device/operation.h"
+#include "engine/device/plan_memory.h"
+
+namespace fusco::engine {
+
+class DevicePlanning : public DeviceOperation {
+ public:
+  DevicePlanning(Engine& engine, std::shared_ptr<PlanState> plan, exec::cuda::Stream stream);
+  void clearCounts() override { plan_->clearCounts(); }
+
+ protected:
+  void takePlace() override;
+  void reset() override;
+  void announce(Meeting::Announcement& announcement) override;
+  void launchAll(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget,
+                 exec::cuda::Stream stream) override;
+  Outcome finish() override;
+
+ private:
+  kernels::PlanArgs arguments(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget) const;
+  void readCounts();
+  void checkCapacity();
+  bool comparesRows() const {
+    return plan_->request.options.capacityRows > 0 && !plan_->device->countsStayOnDevice();
+  }
+
+  Meeting rows_;  // where more rows than fit are an error: what every rank would receive
+  bool announcedRows_ = false;
+};
+
+}  // namespace fusco::engine
