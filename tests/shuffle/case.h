@@ -67,9 +67,22 @@ void runThreads(int ranks, const std::function<void(int)>& body);
 void ok(fuscoResult_t result, const char* what);
 #define FUSCO_OK(call) ::fusco::test::ok((call), #call)
 
+// Where the tensors of a case lie. The host reads and writes all of it; on GPUs after settle().
+class Space {
+ public:
+  virtual ~Space() = default;
+  virtual void* allocate(std::size_t bytes, bool isPrivate);
+  virtual void release(void* pointer, bool isPrivate);
+  virtual cudaStream_t stream() { return nullptr; }
+  virtual void settle() {}
+  virtual void read(void* to, const void* from, std::size_t bytes);
+  virtual bool gpu() const { return false; }
+};
+
 // One rank's part of a case on a communicator: plan, dispatch, combine, backward, all checked. Returns an empty string
 // or what is wrong.
 std::string runRank(const Case& c, fuscoComm_t comm, int rank);
+std::string runRank(const Case& c, fuscoComm_t comm, int rank, Space& space);
 // How many cases of a shape or world a test runs, and from which number on. FUSCO_TEST_SEED repeats one of them; else
 // FUSCO_TEST_CASES and FUSCO_TEST_FIRST say it, else `cases` from 0. Prints the seeds.
 struct Cases {

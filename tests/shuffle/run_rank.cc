@@ -16,24 +16,13 @@ constexpr std::uint8_t kPoison = 0xa5;
 // A tensor: a window or private memory, poisoned, with poison behind it, and `skew` bytes off its alignment.
 class Memory {
  public:
-  Memory(std::size_t bytes, bool isPrivate, std::size_t skew = 0) : bytes_(bytes), skew_(skew), private_(isPrivate) {
+  Memory(Space& space, std::size_t bytes, bool isPrivate, std::size_t skew = 0)
+      : space_(space), bytes_(bytes), skew_(skew), private_(isPrivate) {
     const std::size_t all = (bytes + skew + 127) / 64 * 64;
-    if (private_) {
-      base_ = static_cast<std::uint8_t*>(std::aligned_alloc(64, all));
-    } else {
-      void* p = nullptr;
-      FUSCO_OK(fuscoMemAlloc(&p, all));
-      base_ = static_cast<std::uint8_t*>(p);
-    }
+    base_ = static_cast<std::uint8_t*>(space.allocate(all, private_));
     std::memset(base_, kPoison, all);
   }
-  ~Memory() {
-    if (private_) {
-      std::free(base_);
-    } else {
-      fuscoMemFree(base_);
-    }
-  }
+  ~Memory() { space_.release(base_, private_); }
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
   std::uint8_t* data() { return base_ + skew_; }
@@ -48,6 +37,7 @@ class Memory {
 
  private:
   static bool isPoison(std::uint8_t b) { return b == kPoison; }
+  Space& space_;
   std::size_t bytes_;
   std::size_t skew_;
   bool private_;
@@ -62,7 +52,7 @@ struct Place {
 
 class CaseRun {
  public:
-  CaseRun(const Case& c, fuscoComm_t comm, int rank);
+  CaseRun(const Case& c, fuscoComm_t comm, int rank, Space& space);
   ~CaseRun() { fuscoPlanDestroy(plan_); }
   CaseRun(const CaseRun&) = delete;
   CaseRun& operator=(const CaseRun&) = delete;
@@ -98,8 +88,15 @@ class CaseRun {
   std::vector<float> numbers(int tensor, int rank, std::int64_t row) const;
   void putRow(std::uint8_t* to, const std::vector<float>& values) const;
 
+  void checkInfo(std::int64_t dropped);
+  // Where the host does not learn the counts: as they stand in GPU memory.
+  bool countsOnDevice() const {
+    return space_.gpu() && (c_.capacityRows > 0 || c_.layout == fuscoLayoutSlotted);
+  }
+
   const Case& c_;
   int rank_;
+  Space& space_;
   fuscoPlan_t plan_ = nullptr;
   std::vector<int> nodes_;     // by rank
   std::vector<Expected> all_;  // by rank
@@ -107,14 +104,14 @@ class CaseRun {
   fuscoDataType_t type_ = fuscoFloat32;
   std::size_t elements_ = 1;
   bool weighted_ = true, biased_ = false, partialsFp32_ = false;
-  std::vector<std::uint8_t> input_[2];
+  std::unique_ptr<Memory> ids_, weights_, input_[2];
   std::unique_ptr<Memory> output_[2];
   std::unique_ptr<Memory> expertRows_, combined_, bias_;
   bool bad_ = false;
   std::ostringstream out_;
 };
 
-CaseRun::CaseRun(const Case& c, fuscoComm_t comm, int rank) : c_(c), rank_(rank) {
+CaseRun::CaseRun(const Case& c, fuscoComm_t comm, int rank, Space& space) : c_(c), rank_(rank), space_(space) {
   static constexpr fuscoDataType_t kTypes[] = {fuscoFloat32, fuscoBfloat16, fuscoFloat32, fuscoFloat16};
   type_ = kTypes[c.seed / 7 % 4];
   elements_ = std::max<std::size_t>(1, c.rowBytes / 4);
@@ -123,10 +120,21 @@ CaseRun::CaseRun(const Case& c, fuscoComm_t comm, int rank) : c_(c), rank_(rank)
   partialsFp32_ = c.seed / 28 % 2 == 1;
   const auto at = static_cast<std::size_t>(rank);
   std::vector<std::int32_t> ids32(c.ids[at].begin(), c.ids[at].end());
+  const std::size_t slots = c.ids[at].size();
+  ids_ = std::make_unique<Memory>(space, slots * 8, true);
+  weights_ = std::make_unique<Memory>(space, slots * 4, true);
+  if (slots > 0) {
+    if (c.int32Ids) {
+      std::memcpy(ids_->data(), ids32.data(), slots * 4);
+    } else {
+      std::memcpy(ids_->data(), c.ids[at].data(), slots * 8);
+    }
+    std::memcpy(weights_->data(), c.weights[at].data(), slots * 4);
+  }
   fuscoPlanConfig_t config = FUSCO_PLAN_CONFIG_INIT;
-  config.expertIds = c.int32Ids ? static_cast<const void*>(ids32.data()) : c.ids[at].data();
+  config.expertIds = ids_->data();
   config.idType = c.int32Ids ? fuscoInt32 : fuscoInt64;
-  config.weights = c.weights[at].data();
+  config.weights = reinterpret_cast<const float*>(weights_->data());
   config.tokens = c.tokens[at];
   config.topk = c.topk;
   config.experts = c.experts;
@@ -139,7 +147,7 @@ CaseRun::CaseRun(const Case& c, fuscoComm_t comm, int rank) : c_(c), rank_(rank)
   config.dedup = c.dedup;
   config.tickets = c.tickets;
   config.expertCounters = c.counters;
-  FUSCO_OK(fuscoPlanCreate(&plan_, &config, comm, nullptr));
+  FUSCO_OK(fuscoPlanCreate(&plan_, &config, comm, space.stream()));
   places_.resize(static_cast<std::size_t>(tokens() * c.topk));
   std::int64_t dropped = 0;
   for (int r = 0; r < c.ranks; ++r) {
@@ -152,13 +160,35 @@ CaseRun::CaseRun(const Case& c, fuscoComm_t comm, int rank) : c_(c), rank_(rank)
       if (a.source == rank) places_[static_cast<std::size_t>(a.token * c.topk + a.slot)] = {r, a.row};
     }
   }
+  checkInfo(dropped);
+}
+
+void CaseRun::checkInfo(std::int64_t dropped) {
   fuscoPlanInfo_t info = FUSCO_PLAN_INFO_INIT;
   FUSCO_OK(fuscoPlanGetInfo(plan_, &info));
+  if (info.localExperts != c_.localExperts(rank_)) report("localExperts is ", info.localExperts);
+  const bool expertOrder = c_.layout == fuscoLayoutExpertOrder;
+  if (countsOnDevice()) {
+    fuscoPlanDeviceInfo_t device = FUSCO_PLAN_DEVICE_INFO_INIT;
+    FUSCO_OK(fuscoPlanGetDeviceInfo(plan_, &device));
+    space_.settle();
+    const auto experts = static_cast<std::size_t>(info.localExperts);
+    std::vector<std::int32_t> rows(experts + 1), starts(experts + 1);
+    std::int64_t droppedThere = -1;
+    space_.read(rows.data(), device.localExpertRows, experts * 4);
+    space_.read(starts.data(), device.localExpertStart, (experts + 1) * 4);
+    space_.read(&droppedThere, device.droppedRows, 8);
+    if (droppedThere != dropped) report("droppedRows is ", droppedThere, ", expected ", dropped);
+    if (starts[experts] != own().rows) report("rows are ", starts[experts], ", expected ", own().rows);
+    for (std::size_t e = 0; e < experts && expertOrder; ++e) {
+      if (rows[e] != own().rowsOfExpert[e]) report("rows of local expert ", e, ": ", rows[e]);
+    }
+    return;
+  }
   if (info.receiveRows != own().rows) report("receiveRows is ", info.receiveRows, ", expected ", own().rows);
   if (info.droppedRows != dropped) report("droppedRows is ", info.droppedRows, ", expected ", dropped);
   if (info.tokens != tokens()) report("tokens is ", info.tokens);
-  if (info.localExperts != c.localExperts(rank)) report("localExperts is ", info.localExperts);
-  for (int e = 0; e < info.localExperts && c.layout == fuscoLayoutExpertOrder; ++e) {
+  for (int e = 0; e < info.localExperts && expertOrder; ++e) {
     if (info.localExpertRows[e] != own().rowsOfExpert[static_cast<std::size_t>(e)])
       report("rows of local expert ", e, ": ", info.localExpertRows[e]);
   }
@@ -168,25 +198,25 @@ void CaseRun::dispatch(bool start) {
   const std::size_t rowBytes[2] = {c_.rowBytes, c_.rowBytes2};
   const std::size_t skew = c_.seed % 4 == 1 ? 1 + c_.seed % 63 : 0;
   for (int tensor = 0; tensor < 2; ++tensor) {
-    input_[tensor].resize(static_cast<std::size_t>(tokens()) * rowBytes[tensor] + 1);
+    input_[tensor] = std::make_unique<Memory>(space_, static_cast<std::size_t>(tokens()) * rowBytes[tensor], true);
     for (std::int64_t t = 0; t < tokens(); ++t) {
-      fillRow(c_.seed, tensor, rank_, t, input_[tensor].data() + static_cast<std::size_t>(t) * rowBytes[tensor],
-              rowBytes[tensor]);
+      fillRow(c_.seed, tensor, rank_, t, input_[tensor]->row(t, rowBytes[tensor]), rowBytes[tensor]);
     }
     output_[tensor] =
-        std::make_unique<Memory>(static_cast<std::size_t>(own().rows) * rowBytes[tensor], c_.privateMemory, skew);
+        std::make_unique<Memory>(space_, static_cast<std::size_t>(own().rows) * rowBytes[tensor], c_.privateMemory,
+                                 skew);
   }
   fuscoDispatchArgs_t args = FUSCO_DISPATCH_INIT;
-  args.input = input_[0].data();
+  args.input = input_[0]->data();
   args.output = output_[0]->data();
   args.rowBytes = c_.rowBytes;
-  args.input2 = c_.rowBytes2 > 0 ? input_[1].data() : nullptr;
+  args.input2 = c_.rowBytes2 > 0 ? input_[1]->data() : nullptr;
   args.output2 = c_.rowBytes2 > 0 ? output_[1]->data() : nullptr;
   args.rowBytes2 = c_.rowBytes2;
   if (start) {
-    FUSCO_OK(fuscoDispatchStart(plan_, &args, nullptr));
+    FUSCO_OK(fuscoDispatchStart(plan_, &args, space_.stream()));
   } else {
-    FUSCO_OK(fuscoDispatchEx(plan_, &args, nullptr));
+    FUSCO_OK(fuscoDispatchEx(plan_, &args, space_.stream()));
   }
 }
 
@@ -215,6 +245,7 @@ void CaseRun::checkRows(int tensor, std::size_t rowBytes, Memory& output) {
 }
 
 void CaseRun::checkDispatch() {
+  space_.settle();
   checkRows(0, c_.rowBytes, *output_[0]);
   if (c_.rowBytes2 > 0) checkRows(1, c_.rowBytes2, *output_[1]);
 }
@@ -302,9 +333,9 @@ void CaseRun::putRow(std::uint8_t* to, const std::vector<float>& values) const {
 void CaseRun::combine(bool start) {
   const std::size_t rowBytes = elements_ * elementSize(type_);
   const std::size_t skew = c_.seed % 8 == 1 ? 2 : 0;
-  expertRows_ = std::make_unique<Memory>(static_cast<std::size_t>(own().rows) * rowBytes, c_.privateMemory, skew);
-  combined_ = std::make_unique<Memory>(static_cast<std::size_t>(tokens()) * rowBytes, c_.seed % 5 != 0, skew);
-  bias_ = std::make_unique<Memory>(static_cast<std::size_t>(tokens()) * rowBytes, true);
+  expertRows_ = std::make_unique<Memory>(space_, static_cast<std::size_t>(own().rows) * rowBytes, c_.privateMemory, skew);
+  combined_ = std::make_unique<Memory>(space_, static_cast<std::size_t>(tokens()) * rowBytes, c_.seed % 5 != 0, skew);
+  bias_ = std::make_unique<Memory>(space_, static_cast<std::size_t>(tokens()) * rowBytes, true);
   for (const Arrival& a : own().arrivals) putRow(expertRows_->row(a.row, rowBytes), numbers(5, rank_, a.row));
   for (std::int64_t t = 0; t < tokens(); ++t) putRow(bias_->row(t, rowBytes), numbers(7, rank_, t));
   fuscoCombineArgs_t args = FUSCO_COMBINE_INIT;
@@ -316,15 +347,16 @@ void CaseRun::combine(bool start) {
   args.weighted = weighted_;
   args.partialsFp32 = partialsFp32_;
   if (start) {
-    FUSCO_OK(fuscoCombineStart(plan_, &args, nullptr));
+    FUSCO_OK(fuscoCombineStart(plan_, &args, space_.stream()));
   } else {
-    FUSCO_OK(fuscoCombineEx(plan_, &args, nullptr));
+    FUSCO_OK(fuscoCombineEx(plan_, &args, space_.stream()));
   }
 }
 
 // Bit by bit: FP32 sums node by node, within a node by rank, then slot; another node's sum is rounded to the row's type
 // before it is added. And the bound that goes with it, against a sum in float64.
 void CaseRun::checkCombine() {
+  space_.settle();
   const std::size_t rowBytes = elements_ * elementSize(type_);
   const double unit = type_ == fuscoFloat32 ? 0x1p-24 : type_ == fuscoBfloat16 ? 0x1p-8 : 0x1p-11;
   const int home = nodes_[static_cast<std::size_t>(rank_)];
@@ -379,19 +411,22 @@ void CaseRun::checkCombine() {
 void CaseRun::backward() {
   const std::size_t rowBytes = elements_ * elementSize(type_);
   if (!expertRows_) combine(false);
-  std::vector<std::uint8_t> gradient(static_cast<std::size_t>(tokens()) * rowBytes + 1);
-  Memory inputGradient(static_cast<std::size_t>(own().rows) * rowBytes, c_.privateMemory);
-  std::vector<float> weightGradient(static_cast<std::size_t>(tokens() * c_.topk) + 1, NAN);
-  for (std::int64_t t = 0; t < tokens(); ++t)
-    putRow(gradient.data() + static_cast<std::size_t>(t) * rowBytes, numbers(6, rank_, t));
+  Memory gradient(space_, static_cast<std::size_t>(tokens()) * rowBytes, true);
+  Memory inputGradient(space_, static_cast<std::size_t>(own().rows) * rowBytes, c_.privateMemory);
+  const auto slots = static_cast<std::size_t>(tokens() * c_.topk);
+  Memory dots(space_, slots * 4, true);
+  for (std::int64_t t = 0; t < tokens(); ++t) putRow(gradient.row(t, rowBytes), numbers(6, rank_, t));
   fuscoCombineBackwardArgs_t args = FUSCO_COMBINE_BACKWARD_INIT;
   args.outputGradient = gradient.data();
   args.expertRows = expertRows_->data();
   args.inputGradient = inputGradient.data();
-  args.weightGradient = weightGradient.data();
+  args.weightGradient = reinterpret_cast<float*>(dots.data());
   args.elements = elements_;
   args.datatype = type_;
-  FUSCO_OK(fuscoCombineBackward(plan_, &args, nullptr));
+  FUSCO_OK(fuscoCombineBackward(plan_, &args, space_.stream()));
+  space_.settle();
+  std::vector<float> weightGradient(slots);
+  if (slots > 0) std::memcpy(weightGradient.data(), dots.data(), slots * 4);
   for (const Arrival& a : own().arrivals) {
     const float weight = weightOf(a.source, a.token, a.slot);
     const std::vector<float> row = numbers(6, a.source, a.token);
@@ -420,13 +455,39 @@ void CaseRun::backward() {
       }
     }
   }
-  if (!std::isnan(weightGradient.back())) report("the weight gradient was written beyond its end");
+  if (!dots.intactAround()) report("bytes around the weight gradient were written");
 }
 
 }  // namespace
 
+void* Space::allocate(std::size_t bytes, bool isPrivate) {
+  void* p = nullptr;
+  if (isPrivate) {
+    p = std::aligned_alloc(64, bytes);
+    if (p == nullptr) throw std::bad_alloc();
+  } else {
+    FUSCO_OK(fuscoMemAlloc(&p, bytes));
+  }
+  return p;
+}
+
+void Space::release(void* pointer, bool isPrivate) {
+  if (isPrivate) {
+    std::free(pointer);
+  } else {
+    fuscoMemFree(pointer);
+  }
+}
+
+void Space::read(void* to, const void* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
+
 std::string runRank(const Case& c, fuscoComm_t comm, int rank) {
-  CaseRun run(c, comm, rank);
+  Space host;
+  return runRank(c, comm, rank, host);
+}
+
+std::string runRank(const Case& c, fuscoComm_t comm, int rank, Space& space) {
+  CaseRun run(c, comm, rank, space);
   // Twice: the first dispatch of a plan also brings its tickets, the second only rows.
   for (int round = 0; round < 2; ++round) {
     run.dispatch(false);
@@ -435,12 +496,13 @@ std::string runRank(const Case& c, fuscoComm_t comm, int rank) {
   run.checkBeside();
   run.combine(false);
   run.checkCombine();
-  if (c.layout != fuscoLayoutRankOrder) run.backward();
+  if (c.layout != fuscoLayoutRankOrder && !space.gpu()) run.backward();
   return run.wrong();
 }
 
 std::string runTwo(const Case& first, const Case& second, fuscoComm_t comm, int rank) {
-  CaseRun a(first, comm, rank), b(second, comm, rank);
+  Space host;
+  CaseRun a(first, comm, rank, host), b(second, comm, rank, host);
   a.dispatch(true);
   b.dispatch(true);
   a.finish();
