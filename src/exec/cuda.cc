@@ -208,6 +208,9 @@ void* import(const std::array<unsigned char, 64>& handle) {
 }
 void closeImport(void* start) noexcept { cudaIpcCloseMemHandle(start); }
 
+std::size_t planScratchBytes(int experts, int ranks, int nodes) {
+  return kernels::planScratchBytes(experts, ranks, nodes);
+}
 bool planFits(const kernels::PlanArgs& args) { return kernels::planFits(args); }
 void planCount(const kernels::PlanArgs& args, Stream stream) {
   check(kernels::launchPlanCount(args, stream), "launch of the planner's count");

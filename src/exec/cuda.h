@@ -89,6 +89,7 @@ void* import(const std::array<unsigned char, 64>& handle);  // the start of the 
 void closeImport(void* start) noexcept;
 
 // Kernels. The budget counts over all ranks of a launch.
+std::size_t planScratchBytes(int experts, int ranks, int nodes);
 bool planFits(const kernels::PlanArgs& args);
 void planCount(const kernels::PlanArgs& args, Stream stream);
 void planLay(const kernels::PlanArgs& args, Stream stream);

@@ -40,6 +40,7 @@ bool Event::reached() const { none(); }
 Exported exportMemory(const void*) { none(); }
 void* import(const std::array<unsigned char, 64>&) { none(); }
 void closeImport(void*) noexcept {}
+std::size_t planScratchBytes(int, int, int) { none(); }
 bool planFits(const kernels::PlanArgs&) { none(); }
 void planCount(const kernels::PlanArgs&, Stream) { none(); }
 void planLay(const kernels::PlanArgs&, Stream) { none(); }

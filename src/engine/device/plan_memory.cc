@@ -23,9 +23,9 @@ DevicePlan::DevicePlan(Engine& engine, const PlanRequest& request)
   const int rank = engine.fabric().rank();
   const plan::Frame frame = plan::makeFrame(request.map, topology, rank, request.options);
   if (request.map.topk > kernels::kMaxPlanTopk || request.map.experts > DeviceDomain::kMaxKeys) {
-    fail(Code::invalidArgument, fmt::format("rank {}: top-{} of {} experts; GPUs plan at most top-{} of {}", rank,
-                                            request.map.topk, request.map.experts, kernels::kMaxPlanTopk,
-                                            DeviceDomain::kMaxKeys));
+    fail(Code::invalidArgument,
+         fmt::format("rank {}: top-{} of {} experts; GPUs plan at most top-{} of {}", rank, request.map.topk,
+                     request.map.experts, kernels::kMaxPlanTopk, DeviceDomain::kMaxKeys));
   }
   frame_ = frame.header;
   offsets_ = plan::arenaOffsets(frame_);
@@ -36,7 +36,7 @@ DevicePlan::DevicePlan(Engine& engine, const PlanRequest& request)
   homesAt_ = after(frameAt_, sizeof frame_);
   flowsAt_ = after(homesAt_, homesBytes);
   scratchAt_ = after(flowsAt_, flowsBytes);
-  const std::size_t scratch = kernels::planScratchBytes(request.map.experts, topology.ranks(), topology.nodes());
+  const std::size_t scratch = cuda::planScratchBytes(request.map.experts, topology.ranks(), topology.nodes());
   statusAt_ = after(0, headBytes());
   const std::size_t uploadAt = after(statusAt_, sizeof(kernels::PlanStatus));
   const std::size_t uploadBytes = scratchAt_ - frameAt_;
