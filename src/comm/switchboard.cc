@@ -30,13 +30,19 @@ Switchboard::~Switchboard() {
   reactor_.cancel(timer_);
   for (const UniqueFd& listener : listeners_) reactor_.remove(listener.get());
   std::map<int, std::unique_ptr<Pending>> ending;
-  for (;;) {
-    // A call that ends may have begun another one meanwhile.
+  for (bool settled = false;;) {
     {
       std::lock_guard lock(mutex_);
       ending.swap(pending_);
     }
-    if (ending.empty()) return;
+    if (ending.empty()) {
+      if (settled) return;
+      // A call that has taken its connection out of the list may be about to hand it over, or to begin another one.
+      reactor_.settle();
+      settled = true;
+      continue;
+    }
+    settled = false;
     for (auto& [descriptor, pending] : ending) reactor_.remove(descriptor);
     ending.clear();
   }

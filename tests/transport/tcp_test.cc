@@ -185,6 +185,29 @@ TEST(Reactor, TellsOnceAndNothingAfterRemove) {
   EXPECT_EQ(told, after);
 }
 
+TEST(Reactor, RemoveAndSettleWaitForACallThatHasRemovedItself) {
+  for (const bool byDescriptor : {true, false}) {
+    Reactor reactor;
+    auto [mine, theirs] = testing::unixPair();
+    std::atomic<bool> inside{false}, over{false};
+    reactor.add(mine.get(), [&, descriptor = mine.get()](std::uint32_t) {
+      reactor.remove(descriptor);
+      inside = true;
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+      over = true;
+    });
+    reactor.arm(mine.get(), 4 /* EPOLLOUT */);
+    for (int i = 0; i < 2000 && !inside; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    ASSERT_TRUE(inside);
+    if (byDescriptor) {
+      reactor.remove(mine.get());
+    } else {
+      reactor.settle();
+    }
+    EXPECT_TRUE(over) << byDescriptor;
+  }
+}
+
 // A child that was forked off gives back its copies; the parent's links go on.
 TEST(TcpLink, AForkedChildTakesNothingAway) {
   TcpPair pair(2, 4096, 1, true);

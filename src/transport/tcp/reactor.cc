@@ -81,13 +81,23 @@ void Reactor::remove(int descriptor) {
   if (!ofThisProcess()) return;
   std::unique_lock lock(mutex_);
   const auto found = keys_.find(descriptor);
-  if (found == keys_.end()) return;
+  if (found == keys_.end()) {
+    // Perhaps its call, which still runs, has removed it itself.
+    if (runningDescriptor_ == descriptor) awaitEnd(lock, running_);
+    return;
+  }
   const std::uint64_t key = found->second;
   ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, descriptor, nullptr);
   keys_.erase(found);
   // The call itself may be what removes: it lives until it has returned (run()).
   watched_.erase(key);
   awaitEnd(lock, key);
+}
+
+void Reactor::settle() {
+  if (!ofThisProcess()) return;
+  std::unique_lock lock(mutex_);
+  if (running_ != 0) awaitEnd(lock, running_);
 }
 
 std::uint64_t Reactor::every(std::int64_t milliseconds, std::function<void()> call) {
@@ -153,10 +163,12 @@ void Reactor::run() {
       if (found == watched_.end()) continue;  // removed meanwhile
       const Call call = found->second.call;
       running_ = key;
+      runningDescriptor_ = found->second.descriptor;
       lock.unlock();
       call(events[static_cast<std::size_t>(i)].events);
       lock.lock();
       running_ = 0;
+      runningDescriptor_ = -1;
       ended_.notify_all();
     }
     runTimers(lock);

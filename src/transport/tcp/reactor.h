@@ -41,8 +41,12 @@ class Reactor {
   // Reports once, the next time that one of `events` (EPOLLIN, EPOLLOUT) holds or the connection has broken; at once if
   // it does already. Replaces what was asked for before.
   void arm(int descriptor, std::uint32_t events);
-  // After its return the call neither runs nor will run (unless it is the call itself that removes).
+  // After its return the call neither runs nor will run (unless it is the call itself that removes), whoever has
+  // removed it first.
   void remove(int descriptor);
+  // Returns once the call that runs at the moment, whosever it is, has returned: for who has to outlive calls whose
+  // descriptors it no longer knows.
+  void settle();
 
   // Calls about every so many milliseconds on the reactor's thread until it is cancelled; cancel() as remove().
   std::uint64_t every(std::int64_t milliseconds, std::function<void()> call);
@@ -84,7 +88,8 @@ class Reactor {
   std::map<int, std::uint64_t> keys_;         // by descriptor
   std::map<std::uint64_t, Timer> timers_;
   std::uint64_t nextKey_ = 1;
-  std::uint64_t running_ = 0;  // key of the call that runs
+  std::uint64_t running_ = 0;    // key of the call that runs
+  int runningDescriptor_ = -1;  // what it was called for, if it was for a descriptor
   bool stop_ = false;
   std::thread thread_;
 
