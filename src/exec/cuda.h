@@ -91,7 +91,6 @@ void closeImport(void* start) noexcept;
 // Kernels. The budget counts over all ranks of a launch.
 std::size_t planScratchBytes(int experts, int ranks, int nodes);
 bool planFits(const kernels::PlanArgs& args);
-std::size_t planScratchBytes(int experts, int ranks, int nodes);
 void planCount(const kernels::PlanArgs& args, Stream stream);
 void planLay(const kernels::PlanArgs& args, Stream stream);
 void plan(const kernels::PlanArgs& args, Stream stream);

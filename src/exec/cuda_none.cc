@@ -42,7 +42,6 @@ void* import(const std::array<unsigned char, 64>&) { none(); }
 void closeImport(void*) noexcept {}
 std::size_t planScratchBytes(int, int, int) { none(); }
 bool planFits(const kernels::PlanArgs&) { none(); }
-std::size_t planScratchBytes(int, int, int) { none(); }
 void planCount(const kernels::PlanArgs&, Stream) { none(); }
 void planLay(const kernels::PlanArgs&, Stream) { none(); }
 void plan(const kernels::PlanArgs&, Stream) { none(); }
