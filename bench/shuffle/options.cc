@@ -189,7 +189,8 @@ ParsedOptions parseOptions(const std::vector<std::string>& words) {
       ->delimiter(',')
       ->capture_default_str();
   app.add_option("--routing", o.routing,
-                 "uniform | single-node | imbalanced | zipf:S | counts:FILE#MODEL/SET/LAYER | trace:FILE[#LAYER]")
+                 "uniform | single-node | other-node | imbalanced | zipf:S | counts:FILE#MODEL/SET/LAYER | "
+                 "trace:FILE[#LAYER]")
       ->capture_default_str();
   app.add_option("--device", o.device, "host or cuda")->capture_default_str();
   app.add_option("--balance", o.balance, "Choice of forwarders between nodes: none paper full")->capture_default_str();

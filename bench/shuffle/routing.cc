@@ -103,15 +103,17 @@ RoutingSource::RoutingSource(const RoutingOptions& options)
     : options_(options), topk_(options.topk), experts_(options.experts) {
   const std::string& text = options.text;
   if (text == "uniform") {
-  } else if (text == "single-node") {
+  } else if (text == "single-node" || text == "other-node") {
     kind_ = Kind::singleNode;
+    otherNode_ = text == "other-node";
+    if (otherNode_ && options_.nodes < 2) refuse("other-node wants several nodes");
     for (int node = 0; node < options_.nodes; ++node) {
       int held = 0;
       for (int rank = 0; rank < options_.ranks; ++rank)
         if (nodeOfRank(rank, options_.ranks, options_.nodes) == node)
           held += firstExpertOf(rank + 1, options_.ranks, experts_) - firstExpertOf(rank, options_.ranks, experts_);
       if (held < topk_)
-        refuse(fmt::format("single-node: node {} holds {} experts, fewer than top-{}", node, held, topk_));
+        refuse(fmt::format("{}: node {} holds {} experts, fewer than top-{}", text, node, held, topk_));
     }
   } else if (text == "imbalanced") {
     imbalanced_ = true;
@@ -134,7 +136,7 @@ RoutingSource::RoutingSource(const RoutingOptions& options)
     readTrace(text.substr(6));
   } else {
     refuse("'" + text +
-           "' is not one of uniform, single-node, imbalanced, zipf:S, counts:FILE#MODEL/SET/LAYER, trace:FILE");
+           "' is not one of uniform, single-node, other-node, imbalanced, zipf:S, counts:FILE#MODEL/SET/LAYER, trace:FILE");
   }
   if (kind_ != Kind::trace && topk_ > experts_)
     refuse(fmt::format("top-{} of {} experts: a token cannot have so many different ones", topk_, experts_));
@@ -314,7 +316,8 @@ Routing RoutingSource::make(std::int64_t tokens, int rank) const {
         drawUniform(random, 0, experts_, ids);
         break;
       case Kind::singleNode: {
-        auto node = random.below(static_cast<std::uint64_t>(options_.nodes));
+        auto node = random.below(static_cast<std::uint64_t>(options_.nodes - (otherNode_ ? 1 : 0)));
+        if (otherNode_ && static_cast<int>(node) >= nodeOfRank(rank, options_.ranks, options_.nodes)) ++node;
         drawUniform(random, nodeStart[node], nodeStart[node + 1] - nodeStart[node], ids);
         break;
       }

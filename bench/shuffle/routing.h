@@ -64,6 +64,7 @@ class RoutingSource {
   RoutingOptions options_;
   Kind kind_ = Kind::uniform;
   bool imbalanced_ = false;
+  bool otherNode_ = false;  // single node, never the own
   int topk_ = 1, experts_ = 1;
   std::string remark_;
   std::vector<double> popularity_, cumulative_;  // of each expert

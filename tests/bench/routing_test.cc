@@ -100,6 +100,24 @@ TEST(Routing, SingleNodeKeepsATokenOnOneNodeAndUsesAllNodes) {
   for (int n : used) EXPECT_NEAR(n, 600, 5 * std::sqrt(600));
 }
 
+TEST(Routing, OtherNodeLeavesOutTheOwn) {
+  RoutingSource source(options("other-node", 6, 3, 4, 50));
+  std::vector<int> used(3, 0);
+  for (int rank = 0; rank < 6; ++rank) {
+    Routing routing = source.make(300, rank);
+    for (std::int64_t t = 0; t < 300; ++t) {
+      std::set<int> nodes;
+      for (int k = 0; k < 4; ++k)
+        nodes.insert(nodeOfRank(rankOfExpert(routing.ids[static_cast<std::size_t>(t * 4 + k)], 6, 50), 6, 3));
+      ASSERT_EQ(nodes.size(), 1u);
+      ASSERT_EQ(nodes.count(nodeOfRank(rank, 6, 3)), 0u);
+      ++used[static_cast<std::size_t>(*nodes.begin())];
+    }
+  }
+  for (int n : used) EXPECT_NEAR(n, 600, 5 * std::sqrt(600));
+  EXPECT_THAT(refusal(options("other-node", 4, 1)), testing::HasSubstr("several nodes"));
+}
+
 TEST(Routing, ImbalancedScalesTokensWithinEachNode) {
   RoutingSource source(options("imbalanced", 8, 2));
   std::vector<std::int64_t> tokens;
