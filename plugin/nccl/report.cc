@@ -6,8 +6,15 @@
 namespace fusco::nccl {
 
 namespace {
+
 thread_local std::string lastErrorText;
-}
+
+// What the core has logged already.
+class Said : public Error {
+  using Error::Error;
+};
+
+}  // namespace
 
 std::string setting(const char* name) {
   const char* value = "";
@@ -35,7 +42,7 @@ void setLastError(const std::string& text) { lastErrorText = text; }
 const std::string& lastError() { return lastErrorText; }
 
 void check(fuscoResult_t result) {
-  if (result != fuscoSuccess) fail(static_cast<Code>(result), fuscoGetLastError(nullptr));
+  if (result != fuscoSuccess) throw Said(static_cast<Code>(result), fuscoGetLastError(nullptr));
 }
 
 ncclResult_t guarded(const char* name, const std::function<void()>& body) {
@@ -43,6 +50,9 @@ ncclResult_t guarded(const char* name, const std::function<void()>& body) {
   try {
     body();
     return ncclSuccess;
+  } catch (const Said& error) {
+    setLastError(std::string(name) + ": " + error.what());
+    return static_cast<ncclResult_t>(error.code());
   } catch (const Error& error) {
     code = error.code();
     setLastError(std::string(name) + ": " + error.what());
