@@ -119,9 +119,11 @@ typedef struct {
   { sizeof(ncclSimInfo_t), 0x74685283, NCCL_VERSION_CODE, -1.0f }
 
 /* Every function has a twin with a p in front, for profilers that define the first themselves. */
+#ifndef FUSCO_NCCL
 #define FUSCO_NCCL(result, name, arguments) \
   FUSCO_API result nccl##name arguments;    \
   FUSCO_API result pnccl##name arguments
+#endif
 
 FUSCO_NCCL(ncclResult_t, GetVersion, (int* version));
 FUSCO_NCCL(const char*, GetErrorString, (ncclResult_t result));

@@ -1,0 +1,215 @@
+// Every name of NCCL is there and leads to the real library: the double's, and those of libraries and headers found
+// here.
+#include <dlfcn.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <regex>
+#include <set>
+#include <sstream>
+
+#include "plugin/nccl/functions.h"
+#include "plugin/nccl/real.h"
+
+// Reached by its symbol alone: the list of names knows no signatures.
+extern "C" ncclResult_t ncclDevCommCreate();
+
+namespace fusco::nccl {
+namespace {
+
+std::string outputOf(const std::string& command) {
+  FILE* pipe = popen((command + " 2>&1").c_str(), "r");
+  if (pipe == nullptr) return "popen failed";
+  std::string output;
+  char buffer[4096];
+  for (std::size_t n; (n = fread(buffer, 1, sizeof buffer, pipe)) > 0;) output.append(buffer, n);
+  pclose(pipe);
+  return output;
+}
+
+std::set<std::string> exportsOf(const std::string& library) {
+  std::set<std::string> names;
+  std::istringstream words(outputOf("nm -D --defined-only --without-symbol-versions -P " + library));
+  for (std::string line; std::getline(words, line);) names.insert(line.substr(0, line.find(' ')));
+  return names;
+}
+
+// NCCLs of this machine, and those of FUSCO_TEST_NCCL, folders or files with : between them.
+std::vector<std::string> installed(const char* file, std::vector<std::string> folders) {
+  std::set<std::string> found;
+  if (const char* more = std::getenv("FUSCO_TEST_NCCL")) {
+    std::istringstream list(more);
+    for (std::string folder; std::getline(list, folder, ':');) folders.push_back(folder);
+  }
+  for (const std::string& folder : folders) {
+    for (const char* sub : {"", "/lib", "/include"}) {
+      std::error_code none;
+      const auto path = std::filesystem::canonical(folder + sub + "/" + file, none);
+      if (!none) found.insert(path.string());
+    }
+  }
+  return {found.begin(), found.end()};
+}
+std::vector<std::string> libraries() {
+  return installed("libnccl.so.2", {"/usr/local/cuda/lib64", "/usr/local/lib", "/usr/lib/x86_64-linux-gnu",
+                                    "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/local/cuda/lib"});
+}
+std::vector<std::string> headers() { return installed("nccl.h", {"/usr/local/cuda", "/usr/local", "/usr"}); }
+
+// In a process of its own, with the real library of that name: the text of what is wrong, "" if nothing.
+std::string inChild(const std::string& library, const std::function<std::string()>& body) {
+  int ends[2];
+  if (pipe(ends) != 0) return "pipe";
+  const pid_t child = fork();
+  if (child == 0) {
+    setenv("FUSCO_NCCL_LIB", library.c_str(), 1);
+    setenv("FUSCO_DEVICE", "auto", 1);
+    std::string text;
+    try {
+      text = body();
+    } catch (const std::exception& error) {
+      text = error.what();
+    }
+    if (write(ends[1], text.data(), text.size()) < 0) _exit(2);
+    _exit(0);
+  }
+  close(ends[1]);
+  std::string text;
+  char buffer[4096];
+  for (ssize_t n; (n = read(ends[0], buffer, sizeof buffer)) > 0;) text.append(buffer, static_cast<std::size_t>(n));
+  close(ends[0]);
+  int status = 0;
+  waitpid(child, &status, 0);
+  return status == 0 ? text : text + " (the process ended with " + std::to_string(status) + ")";
+}
+
+TEST(Names, AreExportedWithTheirTwins) {
+  const std::set<std::string> exported = exportsOf(FUSCO_NCCL_LIBRARY);
+  std::set<std::string> wanted = {"ncclAllToAllv", "ncclAllToAll", "gatherSend", "scatterRecv", "fuscoNcclComm"};
+  for (const FunctionInfo& function : kFunctions) {
+    wanted.insert(std::string("nccl") + function.name);
+    wanted.insert(std::string("pnccl") + function.name);
+  }
+  EXPECT_EQ(exported, wanted);
+}
+
+TEST(Names, OfEveryInstalledLibraryAreKnown) {
+  if (libraries().empty()) GTEST_SKIP() << "no libnccl.so.2 on this machine";
+  const std::set<std::string> ours = exportsOf(FUSCO_NCCL_LIBRARY);
+  for (const std::string& library : libraries()) {
+    int seen = 0;
+    for (const std::string& name : exportsOf(library)) {
+      if (!name.starts_with("nccl") && !name.starts_with("pnccl")) continue;
+      ++seen;
+      EXPECT_TRUE(ours.contains(name)) << library << " has " << name << ", which functions.inc lacks";
+    }
+    EXPECT_GT(seen, 50) << library;
+  }
+}
+
+TEST(Names, OfEveryInstalledHeaderAreKnown) {
+  if (headers().empty()) GTEST_SKIP() << "no nccl.h on this machine";
+  const std::set<std::string> ours = exportsOf(FUSCO_NCCL_LIBRARY);
+  for (const std::string& header : headers()) {
+    std::ifstream file(header);
+    std::stringstream text;
+    text << file.rdbuf();
+    const std::string source = text.str();
+    static const std::regex prototype("(?:ncclResult_t|char\\*|void) +(p?nccl[A-Z][A-Za-z0-9]*) *\\(");
+    int seen = 0;
+    for (std::sregex_iterator match(source.begin(), source.end(), prototype), end; match != end; ++match) {
+      ++seen;
+      EXPECT_TRUE(ours.contains((*match)[1])) << header << " declares " << (*match)[1];
+    }
+    EXPECT_GT(seen, 50) << header;
+  }
+}
+
+// Through libfusco as a user has it: what is passed on answers the number of the double's own function.
+TEST(Names, LeadToTheDouble) {
+  EXPECT_EQ(inChild(FUSCO_NCCL_DOUBLE,
+                    [] {
+                      void* const face = dlopen(FUSCO_NCCL_LIBRARY, RTLD_NOW | RTLD_LOCAL);
+                      if (face == nullptr) return std::string(dlerror());
+                      std::string wrong;
+                      for (unsigned i = 0; i < static_cast<unsigned>(Function::count); ++i) {
+                        if (kFunctions[i].role == Role::face) continue;
+                        for (const std::string& name : {std::string("nccl"), std::string("pnccl")}) {
+                          const auto call = reinterpret_cast<int (*)(void*, void*, void*, void*, void*, void*)>(
+                              dlsym(face, (name + kFunctions[i].name).c_str()));
+                          for (int again = 0; again < 2; ++again) {
+                            const int number = call(nullptr, nullptr, nullptr, nullptr, nullptr, nullptr);
+                            if (number != 1000 + static_cast<int>(i))
+                              wrong += name + kFunctions[i].name + " answers " + std::to_string(number) + "\n";
+                          }
+                        }
+                      }
+                      return wrong;
+                    }),
+            "");
+}
+
+// And by address, also for those in which libfusco has a part.
+std::string slotsLeadTo(const std::string& path) {
+  std::string wrong;
+  void* const real = dlopen(path.c_str(), RTLD_LAZY | RTLD_LOCAL);
+  if (real == nullptr) return dlerror();
+  int found = 0;
+  for (unsigned i = 0; i < static_cast<unsigned>(Function::count); ++i) {
+    const auto function = static_cast<Function>(i);
+    const std::string name = std::string("pnccl") + kFunctions[i].name;
+    void* wanted = dlsym(real, name.c_str());
+    if (wanted == nullptr) wanted = dlsym(real, name.c_str() + 1);
+    if (realFunction(function) != wanted) wrong += name + " is not the real one\n";
+    if (wanted == nullptr) continue;
+    ++found;
+    const bool direct = slotTarget(function) == wanted;
+    if (direct == (kFunctions[i].role == Role::face)) wrong += name + ": its slot leads astray\n";
+  }
+  return found < 25 ? "hardly a function was found" : wrong;
+}
+
+TEST(Slots, LeadToTheDouble) {
+  EXPECT_EQ(inChild(FUSCO_NCCL_DOUBLE, [] { return slotsLeadTo(FUSCO_NCCL_DOUBLE); }), "");
+}
+
+TEST(Slots, LeadToEveryInstalledLibrary) {
+  if (libraries().empty()) GTEST_SKIP() << "no libnccl.so.2 on this machine";
+  for (const std::string& library : libraries()) {
+    EXPECT_EQ(inChild(library, [&] { return slotsLeadTo(library); }), "") << library;
+  }
+}
+
+TEST(Missing, FunctionsAreSaidToBeMissing) {
+  EXPECT_EQ(inChild(FUSCO_NCCL_OLD_DOUBLE,
+                    [] {
+                      if (slotTarget(Function::AllReduce) == nullptr) return std::string("an old function is gone");
+                      const auto gone = reinterpret_cast<ncclResult_t (*)()>(&ncclDevCommCreate);
+                      if (gone() != ncclInvalidUsage) return std::string("a function that is not there answers");
+                      const std::string text = ::ncclGetLastError(nullptr);
+                      return text.find("2.28") != std::string::npos ? std::string() : "the text is " + text;
+                    }),
+            "");
+}
+
+TEST(Missing, LibraryIsSaidToBeMissing) {
+  EXPECT_EQ(inChild("/nowhere/libnccl.so.2",
+                    [] {
+                      int version = 0;
+                      if (::ncclGetVersion(&version) != ncclSystemError) return std::string("a version of nothing");
+                      const std::string text = ::ncclGetLastError(nullptr);
+                      if (text.find("FUSCO_NCCL_LIB") == std::string::npos) return "the text is " + text;
+                      return std::string(::ncclGetErrorString(ncclInvalidUsage)) == "invalid usage"
+                                 ? ""
+                                 : std::string("no text");
+                    }),
+            "");
+}
+
+}  // namespace
+}  // namespace fusco::nccl

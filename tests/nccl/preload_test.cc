@@ -1,0 +1,80 @@
+// libfusco reaches every child of a shell: it must not be noticed there.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <regex>
+
+#include "nccl/run.h"
+#include "plugin/nccl/functions.h"
+
+namespace fusco::test {
+namespace {
+
+using testing::HasSubstr;
+using testing::Not;
+
+// Settings that would make it talk if it read them.
+const std::string kLoud =
+    "FUSCO_DEBUG=TRACE FUSCO_STATS=1 FUSCO_NO_SUCH_SETTING=1 FUSCO_DEVICE=host LD_PRELOAD=" FUSCO_NCCL_LIBRARY " ";
+
+void expectTheSame(const std::string& command) {
+  const Result without = run("", command), with = run(kLoud, command);
+  EXPECT_EQ(with.status, without.status) << command;
+  EXPECT_EQ(with.output, without.output) << command;
+}
+
+bool isThere(const std::string& program) { return run("", "sh -c 'command -v " + program + "'").status == 0; }
+
+TEST(Preload, isNotNoticedByCommands) {
+  expectTheSame("/bin/true");
+  expectTheSame("sh -c 'echo hello; exit 3'");
+  expectTheSame("bash -c 'for i in 1 2 3; do (echo $i | cat); done'");
+}
+
+TEST(Preload, isNotNoticedByPython) {
+  if (!isThere("python3")) GTEST_SKIP() << "no python3";
+  expectTheSame("python3 -c 'import json, threading; print(json.dumps([1]), threading.active_count())'");
+}
+
+TEST(Preload, isNotNoticedByMpirun) {
+  if (!isThere("mpirun")) GTEST_SKIP() << "no mpirun";
+  expectTheSame("mpirun --version");
+}
+
+TEST(Preload, bringsNoThreadAndNoOtherLibrary) {
+  const Result result = run(kLoud, "bash -c 'ls /proc/$$/task | wc -l; cat /proc/$$/maps'");
+  EXPECT_EQ(result.output.substr(0, 2), "1\n");
+  EXPECT_THAT(result.output, HasSubstr("libfusco"));
+  for (const char* name : {"libcuda", "libnccl", "libibverbs", "libmpi"})
+    EXPECT_THAT(result.output, Not(HasSubstr(name)));
+}
+
+TEST(Library, NeedsOnlyTheCoreAndTheRunTime) {
+  const Result result = run("", "readelf -d " FUSCO_NCCL_LIBRARY);
+  const std::regex needed("\\(NEEDED\\)[^\\[]*\\[([^\\]]+)\\]");
+  int seen = 0;
+  for (std::sregex_iterator match(result.output.begin(), result.output.end(), needed), end; match != end; ++match) {
+    ++seen;
+    EXPECT_THAT((*match)[1].str(), testing::AnyOf("libfusco_core.so.1", "libc.so.6", "libm.so.6", "libstdc++.so.6",
+                                                  "libgcc_s.so.1", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"));
+  }
+  EXPECT_GT(seen, 1);
+  EXPECT_THAT(result.output, HasSubstr("Library soname: [libfusco.so.1]"));
+}
+
+// What a loader does that opens NCCL by name and looks into the handle.
+TEST(Shim, leadsToLibfusco) {
+  if (!isThere("python3")) GTEST_SKIP() << "no python3";
+  const std::string look =
+      "python3 -c 'import ctypes; l = ctypes.CDLL(\"libnccl.so.2\"); v = ctypes.c_int(); print(l.ncclGetVersion("
+      "ctypes.byref(v)), v.value)'";
+  EXPECT_EQ(run("FUSCO_DEVICE=host LD_LIBRARY_PATH=" FUSCO_NCCL_SHIM_FOLDER, look).output, "0 22809\n");
+  // In device mode the shim is not taken for the real library, which is the one that is named.
+  EXPECT_EQ(run("FUSCO_NCCL_LIB=" FUSCO_NCCL_DOUBLE " LD_LIBRARY_PATH=" FUSCO_NCCL_SHIM_FOLDER, look).output,
+            std::to_string(1000 + static_cast<int>(nccl::Function::GetVersion)) + " 23003\n");
+}
+
+}  // namespace
+}  // namespace fusco::test
