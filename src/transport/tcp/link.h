@@ -9,39 +9,27 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <mutex>
 #include <string>
 #include <vector>
 
 #include "base/handle.h"
+#include "transport/network_link.h"
 #include "transport/tcp/reactor.h"
 #include "transport/tcp/stream.h"
-#include "transport/transport.h"
 
 namespace fusco::transport {
 
-struct TcpLinkOptions {
-  std::size_t slotBytes = 0;  // the same at both ends
-  int slots = 1;              // the same at both ends
-  int streams = 1;            // sockets; the same at both ends
-  // Called once, by the first acquire() of a link that has no sockets yet: brings about attach(), soon or later. Must
-  // not wait.
-  std::function<void()> open;
-  // Something has arrived, a credit has come back, or the link has broken. From any thread.
-  std::function<void()> ringBell;
-};
+using TcpLinkOptions = NetworkLinkOptions;
 
-class TcpLink final : public PostedLink, private Attended {
+class TcpLink final : public NetworkLink, private Attended {
  public:
   TcpLink(Reactor& reactor, TcpLinkOptions options);
   // Gives what was posted at most a second to leave, and the peer's kernel as long to take it.
   ~TcpLink() override;
 
-  // A connected stream socket, authenticated by both sides, as number `stream` of the link at both ends. Slices move
-  // once all streams are there. From any thread. Options that belong to the link (non-blocking, no delay) are set here.
-  void attach(int stream, UniqueFd socket);
-  bool attached() const { return attached_.load(std::memory_order_acquire); }
+  // Options that belong to the link (non-blocking, no delay) are set here.
+  void attach(int stream, UniqueFd socket) override;
 
   std::size_t slotBytes() const override { return options_.slotBytes; }
   std::byte* acquire() override;
@@ -56,18 +44,11 @@ class TcpLink final : public PostedLink, private Attended {
   // The sockets have taken all that was posted.
   bool drained() override;
 
-  // What has become of the connection; after `open` it never changes back. Nothing can be acquired then, and what had
-  // arrived can still be taken.
-  enum class State { open, closed, failed };
-  State state() const { return state_.load(std::memory_order_acquire); }
-  // "closed its connection", "connection reset by peer", ...: to be put behind the peer's name.
-  std::string failure() const;
+  std::string failure() const override;
 
   // Bytes given to and taken from sockets, frames included; and for how long something was waiting to be sent.
   std::uint64_t bytesSent() const { return bytesSent_.load(std::memory_order_relaxed); }
   std::uint64_t bytesReceived() const { return bytesReceived_.load(std::memory_order_relaxed); }
-  // Memory held for slots.
-  std::size_t bytesMade() const { return madeBytes_.load(std::memory_order_relaxed); }
 
  private:
   bool poke() override;
@@ -99,10 +80,8 @@ class TcpLink final : public PostedLink, private Attended {
   mutable std::mutex mutex_;
   std::vector<TcpStream> streams_;
   int attachedStreams_ = 0;
-  std::atomic<bool> attached_{false};
   bool openAsked_ = false;
   std::string failure_;
-  std::atomic<State> state_{State::open};
 
   // Sending. Numbers only grow; slice s lies in slot s modulo slots and travels by stream s modulo streams.
   Mapping outSlots_;
@@ -126,7 +105,6 @@ class TcpLink final : public PostedLink, private Attended {
   bool scattered_ = false;         // the oldest slice's payload is on its way to its rows
 
   std::atomic<std::uint64_t> bytesSent_{0}, bytesReceived_{0};
-  std::atomic<std::size_t> madeBytes_{0};
 };
 
 }  // namespace fusco::transport

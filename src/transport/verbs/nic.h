@@ -1,0 +1,72 @@
+// An open port: its device, a protection domain, a completion channel, and the links that use it.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <mutex>
+#include <set>
+#include <string>
+
+#include "transport/verbs/choice.h"
+#include "transport/verbs/library.h"
+#include "transport/verbs/verbs.h"
+
+namespace fusco::transport {
+
+class QueuePairLink;
+
+class Nic {
+ public:
+  Nic(const VerbsLibrary& verbs, ibv_device* device, int port, const ibv_port_attr& attributes, const GidEntry& gid);
+  ~Nic();
+  Nic(const Nic&) = delete;
+  Nic& operator=(const Nic&) = delete;
+
+  const VerbsLibrary& verbs() const { return verbs_; }
+  std::string describe() const { return device_ + " port " + std::to_string(port_); }
+  std::string address() const;  // its GID
+  int port() const { return port_; }
+  bool infiniband() const { return attributes_.link_layer == IBV_LINK_LAYER_INFINIBAND; }
+  const ibv_port_attr& attributes() const { return attributes_; }
+  const GidEntry& gid() const { return gid_; }
+  ibv_context* context() const { return context_; }
+  ibv_pd* domain() const { return domain_; }
+  ibv_comp_channel* channel() const { return channel_; }
+  const ibv_device_attr& limits() const { return limits_; }
+
+  // Registers memory for this NIC, for `access` by IBV_ACCESS_*. Throws Error(systemError) that names the limit.
+  ibv_mr* registerMemory(void* address, std::size_t bytes, int access);
+
+  void serve(Reactor& reactor);
+  void enter(QueuePairLink* link);
+  void leave(QueuePairLink* link);
+
+ private:
+  // A port may come back as long as the queue pairs try.
+  static constexpr std::int64_t kPortPatienceMs = 8000;
+
+  void close();
+  void onCompletions();
+  void onAsync();
+  void onEvent(const ibv_async_event& event);
+  void lookAtPort();
+  void failAll(const std::string& why);
+
+  const VerbsLibrary& verbs_;
+  const std::string device_;
+  const int port_;
+  ibv_port_attr attributes_;
+  const GidEntry gid_;
+  ibv_device_attr limits_{};
+  ibv_context* context_ = nullptr;
+  ibv_pd* domain_ = nullptr;
+  ibv_comp_channel* channel_ = nullptr;
+  Reactor* reactor_ = nullptr;
+  std::mutex mutex_;
+  std::set<QueuePairLink*> links_;
+  std::string broken_;           // for links that are made later
+  std::int64_t portDownNs_ = 0;  // reactor's thread only
+  std::atomic<std::uint64_t> portTimer_{0};
+};
+
+}  // namespace fusco::transport

@@ -1,0 +1,53 @@
+// Links by RDMA over libibverbs, which is opened when it is first asked for. A build without its headers has no NICs,
+// and says so.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "transport/network_link.h"
+#include "transport/tcp/reactor.h"
+
+namespace fusco::transport {
+
+// A posted link over a reliable queue pair. A slice is written into the receiver's slot by RDMA WRITE, and announced by
+// immediate data; credits come back as immediate data. Set up over one socket, which stays open: its end is the link's.
+class VerbsLink : public NetworkLink {
+ public:
+  // What the link has asked of the NIC so far.
+  struct Counts {
+    std::uint64_t workRequests = 0;   // posted, receives left out
+    std::uint64_t posts = 0;          // calls that posted them
+    std::uint64_t receives = 0;       // posted
+    std::uint64_t sendsDone = 0;      // completions of sends that were signalled
+    std::uint64_t arrivals = 0;       // completions of receives
+    std::uint64_t notifications = 0;  // times that the NIC was asked to interrupt
+    std::uint64_t events = 0;         // times that it did
+    std::uint64_t bytesWritten = 0;   // of slices
+  };
+  virtual Counts counts() const = 0;
+  // For tests of what follows: the NIC refuses all further work of this queue pair.
+  virtual void breakQueuePair() = 0;
+};
+
+// The ports of this host that a rank uses.
+class VerbsNics {
+ public:
+  // Opens the ports that are active and that the settings leave; makes sure that as much memory as two links of
+  // `ringBytes` need can be registered with each. Throws Error(systemError) that says what was looked at, and what to
+  // do.
+  static std::unique_ptr<VerbsNics> open(std::size_t ringBytes);
+  virtual ~VerbsNics() = default;
+
+  virtual int count() const = 0;
+  virtual bool infiniband() const = 0;                 // else RoCE; ports of both kinds are not mixed
+  virtual std::string describe(int nic) const = 0;     // "rxe0 port 1"
+  // Events of ports, devices and queue pairs are attended to by the reactor from now on; links can be made. The reactor
+  // must outlive this.
+  virtual void serve(Reactor& reactor) = 0;
+  virtual std::unique_ptr<VerbsLink> link(int nic, NetworkLinkOptions options) = 0;
+};
+
+}  // namespace fusco::transport
