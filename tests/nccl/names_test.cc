@@ -61,13 +61,18 @@ std::vector<std::string> libraries() {
 }
 std::vector<std::string> headers() { return installed("nccl.h", {"/usr/local/cuda", "/usr/local", "/usr"}); }
 
-// In a process of its own, with the real library of that name: the text of what is wrong, "" if nothing.
+// In a process of its own, with the real library of that name, or whichever is found: the text of what is wrong, "" if
+// nothing.
 std::string inChild(const std::string& library, const std::function<std::string()>& body) {
   int ends[2];
   if (pipe(ends) != 0) return "pipe";
   const pid_t child = fork();
   if (child == 0) {
-    setenv("FUSCO_NCCL_LIB", library.c_str(), 1);
+    if (library.empty()) {
+      unsetenv("FUSCO_NCCL_LIB");
+    } else {
+      setenv("FUSCO_NCCL_LIB", library.c_str(), 1);
+    }
     setenv("FUSCO_DEVICE", "auto", 1);
     std::string text;
     try {
@@ -150,6 +155,47 @@ TEST(Names, LeadToTheDouble) {
                         }
                       }
                       return wrong;
+                    }),
+            "");
+}
+
+// An NCCL that somebody has loaded already, and nobody named, is the one that is used, wherever it came from: not a
+// second one.
+TEST(Order, LibraryThatIsThereIsTaken) {
+  for (const int scope : {RTLD_LOCAL, RTLD_GLOBAL}) {
+    EXPECT_EQ(inChild("",
+                      [scope] {
+                        void* const first = dlopen(FUSCO_NCCL_OLD_DOUBLE, RTLD_NOW | scope);
+                        void* const face = dlopen(FUSCO_NCCL_LIBRARY, RTLD_NOW | RTLD_LOCAL);
+                        if (first == nullptr || face == nullptr) return std::string(dlerror());
+                        const auto getVersion = reinterpret_cast<int (*)(int*)>(dlsym(face, "ncclGetVersion"));
+                        const auto calls = reinterpret_cast<int (*)(const char*)>(dlsym(first, "doubleCalls"));
+                        int version = 0;
+                        getVersion(&version);
+                        std::string wrong = version == 21803 ? "" : "version " + std::to_string(version);
+                        if (calls("GetVersion") != 1) wrong += " the library that was there was not asked once";
+                        return wrong;
+                      }),
+              "");
+  }
+}
+
+// One that comes later, by the same name, changes nothing.
+TEST(Order, LibraryThatComesLaterIsLeftAlone) {
+  EXPECT_EQ(inChild(FUSCO_NCCL_OLD_DOUBLE,
+                    [] {
+                      void* const face = dlopen(FUSCO_NCCL_LIBRARY, RTLD_NOW | RTLD_LOCAL);
+                      if (face == nullptr) return std::string(dlerror());
+                      const auto getVersion = reinterpret_cast<int (*)(int*)>(dlsym(face, "ncclGetVersion"));
+                      int version = 0;
+                      getVersion(&version);
+                      void* const second = dlopen(FUSCO_NCCL_DOUBLE, RTLD_NOW | RTLD_GLOBAL);
+                      if (second == nullptr) return std::string(dlerror());
+                      const auto calls = reinterpret_cast<int (*)(const char*)>(dlsym(second, "doubleCalls"));
+                      const int before = calls("GetVersion");
+                      getVersion(&version);
+                      if (version != 21803) return "version " + std::to_string(version);
+                      return std::string(calls("GetVersion") == before ? "" : "the later one was asked");
                     }),
             "");
 }

@@ -67,6 +67,14 @@ Type extra(const char* name) {
   return reinterpret_cast<Type>(findExtra(name));
 }
 
+// What older headers do not name.
+inline constexpr auto kFloat8e4m3 = static_cast<ncclDataType_t>(10), kFloat8e5m2 = static_cast<ncclDataType_t>(11);
+inline constexpr int kShrinkAbort = 1;
+using MemAlloc = ncclResult_t (*)(void**, size_t);
+using MemFree = ncclResult_t (*)(void*);
+using CommRegister = ncclResult_t (*)(ncclComm_t, void*, size_t, void**);
+using CommDeregister = ncclResult_t (*)(ncclComm_t, void*);
+
 // Scenarios: what they need of the command line, and they throw when something is wrong.
 void randomGroups(const Rank& self, std::uint64_t seed, int groups, int threads);
 void collectives(const Rank& self);
@@ -77,5 +85,7 @@ void misuse(const Rank& self);
 void abortWhileWaiting(const Rank& self);
 void oneMissing(const Rank& self);
 void passedOn(const Rank& self);
+// Prints what the library in front of us answers where there is no GPU.
+void answers();
 
 }  // namespace fusco::test

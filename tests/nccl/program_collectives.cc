@@ -66,14 +66,14 @@ std::uint32_t bitsOf(ncclDataType_t type, int value) {
   if (value == 0) return 0;
   const int exponent = static_cast<int>(std::floor(std::log2(value)));
   const int fields[4][2] = {{5, 10}, {8, 7}, {4, 3}, {5, 2}};  // half, bfloat, e4m3, e5m2
-  const int which = type == ncclFloat16 ? 0 : type == ncclBfloat16 ? 1 : type == ncclFloat8e4m3 ? 2 : 3;
+  const int which = type == ncclFloat16 ? 0 : type == ncclBfloat16 ? 1 : type == kFloat8e4m3 ? 2 : 3;
   const int bias = (1 << (fields[which][0] - 1)) - 1, mantissa = fields[which][1];
   const auto fraction = static_cast<std::uint32_t>(value * (1 << mantissa) >> exponent) & ((1u << mantissa) - 1);
   return static_cast<std::uint32_t>(exponent + bias) << mantissa | fraction;
 }
 
 void smallFloats(const Rank& self, ncclComm_t comm) {
-  for (const ncclDataType_t type : {ncclFloat16, ncclBfloat16, ncclFloat8e4m3, ncclFloat8e5m2}) {
+  for (const ncclDataType_t type : {ncclFloat16, ncclBfloat16, kFloat8e4m3, kFloat8e5m2}) {
     const std::size_t size = type == ncclFloat16 || type == ncclBfloat16 ? 2 : 1;
     std::vector<std::uint8_t> in(64 * size), out(64 * size);
     for (std::size_t i = 0; i < 64; ++i) {
@@ -217,17 +217,17 @@ void operations(const Rank& self) {
     for (const std::size_t shift : {std::size_t{0}, std::size_t{1}, std::size_t{13}})
       oneShape(self, comm, bytes, shift, a.data(), b.data());
     void *registeredA = nullptr, *registeredB = nullptr;
-    OK(ncclCommRegister(comm, a.data(), room, &registeredA));
-    OK(ncclCommRegister(comm, b.data(), room, &registeredB));
+    OK(extra<CommRegister>("ncclCommRegister")(comm, a.data(), room, &registeredA));
+    OK(extra<CommRegister>("ncclCommRegister")(comm, b.data(), room, &registeredB));
     oneShape(self, comm, bytes, 4, a.data(), b.data());
-    OK(ncclCommDeregister(comm, registeredA));
-    OK(ncclCommDeregister(comm, registeredB));
+    OK(extra<CommDeregister>("ncclCommDeregister")(comm, registeredA));
+    OK(extra<CommDeregister>("ncclCommDeregister")(comm, registeredB));
     void *own = nullptr, *other = nullptr;
-    OK(ncclMemAlloc(&own, room));
-    OK(ncclMemAlloc(&other, room));
+    OK(extra<MemAlloc>("ncclMemAlloc")(&own, room));
+    OK(extra<MemAlloc>("ncclMemAlloc")(&other, room));
     oneShape(self, comm, bytes, 0, static_cast<std::uint8_t*>(own), static_cast<std::uint8_t*>(other));
-    OK(ncclMemFree(own));
-    OK(ncclMemFree(other));
+    OK(extra<MemFree>("ncclMemFree")(own));
+    OK(extra<MemFree>("ncclMemFree")(other));
   }
   OK(ncclCommDestroy(comm));
 }

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <cstdio>
 #include <cstdlib>
 #include <thread>
 
@@ -101,7 +102,7 @@ void communicators(const Rank& self) {
   expect(ncclAllReduce(&last, &last, 1, ncclInt32, ncclSum, comm, nullptr), ncclInvalidUsage, "revoked",
          "use of a revoked one");
   if (self.rank != last) {
-    OK(extra<Shrink>("ncclCommShrink")(comm, &last, 1, &less, nullptr, NCCL_SHRINK_ABORT));
+    OK(extra<Shrink>("ncclCommShrink")(comm, &last, 1, &less, nullptr, kShrinkAbort));
     checkWorks(less, self.rank, self.ranks - 1);
     OK(ncclCommDestroy(less));
   }
@@ -132,7 +133,7 @@ void misuse(const Rank& self) {
   // Closed without being run.
   OK(ncclGroupStart());
   OK(ncclSend(&a, 1, ncclInt32, self.rank, comm, nullptr));
-  OK(reinterpret_cast<ncclResult_t (*)(ncclSimInfo_t*)>(findExtra("ncclGroupSimulateEnd"))(nullptr));
+  OK(reinterpret_cast<ncclResult_t (*)(void*)>(findExtra("ncclGroupSimulateEnd"))(nullptr));
   expect(ncclSend(&a, 1, ncclInt32, self.rank, comm, nullptr), ncclInvalidUsage, "itself", "a send to oneself alone");
   ncclUniqueId unmarked{};
   ncclComm_t never = comm;
@@ -252,6 +253,24 @@ void passedOn(const Rank& self) {
   require(calls("CommInitRank") == 1 && calls("CommDestroy") == 1, "init and destroy reach the real library once");
   require(calls("Send") == 2 && calls("Recv") == 2 && calls("AlltoAll") == 1, "sends reach the real library");
   require(calls("CommGetAsyncError") == 1, "asking reaches the real library");
+}
+
+void answers() {
+  int version = 0, number = -1;
+  ncclResult_t result = ncclGetVersion(&version);
+  std::printf("version: %d, %d\n", static_cast<int>(result), version);
+  for (int code = 0; code < 9; ++code)
+    std::printf("error %d: %s\n", code, ncclGetErrorString(static_cast<ncclResult_t>(code)));
+  std::printf("group: %d\n", static_cast<int>(ncclGroupStart()));
+  std::printf("group: %d\n", static_cast<int>(ncclGroupEnd()));
+  std::printf("send: %d\n", static_cast<int>(ncclSend(&number, 1, ncclInt32, 0, nullptr, nullptr)));
+  std::printf("count: %d\n", static_cast<int>(ncclCommCount(nullptr, &number)));
+  ncclUniqueId id{};
+  result = ncclGetUniqueId(&id);
+  std::printf("id: %d\n", static_cast<int>(result));
+  ncclComm_t comm = nullptr;
+  result = ncclCommInitRank(&comm, 1, id, 0);
+  std::printf("init: %d, %s\n", static_cast<int>(result), ncclGetLastError(nullptr));
 }
 
 }  // namespace fusco::test

@@ -108,6 +108,14 @@ TEST(PassedOn, everythingReachesTheRealLibraryOnce) {
   EXPECT_THAT(result.output, HasSubstr("moves no GPU memory"));
 }
 
+// The other order: the names are the other NCCL's, and libfusco is not asked.
+TEST(PassedOn, nothingPassesWhereTheOtherLibraryComesFirst) {
+  const Result result =
+      run("FUSCO_STATS=1 LD_PRELOAD='" FUSCO_NCCL_DOUBLE " " FUSCO_NCCL_LIBRARY "'", otherLibrary() + " passed-on 2");
+  EXPECT_EQ(result.status, 0) << result.output;
+  EXPECT_EQ(result.output, "");
+}
+
 TEST(PassedOn, nothingIsDoneWhenTurnedOff) {
   const Result result = run("FUSCO_ENABLE=0 FUSCO_STATS=1 FUSCO_DEVICE=host LD_PRELOAD=" FUSCO_NCCL_LIBRARY,
                             otherLibrary() + " passed-on 2");
