@@ -257,7 +257,8 @@ FUSCO_API fuscoResult_t fuscoAllToAllv(const void* sendbuff, const size_t sendco
                                        fuscoDataType_t datatype, fuscoComm_t comm, cudaStream_t stream);
 
 /* The paper's dComm (section 3). Rows of `rowBytes` bytes at sendbuff + index * rowBytes, `rows` of them, indices of
- * type fuscoInt32 or fuscoInt64 (host memory on host communicators; copied during the call), are sent in list order;
+ * type fuscoInt32 or fuscoInt64 (host memory on host communicators, copied during the call; memory that the GPU reaches on
+ * others, read in the order of the stream and not checked), are sent in list order;
  * the receiver's k-th row goes to recvbuff + index[k] * rowBytes. Repeats are legal when sending, not when receiving. A
  * NULL index list: 0, 1, 2, ... Matches fuscoSend/fuscoRecv as well, if the bytes are equal. */
 FUSCO_API fuscoResult_t fuscoGatherSend(const void* sendbuff, size_t rows, size_t rowBytes, const void* rowIndices,

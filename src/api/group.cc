@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "engine/device/transfers.h"
+
 namespace fusco::api {
 
 namespace {
@@ -91,7 +93,13 @@ void run(Group& work) {
   runInits(std::move(work.inits));
   // All is made, and so checked, before anything is started.
   for (TransferItems& items : work.transfers) {
-    auto operation = std::make_unique<engine::Transfers>(*items.comm->engine, std::move(items.requests));
+    engine::Engine& engine = *items.comm->engine;
+    std::unique_ptr<engine::Operation> operation;
+    if (engine.device() != nullptr) {
+      operation = std::make_unique<engine::DeviceTransfers>(engine, std::move(items.requests));
+    } else {
+      operation = std::make_unique<engine::Transfers>(engine, std::move(items.requests));
+    }
     work.collectives.push_back({items.comm, std::move(operation), {}});
   }
   std::vector<Running> running;

@@ -25,7 +25,8 @@ void checkPeer(const CommState& comm, int peer) {
 }
 
 void transfer(const char* what, bool send, const void* buffer, std::size_t rows, std::size_t rowBytes,
-              const void* indices, fuscoDataType_t indexType, int peer, fuscoComm_t handle) {
+              const void* indices, fuscoDataType_t indexType, int peer, fuscoComm_t handle,
+              cudaStream_t stream) {
   const auto comm = findComm(handle);
   checkPeer(*comm, peer);
   engine::TransferRequest request;
@@ -34,6 +35,7 @@ void transfer(const char* what, bool send, const void* buffer, std::size_t rows,
   request.base = static_cast<std::byte*>(const_cast<void*>(buffer));
   request.rows = rows;
   request.rowBytes = rowBytes;
+  request.stream = stream;
   const std::size_t bytes = product(what, rows, rowBytes);
   if (buffer == nullptr && bytes > 0)
     fail(Code::invalidArgument, fmt::format("{}: the buffer is NULL and {} bytes are to be moved", what, bytes));
@@ -43,6 +45,10 @@ void transfer(const char* what, bool send, const void* buffer, std::size_t rows,
            fmt::format("{}: row indices are fuscoInt32 or fuscoInt64, not {}", what, static_cast<int>(indexType)));
     }
     request.listed = true;
+    request.deviceList = indices;
+    request.narrow = indexType == fuscoInt32;
+  }
+  if (request.listed && comm->gpu < 0) {
     request.list.resize(rows);
     for (std::size_t i = 0; i < rows; ++i) {
       request.list[i] = indexType == fuscoInt32 ? static_cast<const std::int32_t*>(indices)[i]
@@ -61,38 +67,38 @@ void transfer(const char* what, bool send, const void* buffer, std::size_t rows,
 }  // namespace
 
 fuscoResult_t fuscoSend(const void* sendbuff, size_t count, fuscoDataType_t datatype, int peer, fuscoComm_t comm,
-                        cudaStream_t) {
+                        cudaStream_t stream) {
   return guarded("fuscoSend", [&] {
     const std::size_t bytes = product("count", count, typeBytes(datatype));
-    transfer("fuscoSend", true, sendbuff, 1, bytes, nullptr, fuscoInt64, peer, comm);
+    transfer("fuscoSend", true, sendbuff, 1, bytes, nullptr, fuscoInt64, peer, comm, stream);
   });
 }
 
 fuscoResult_t fuscoRecv(void* recvbuff, size_t count, fuscoDataType_t datatype, int peer, fuscoComm_t comm,
-                        cudaStream_t) {
+                        cudaStream_t stream) {
   return guarded("fuscoRecv", [&] {
     const std::size_t bytes = product("count", count, typeBytes(datatype));
-    transfer("fuscoRecv", false, recvbuff, 1, bytes, nullptr, fuscoInt64, peer, comm);
+    transfer("fuscoRecv", false, recvbuff, 1, bytes, nullptr, fuscoInt64, peer, comm, stream);
   });
 }
 
 fuscoResult_t fuscoGatherSend(const void* sendbuff, size_t rows, size_t rowBytes, const void* rowIndices,
-                              fuscoDataType_t indexType, int peer, fuscoComm_t comm, cudaStream_t) {
+                              fuscoDataType_t indexType, int peer, fuscoComm_t comm, cudaStream_t stream) {
   return guarded("fuscoGatherSend", [&] {
-    transfer("fuscoGatherSend", true, sendbuff, rows, rowBytes, rowIndices, indexType, peer, comm);
+    transfer("fuscoGatherSend", true, sendbuff, rows, rowBytes, rowIndices, indexType, peer, comm, stream);
   });
 }
 
 fuscoResult_t fuscoScatterRecv(void* recvbuff, size_t rows, size_t rowBytes, const void* rowIndices,
-                               fuscoDataType_t indexType, int peer, fuscoComm_t comm, cudaStream_t) {
+                               fuscoDataType_t indexType, int peer, fuscoComm_t comm, cudaStream_t stream) {
   return guarded("fuscoScatterRecv", [&] {
-    transfer("fuscoScatterRecv", false, recvbuff, rows, rowBytes, rowIndices, indexType, peer, comm);
+    transfer("fuscoScatterRecv", false, recvbuff, rows, rowBytes, rowIndices, indexType, peer, comm, stream);
   });
 }
 
 fuscoResult_t fuscoAllToAllv(const void* sendbuff, const size_t sendcounts[], const size_t sdispls[], void* recvbuff,
                              const size_t recvcounts[], const size_t rdispls[], fuscoDataType_t datatype,
-                             fuscoComm_t handle, cudaStream_t) {
+                             fuscoComm_t handle, cudaStream_t stream) {
   return guarded("fuscoAllToAllv", [&] {
     const auto comm = findComm(handle);
     if (sendcounts == nullptr || sdispls == nullptr || recvcounts == nullptr || rdispls == nullptr) {
@@ -114,6 +120,7 @@ fuscoResult_t fuscoAllToAllv(const void* sendbuff, const size_t sendcounts[], co
         request.base = bytes == 0 ? nullptr : base + offset;
         request.rows = 1;
         request.rowBytes = bytes;
+        request.stream = stream;
         if (bytes > 0) {
           const auto at = reinterpret_cast<std::uintptr_t>(request.base);
           low[send] = std::min(low[send], at);

@@ -34,6 +34,9 @@ enum ReadyFlags : std::uint32_t {
   kStaged = 4,              // rows land in a library window, the receiver copies every row out
   kWantsTickets = 8,
   kWantsCounters = 16,
+  // Transfers on GPUs; kStaged there: rows lie in the sender's window, kWantsLandingList: they have a list.
+  kNarrowList = 32,  // of int32
+  kCaptured = 64,    // valid in the graph that is being captured
 };
 
 // What all ranks must agree on; compared field by field so that an error can name both values.

@@ -6,6 +6,7 @@
 #include <chrono>
 
 #include "engine/device/domain.h"
+#include "engine/device/peers.h"
 
 namespace fusco::engine {
 
@@ -48,6 +49,7 @@ std::byte* Engine::staging(int slot, int direction, std::size_t bytes) {
 
 void Engine::useDevice(int device, int maxSms, std::int64_t timeoutMs) {
   device_ = std::make_shared<DeviceDomain>(*this, device, maxSms, timeoutMs);
+  devicePeers_ = std::make_shared<DevicePeers>(*this, *device_, timeoutMs);
 }
 
 std::shared_ptr<Submission> Engine::submit(std::unique_ptr<Operation> operation, bool async) {

@@ -24,6 +24,7 @@
 namespace fusco::engine {
 
 class DeviceDomain;
+class DevicePeers;
 
 struct EngineConfig {
   Allocator allocator;
@@ -56,6 +57,7 @@ class Engine {
   // Collective, before the first operation: operations run on this GPU from now on.
   void useDevice(int device, int maxSms, std::int64_t timeoutMs);
   DeviceDomain* device() const { return device_.get(); }  // null on the host
+  DevicePeers& devicePeers() { return *devicePeers_; }            // on a GPU only
   Buffer buffer() { return Buffer(&config_.allocator, &ledger_); }
 
   // The ranks of this rank's node, by local index.
@@ -73,6 +75,8 @@ class Engine {
   std::uint64_t nextPlanNumber() { return plans_++; }
   // Counts the transfers of an ordered pair with a peer.
   std::uint64_t nextTransfer(int peer, bool send) { return transfers_[send ? 1 : 0][static_cast<std::size_t>(peer)]++; }
+  // The number that the next receive from a peer will have.
+  std::uint64_t transfersSeen(int peer) const { return transfers_[0][static_cast<std::size_t>(peer)]; }
   WindowBuffer& listWindow() { return listWindow_; }
   // Library windows for tensors that peers cannot map: one for each slot and direction (0 out, 1 in).
   std::byte* staging(int slot, int direction, std::size_t bytes);
@@ -135,6 +139,7 @@ class Engine {
   WindowBuffer listWindow_;
   std::unique_ptr<plan::Planner> planner_;
   std::shared_ptr<DeviceDomain> device_;
+  std::shared_ptr<DevicePeers> devicePeers_;
 
   std::mutex mutex_;                             // operations, links and scratch
   bool channelHeld_[kControlChannels + 1] = {};  // by an operation that is run stage by stage

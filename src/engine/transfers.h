@@ -20,6 +20,10 @@ struct TransferRequest {
   std::size_t rowBytes = 0;
   bool listed = false;
   std::vector<std::int64_t> list;
+  // On GPUs the list stays where it is, and the caller's stream says when it and the rows are valid.
+  const void* deviceList = nullptr;
+  bool narrow = false;  // of int32, else of int64
+  void* stream = nullptr;
   std::size_t bytes() const { return rows * rowBytes; }
 };
 

@@ -85,7 +85,8 @@ struct Exported {
   std::uint64_t offset;
 };
 Exported exportMemory(const void* pointer);
-void* import(const std::array<unsigned char, 64>& handle);  // the start of the allocation
+// The start of the allocation. Mapped once for the current GPU, however often it is asked for; unmapped by as many closes.
+void* import(const std::array<unsigned char, 64>& handle);
 void closeImport(void* start) noexcept;
 
 // Kernels. The budget counts over all ranks of a launch.
