@@ -24,9 +24,10 @@ constexpr SettingInfo kTable[] = {
     {Setting::device, "FUSCO_DEVICE", choice, "auto", "", 0, 0, "auto|host|cuda",
      "Where tensors lie: host memory, or memory of the GPU that is the calling thread's when the communicator is made. "
      "auto: the GPU where there is one and FUSCO was built for it, else the host."},
-    {Setting::hostId, "FUSCO_HOSTID", text, "", "NCCL_HOSTID", 0, 0, "",
+    {Setting::hostId, "FUSCO_HOSTID", text, "", "", 0, 0, "",
      "What tells this host from others, beside the kernel's boot id and the network namespace: ranks with different "
-     "values share no memory and reach each other as if they were on different machines."},
+     "values share no memory and reach each other as if they were on different machines. NCCL_HOSTID is not read: it is "
+     "what makes NCCL take several ranks on a GPU, which do share memory."},
     {Setting::node, "FUSCO_NODE", integer, "", "", 0, 1 << 20, "",
      "The node that this process's ranks belong to, for trying several nodes on one host. Default: by host."},
     {Setting::debug, "FUSCO_DEBUG", choice, "WARN", "NCCL_DEBUG", 0, 0, "NONE|VERSION|WARN|INFO|TRACE",

@@ -13,13 +13,13 @@ const World kAlone{"one rank", 1, 1, {}, true, 16384};
 TEST(Settings, areReadByName) {
   runWell(kAlone, [](Rank&) {
     setenv("FUSCO_STATS", "1", 1);
-    setenv("NCCL_HOSTID", "there", 1);
+    setenv("NCCL_SOCKET_IFNAME", "lo", 1);
     unsetenv("FUSCO_CARRY");
     const char* value = nullptr;
     FUSCO_OK(fuscoGetSetting("FUSCO_STATS", &value));
     REQUIRE(std::string(value) == "1");
-    FUSCO_OK(fuscoGetSetting("FUSCO_HOSTID", &value));
-    REQUIRE(std::string(value) == "there");
+    FUSCO_OK(fuscoGetSetting("FUSCO_SOCKET_IFNAME", &value));
+    REQUIRE(std::string(value) == "lo");
     FUSCO_OK(fuscoGetSetting("FUSCO_CARRY", &value));
     REQUIRE(std::string(value) == "mapped");
     requireContains(EXPECT_CODE(fuscoGetSetting("FUSCO_CARY", &value), fuscoInvalidArgument), "FUSCO_CARRY");

@@ -30,10 +30,12 @@ TEST(Environment, DefaultsWithoutVariables) {
 TEST(Environment, OwnNameComesBeforeNccl) {
   const Environment both = read({{"NCCL_DEBUG", "TRACE"}, {"FUSCO_DEBUG", "info"}});
   EXPECT_EQ(both.number(Setting::debug), 3);
-  const Environment fallback = read({{"NCCL_DEBUG", "TRACE"}, {"NCCL_HOSTID", "rack-7"}});
+  const Environment fallback = read({{"NCCL_DEBUG", "TRACE"}, {"NCCL_SOCKET_IFNAME", "eth7"}, {"NCCL_HOSTID", "rack-7"}});
   EXPECT_EQ(fallback.number(Setting::debug), 4);
-  EXPECT_EQ(fallback.text(Setting::hostId), "rack-7");
-  EXPECT_TRUE(fallback.isSet(Setting::hostId));
+  EXPECT_EQ(fallback.text(Setting::socketInterfaces), "eth7");
+  EXPECT_TRUE(fallback.isSet(Setting::socketInterfaces));
+  // It tells NCCL what it may do, not which ranks share memory.
+  EXPECT_EQ(fallback.text(Setting::hostId), "");
 }
 
 TEST(Environment, OtherNcclVariablesAreNotOurBusiness) {
