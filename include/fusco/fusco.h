@@ -121,6 +121,11 @@ FUSCO_API fuscoResult_t fuscoGetUniqueId(fuscoUniqueId* id);
 typedef enum { fuscoDeviceAuto = 0, fuscoDeviceHost = 1, fuscoDeviceCuda = 2 } fuscoDevice_t;
 typedef enum { fuscoBalanceNone = 0, fuscoBalancePaper = 1, fuscoBalanceFull = 2 } fuscoBalance_t;
 
+/* What fuscoDeviceAuto stands for in this process: fuscoDeviceCuda where FUSCO was built with kernels and a GPU is
+ * seen, else fuscoDeviceHost, and then *why (may be NULL) is a text that tells what is missing, valid until this
+ * thread's next call of this function. */
+FUSCO_API fuscoResult_t fuscoGetAutoDevice(fuscoDevice_t* device, const char** why);
+
 #define FUSCO_CONFIG_MAGIC 0x46434647u
 #define FUSCO_UNSET (-1)
 
@@ -151,13 +156,14 @@ typedef struct {
   int allowProcessVm; /* 1 (default): peers' private memory by process_vm_readv/writev where the kernel allows it */
   int maxSms; /* GPUs: multiprocessors that this rank's kernels may take; ranks that share a GPU and a process add theirs
                * up; default 0: all */
+  int gpu;    /* GPUs: CUDA's number of this rank's; default: that of the calling thread */
 } fuscoConfig_t;
 
 #define FUSCO_CONFIG_INIT                                                                                             \
   {                                                                                                                   \
     sizeof(fuscoConfig_t), FUSCO_CONFIG_MAGIC, FUSCO_VERSION, fuscoDeviceAuto, FUSCO_UNSET, FUSCO_UNSET, FUSCO_UNSET, \
         FUSCO_UNSET, FUSCO_UNSET, FUSCO_UNSET, FUSCO_UNSET, FUSCO_UNSET, NULL, NULL, NULL, FUSCO_UNSET, FUSCO_UNSET,  \
-        FUSCO_UNSET                                                                                                   \
+        FUSCO_UNSET, FUSCO_UNSET                                                                                      \
   }
 
 /* Joins `nranks` ranks that hold the same id. Collective. Ranks may be threads of a process, processes, or both. In a
@@ -243,9 +249,13 @@ FUSCO_API fuscoResult_t fuscoGroupEnd(void);
  */
 
 /* `count` elements to / from `peer`. The k-th send of an ordered pair matches its k-th receive, whichever of these
- * calls made them. Sizes that differ: InvalidUsage with both sizes where it is seen (between nodes at the receiver,
- * whose sender may have returned), and the communicator is broken for all. A send to oneself needs its receive in the
- * same group. count 0 is legal and keeps its place in the order. */
+ * calls made them. Sizes that differ: InvalidUsage with both sizes where it is seen (between nodes, and of sends that do
+ * not wait, at the receiver, whose sender may have returned), and the communicator is broken for all. A send to oneself
+ * needs its receive in the same group. count 0 is legal and keeps its place in the order.
+ * On GPUs sender and receiver meet on the host in each call, and then go by the order of their streams. A group that only
+ * sends need not meet anybody while its messages, of at most 4 MiB each, find room in a window of 32 MiB of the
+ * communicator and fewer than 4 to a receiver are outstanding. In a CUDA graph: ranks of one process, sends and receives
+ * of all of them in one group and one capture. */
 FUSCO_API fuscoResult_t fuscoSend(const void* sendbuff, size_t count, fuscoDataType_t datatype, int peer,
                                   fuscoComm_t comm, cudaStream_t stream);
 FUSCO_API fuscoResult_t fuscoRecv(void* recvbuff, size_t count, fuscoDataType_t datatype, int peer, fuscoComm_t comm,

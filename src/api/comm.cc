@@ -84,6 +84,16 @@ fuscoResult_t fuscoLog(int level, const char* text) {
   });
 }
 
+fuscoResult_t fuscoGetAutoDevice(fuscoDevice_t* device, const char** why) {
+  return guarded("fuscoGetAutoDevice", [&] {
+    if (device == nullptr) fail(Code::invalidArgument, "device is NULL");
+    thread_local std::string text;
+    text.clear();
+    *device = exec::cuda::available(&text) ? fuscoDeviceCuda : fuscoDeviceHost;
+    if (why != nullptr) *why = text.c_str();
+  });
+}
+
 fuscoResult_t fuscoGetUniqueId(fuscoUniqueId* id) {
   return guarded("fuscoGetUniqueId", [&] {
     if (id == nullptr) fail(Code::invalidArgument, "id is NULL");
@@ -129,7 +139,8 @@ void init(fuscoComm_t* comm, int nranks, const fuscoUniqueId& id, int rank, cons
   state->pid = getpid();
   state->config = resolveConfig(config);
   // Here, not in the thread that may join for it.
-  if (state->config.device == fuscoDeviceCuda) state->gpu = exec::cuda::currentDevice();
+  if (state->config.device == fuscoDeviceCuda)
+    state->gpu = state->config.gpu >= 0 ? state->config.gpu : exec::cuda::currentDevice();
   if (state->config.blocking == 0) {
     // The thread must not own the state that joins it.
     state->initThread = std::thread([raw = state.get(), id] {

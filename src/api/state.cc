@@ -213,6 +213,7 @@ fuscoConfig_t resolveConfig(const fuscoConfig_t* given) {
   range("maxStagingBytes", c.maxStagingBytes, 0, INT64_MAX);
   range("allowProcessVm", c.allowProcessVm, 0, 1);
   range("maxSms", c.maxSms, 0, 1024);
+  range("gpu", c.gpu, -1, 1023);
   if ((c.allocate == nullptr) != (c.release == nullptr)) {
     fail(Code::invalidArgument, "fuscoConfig_t: allocate and release come together or not at all");
   }

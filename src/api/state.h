@@ -25,7 +25,7 @@ struct CommState {
   int rank = 0;
   int ranks = 0;
   int pid = 0;
-  int gpu = -1;  // of the thread that called init; -1: host
+  int gpu = -1;  // -1: host
   fuscoConfig_t config;
   std::shared_ptr<engine::Engine> engine;  // null until init has finished
   std::thread initThread;                  // non-blocking init
