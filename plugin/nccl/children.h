@@ -6,6 +6,9 @@
 
 namespace fusco::nccl {
 
+// Where the ranks of `parent` that give a colour meet, for the next split of it; each split takes one.
+Tag splitPlace(Communicator& parent, int color);
+
 void addSplit(ncclComm_t handle, int color, int key, ncclComm_t* slot, const ncclConfig_t* config);
 void addShrink(ncclComm_t handle, const int* excluded, int count, ncclComm_t* slot, const ncclConfig_t* config,
                int flags);

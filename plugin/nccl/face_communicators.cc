@@ -73,8 +73,9 @@ ncclResult_t CommInitAll(ncclComm_t* comms, int ndev, const int* devlist) {
 ncclResult_t CommSplit(ncclComm_t comm, int color, int key, ncclComm_t* newcomm, ncclConfig_t* config) {
   FUSCO_PASS_INSIDE(CommSplit, comm, color, key, newcomm, config)
   if (mode() == Mode::host) return hostCall("ncclCommSplit", [&] { addSplit(comm, color, key, newcomm, config); });
+  const Tag place = noteSplit(comm, color);
   const ncclResult_t result = FUSCO_REAL(CommSplit, comm, color, key, newcomm, config);
-  noteMade(result, newcomm, Tag{});
+  noteMade(result, newcomm, place, true);
   return result;
 }
 
@@ -127,7 +128,10 @@ ncclResult_t CommDestroy(ncclComm_t comm) {
   FUSCO_PASS_INSIDE(CommDestroy, comm)
   // Out of the table before the real call: NCCL may give the address to another one at once.
   const CommunicatorRef communicator = takeOut(comm);
-  if (mode() != Mode::host) return FUSCO_REAL(CommDestroy, comm);
+  if (mode() != Mode::host) {
+    if (communicator) deviceEnd(*communicator, false);
+    return FUSCO_REAL(CommDestroy, comm);
+  }
   return guarded("ncclCommDestroy", [&] {
     if (comm == nullptr) return;
     if (!communicator) fail(Code::invalidArgument, "there is no such communicator (any more): was it destroyed?");
@@ -141,7 +145,10 @@ ncclResult_t CommAbort(ncclComm_t comm) {
   FUSCO_PASS_INSIDE(CommAbort, comm)
   const CommunicatorRef communicator = takeOut(comm);
   if (communicator) communicator->cancelled = true;
-  if (mode() != Mode::host) return FUSCO_REAL(CommAbort, comm);
+  if (mode() != Mode::host) {
+    if (communicator) deviceEnd(*communicator, true);
+    return FUSCO_REAL(CommAbort, comm);
+  }
   return guarded("ncclCommAbort", [&] {
     if (comm == nullptr) return;
     if (!communicator) fail(Code::invalidArgument, "there is no such communicator (any more): was it destroyed?");
@@ -179,9 +186,7 @@ ncclResult_t CommGetAsyncError(ncclComm_t comm, ncclResult_t* error) {
     const ncclResult_t result = FUSCO_REAL(CommGetAsyncError, comm, error);
     if (result != ncclSuccess || error == nullptr || *error != ncclSuccess) return result;
     // Ready is who is ready on both sides.
-    if (const CommunicatorRef communicator = findCommunicator(comm);
-        communicator && communicator->state == State::starting)
-      *error = ncclInProgress;
+    if (const CommunicatorRef communicator = findCommunicator(comm)) *error = carriedError(*communicator);
     return result;
   }
   return guarded("ncclCommGetAsyncError", [&] {

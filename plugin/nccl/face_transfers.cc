@@ -18,11 +18,14 @@ void checkPeer(const Communicator& communicator, int peer, const char* what = "p
   }
 }
 
-void addBytes(const CommunicatorRef& communicator, bool send, const void* base, std::size_t bytes, int peer) {
+void addBytes(const CommunicatorRef& communicator, bool send, const void* base, std::size_t bytes, int peer,
+              cudaStream_t stream) {
   checkPeer(*communicator, peer);
   if (base == nullptr && bytes > 0)
     fail(Code::invalidArgument, std::string(send ? "sendbuff" : "recvbuff") + " is NULL");
-  group().workOf(communicator).transfers.push_back({send, peer, const_cast<void*>(base), 1, bytes, false, {}});
+  Transfer transfer{send, peer, const_cast<void*>(base), 1, bytes};
+  transfer.stream = stream;
+  group().workOf(communicator).transfers.push_back(std::move(transfer));
 }
 
 // Byte `offset` of a buffer that may be NULL when nothing is moved.
@@ -30,9 +33,8 @@ const void* at(const void* base, std::size_t offset) {
   return base == nullptr ? nullptr : static_cast<const char*>(base) + offset;
 }
 
-void addRows(ncclComm_t comm, bool send, const void* base, std::size_t count, ncclDataType_t type, int peer,
-             const void* indices, int rowBytes) {
-  const CommunicatorRef communicator = usable(comm);
+void addRows(const CommunicatorRef& communicator, bool send, const void* base, std::size_t count, ncclDataType_t type,
+             int peer, const void* indices, int rowBytes, cudaStream_t stream) {
   checkPeer(*communicator, peer);
   const std::size_t bytes = bytesOf(type, count);
   if (rowBytes < 1 || bytes % static_cast<std::size_t>(rowBytes) != 0) {
@@ -41,22 +43,30 @@ void addRows(ncclComm_t comm, bool send, const void* base, std::size_t count, nc
   }
   if (bytes > 0 && (base == nullptr || indices == nullptr))
     fail(Code::invalidArgument, "the buffer or the list of segments is NULL");
-  Transfer transfer{send,
-                    peer,
-                    const_cast<void*>(base),
-                    bytes / static_cast<std::size_t>(rowBytes),
-                    static_cast<std::size_t>(rowBytes),
-                    bytes > 0,
-                    {}};
+  const auto size = static_cast<std::size_t>(rowBytes);
+  Transfer transfer{send, peer, const_cast<void*>(base), bytes / size, size, bytes > 0};
+  transfer.stream = stream;
   const auto* const rows = static_cast<const std::int64_t*>(indices);
-  if (bytes > 0) transfer.list.assign(rows, rows + transfer.rows);
+  if (mode() == Mode::device) {
+    transfer.deviceList = indices;
+  } else if (bytes > 0) {
+    transfer.list.assign(rows, rows + transfer.rows);
+  }
   group().workOf(communicator).transfers.push_back(std::move(transfer));
 }
 
-// Of calls that the real library is asked to carry out.
-void countPassed(ncclComm_t comm) {
-  if (const CommunicatorRef communicator = findCommunicator(comm))
-    communicator->passedCalls.fetch_add(1, std::memory_order_relaxed);
+// A call that host mode and device mode have in common: `add` puts its transfers into this thread's group. False: it is
+// the real library's.
+bool carried(ncclResult_t& result, const char* name, ncclComm_t comm, cudaStream_t stream,
+             const std::function<void(const CommunicatorRef&)>& add) {
+  if (mode() == Mode::host) {
+    result = hostCall(name, [&] { add(usable(comm)); });
+    return true;
+  }
+  const CommunicatorRef communicator = carrier(comm, stream);
+  if (!communicator) return false;
+  result = deviceCall(name, [&] { add(communicator); });
+  return true;
 }
 
 }  // namespace
@@ -83,69 +93,67 @@ ncclResult_t GroupSimulateEnd(ncclSimInfo_t* info) {
 ncclResult_t Send(const void* sendbuff, size_t count, ncclDataType_t type, int peer, ncclComm_t comm,
                   cudaStream_t stream) {
   FUSCO_PASS_INSIDE(Send, sendbuff, count, type, peer, comm, stream)
-  if (mode() == Mode::host)
-    return hostCall("ncclSend", [&] { addBytes(usable(comm), true, sendbuff, bytesOf(type, count), peer); });
-  countPassed(comm);
+  ncclResult_t result = ncclSuccess;
+  const auto add = [&](const CommunicatorRef& communicator) {
+    addBytes(communicator, true, sendbuff, bytesOf(type, count), peer, stream);
+  };
+  if (carried(result, "ncclSend", comm, stream, add)) return result;
   return FUSCO_REAL(Send, sendbuff, count, type, peer, comm, stream);
 }
 
 ncclResult_t Recv(void* recvbuff, size_t count, ncclDataType_t type, int peer, ncclComm_t comm, cudaStream_t stream) {
   FUSCO_PASS_INSIDE(Recv, recvbuff, count, type, peer, comm, stream)
-  if (mode() == Mode::host)
-    return hostCall("ncclRecv", [&] { addBytes(usable(comm), false, recvbuff, bytesOf(type, count), peer); });
-  countPassed(comm);
+  ncclResult_t result = ncclSuccess;
+  const auto add = [&](const CommunicatorRef& communicator) {
+    addBytes(communicator, false, recvbuff, bytesOf(type, count), peer, stream);
+  };
+  if (carried(result, "ncclRecv", comm, stream, add)) return result;
   return FUSCO_REAL(Recv, recvbuff, count, type, peer, comm, stream);
 }
 
 ncclResult_t AlltoAll(const void* sendbuff, void* recvbuff, size_t count, ncclDataType_t type, ncclComm_t comm,
                       cudaStream_t stream) {
   FUSCO_PASS_INSIDE(AlltoAll, sendbuff, recvbuff, count, type, comm, stream)
-  if (mode() == Mode::host) {
-    return hostCall("ncclAlltoAll", [&] {
-      const CommunicatorRef communicator = usable(comm);
-      const std::size_t bytes = bytesOf(type, count);
-      for (int peer = 0; peer < communicator->ranks; ++peer) {
-        const std::size_t offset = static_cast<std::size_t>(peer) * bytes;
-        addBytes(communicator, true, at(sendbuff, offset), bytes, peer);
-        addBytes(communicator, false, at(recvbuff, offset), bytes, peer);
-      }
-    });
-  }
-  countPassed(comm);
+  ncclResult_t result = ncclSuccess;
+  const auto add = [&](const CommunicatorRef& communicator) {
+    const std::size_t bytes = bytesOf(type, count);
+    for (int peer = 0; peer < communicator->ranks; ++peer) {
+      const std::size_t offset = static_cast<std::size_t>(peer) * bytes;
+      addBytes(communicator, true, at(sendbuff, offset), bytes, peer, stream);
+      addBytes(communicator, false, at(recvbuff, offset), bytes, peer, stream);
+    }
+  };
+  if (carried(result, "ncclAlltoAll", comm, stream, add)) return result;
   return FUSCO_REAL(AlltoAll, sendbuff, recvbuff, count, type, comm, stream);
 }
 
 ncclResult_t Gather(const void* sendbuff, void* recvbuff, size_t count, ncclDataType_t type, int root, ncclComm_t comm,
                     cudaStream_t stream) {
   FUSCO_PASS_INSIDE(Gather, sendbuff, recvbuff, count, type, root, comm, stream)
-  if (mode() == Mode::host) {
-    return hostCall("ncclGather", [&] {
-      const CommunicatorRef communicator = usable(comm);
-      checkPeer(*communicator, root, "root");
-      const std::size_t bytes = bytesOf(type, count);
-      addBytes(communicator, true, sendbuff, bytes, root);
-      for (int peer = 0; root == communicator->rank && peer < communicator->ranks; ++peer)
-        addBytes(communicator, false, at(recvbuff, static_cast<std::size_t>(peer) * bytes), bytes, peer);
-    });
-  }
-  countPassed(comm);
+  ncclResult_t result = ncclSuccess;
+  const auto add = [&](const CommunicatorRef& communicator) {
+    checkPeer(*communicator, root, "root");
+    const std::size_t bytes = bytesOf(type, count);
+    addBytes(communicator, true, sendbuff, bytes, root, stream);
+    for (int peer = 0; root == communicator->rank && peer < communicator->ranks; ++peer)
+      addBytes(communicator, false, at(recvbuff, static_cast<std::size_t>(peer) * bytes), bytes, peer, stream);
+  };
+  if (carried(result, "ncclGather", comm, stream, add)) return result;
   return FUSCO_REAL(Gather, sendbuff, recvbuff, count, type, root, comm, stream);
 }
 
 ncclResult_t Scatter(const void* sendbuff, void* recvbuff, size_t count, ncclDataType_t type, int root, ncclComm_t comm,
                      cudaStream_t stream) {
   FUSCO_PASS_INSIDE(Scatter, sendbuff, recvbuff, count, type, root, comm, stream)
-  if (mode() == Mode::host) {
-    return hostCall("ncclScatter", [&] {
-      const CommunicatorRef communicator = usable(comm);
-      checkPeer(*communicator, root, "root");
-      const std::size_t bytes = bytesOf(type, count);
-      for (int peer = 0; root == communicator->rank && peer < communicator->ranks; ++peer)
-        addBytes(communicator, true, at(sendbuff, static_cast<std::size_t>(peer) * bytes), bytes, peer);
-      addBytes(communicator, false, recvbuff, bytes, root);
-    });
-  }
-  countPassed(comm);
+  ncclResult_t result = ncclSuccess;
+  const auto add = [&](const CommunicatorRef& communicator) {
+    checkPeer(*communicator, root, "root");
+    const std::size_t bytes = bytesOf(type, count);
+    for (int peer = 0; root == communicator->rank && peer < communicator->ranks; ++peer)
+      addBytes(communicator, true, at(sendbuff, static_cast<std::size_t>(peer) * bytes), bytes, peer, stream);
+    addBytes(communicator, false, recvbuff, bytes, root, stream);
+  };
+  if (carried(result, "ncclScatter", comm, stream, add)) return result;
   return FUSCO_REAL(Scatter, sendbuff, recvbuff, count, type, root, comm, stream);
 }
 
@@ -160,7 +168,6 @@ ncclResult_t passAllToAllv(const void* sendbuff, const size_t sendcounts[], cons
   int ranks = 0;
   ncclResult_t result = FUSCO_REAL(CommCount, comm, &ranks);
   if (result != ncclSuccess) return result;
-  countPassed(comm);
   const std::size_t element = bytesOf(type, 1);
   result = FUSCO_REAL(GroupStart);
   if (result != ncclSuccess) return result;
@@ -206,59 +213,69 @@ ncclResult_t ncclAllToAllv(const void* sendbuff, const size_t sendcounts[], cons
     if (sendcounts == nullptr || sdispls == nullptr || recvcounts == nullptr || rdispls == nullptr)
       fail(Code::invalidArgument, "an array of counts or displacements is NULL");
   };
-  if (mode() != Mode::host) {
-    ncclResult_t passed = ncclSuccess;
-    const ncclResult_t checked = guarded("ncclAllToAllv", [&] {
-      checkArrays();
-      passed = passAllToAllv(sendbuff, sendcounts, sdispls, recvbuff, recvcounts, rdispls, datatype, comm, stream);
-    });
-    return checked != ncclSuccess ? checked : passed;
-  }
-  return hostCall("ncclAllToAllv", [&] {
-    const CommunicatorRef communicator = usable(comm);
+  ncclResult_t result = ncclSuccess;
+  const auto add = [&](const CommunicatorRef& communicator) {
     checkArrays();
     checkOverlap(communicator, sendbuff, sendcounts, sdispls, recvbuff, recvcounts, rdispls, datatype);
     for (int peer = 0; peer < communicator->ranks; ++peer) {
       addBytes(communicator, true, at(sendbuff, bytesOf(datatype, sdispls[peer])), bytesOf(datatype, sendcounts[peer]),
-               peer);
-      addBytes(communicator, false, at(recvbuff, bytesOf(datatype, rdispls[peer])), bytesOf(datatype, recvcounts[peer]),
-               peer);
+               peer, stream);
+      addBytes(communicator, false, at(recvbuff, bytesOf(datatype, rdispls[peer])),
+               bytesOf(datatype, recvcounts[peer]), peer, stream);
     }
+  };
+  if (carried(result, "ncclAllToAllv", comm, stream, add)) return result;
+  ncclResult_t passed = ncclSuccess;
+  const ncclResult_t checked = guarded("ncclAllToAllv", [&] {
+    checkArrays();
+    passed = passAllToAllv(sendbuff, sendcounts, sdispls, recvbuff, recvcounts, rdispls, datatype, comm, stream);
   });
+  return checked != ncclSuccess ? checked : passed;
 }
 
 ncclResult_t ncclAllToAll(const void* sendbuff, void* recvbuff, size_t count, ncclDataType_t datatype, ncclComm_t comm,
                           cudaStream_t stream) {
   if (mode() == Mode::host || realFunction(Function::AlltoAll) != nullptr)
     return face::AlltoAll(sendbuff, recvbuff, count, datatype, comm, stream);
-  ncclResult_t passed = ncclSuccess;
-  const ncclResult_t checked = guarded("ncclAllToAll", [&] {
-    int ranks = 0;
-    passed = FUSCO_REAL(CommCount, comm, &ranks);
-    const std::vector<size_t> counts(static_cast<std::size_t>(ranks), count);
-    std::vector<size_t> displacements;
-    for (int peer = 0; peer < ranks; ++peer) displacements.push_back(static_cast<std::size_t>(peer) * count);
-    if (passed == ncclSuccess)
-      passed = passAllToAllv(sendbuff, counts.data(), displacements.data(), recvbuff, counts.data(),
-                             displacements.data(), datatype, comm, stream);
-  });
-  return checked != ncclSuccess ? checked : passed;
+  // This NCCL has no such call: as sends and receives.
+  int ranks = 0;
+  const ncclResult_t counted = FUSCO_REAL(CommCount, comm, &ranks);
+  if (counted != ncclSuccess) return counted;
+  const std::vector<size_t> counts(static_cast<std::size_t>(ranks), count);
+  std::vector<size_t> displacements;
+  for (int peer = 0; peer < ranks; ++peer) displacements.push_back(static_cast<std::size_t>(peer) * count);
+  return ncclAllToAllv(sendbuff, counts.data(), displacements.data(), recvbuff, counts.data(), displacements.data(),
+                       datatype, comm, stream);
 }
+
+namespace {
+
+ncclResult_t rowsCall(const char* name, bool send, const void* buffer, size_t count, ncclDataType_t type, int peer,
+                      ncclComm_t comm, cudaStream_t stream, const void* indices, int rowBytes) {
+  ncclResult_t result = ncclSuccess;
+  const auto add = [&](const CommunicatorRef& communicator) {
+    addRows(communicator, send, buffer, count, type, peer, indices, rowBytes, stream);
+  };
+  if (carried(result, name, comm, stream, add)) return result;
+  return guarded(name, [&] {
+    const CommunicatorRef communicator = findCommunicator(comm);
+    const std::string why = !communicator           ? "the communicator is not known"
+                            : communicator->carried ? "a call that is captured is passed on"
+                                                    : "the communicator is not carried: " + communicator->reason;
+    fail(Code::invalidUsage, "NCCL cannot move segments, and " + why);
+  });
+}
+
+}  // namespace
 
 ncclResult_t gatherSend(const void* sendbuff, size_t count, ncclDataType_t datatype, int dest, ncclComm_t comm,
-                        cudaStream_t, const void* segmentIndices, int bytesPerSegment) {
-  return hostCall("gatherSend", [&] {
-    if (mode() != Mode::host) fail(Code::invalidUsage, "NCCL cannot send segments: " + deviceReason());
-    addRows(comm, true, sendbuff, count, datatype, dest, segmentIndices, bytesPerSegment);
-  });
+                        cudaStream_t stream, const void* segmentIndices, int bytesPerSegment) {
+  return rowsCall("gatherSend", true, sendbuff, count, datatype, dest, comm, stream, segmentIndices, bytesPerSegment);
 }
 
-ncclResult_t scatterRecv(void* recvbuff, size_t count, ncclDataType_t datatype, int src, ncclComm_t comm, cudaStream_t,
-                         const void* segmentIndices, int bytesPerSegment) {
-  return hostCall("scatterRecv", [&] {
-    if (mode() != Mode::host) fail(Code::invalidUsage, "NCCL cannot receive segments: " + deviceReason());
-    addRows(comm, false, recvbuff, count, datatype, src, segmentIndices, bytesPerSegment);
-  });
+ncclResult_t scatterRecv(void* recvbuff, size_t count, ncclDataType_t datatype, int src, ncclComm_t comm,
+                         cudaStream_t stream, const void* segmentIndices, int bytesPerSegment) {
+  return rowsCall("scatterRecv", false, recvbuff, count, datatype, src, comm, stream, segmentIndices, bytesPerSegment);
 }
 
 ncclResult_t fuscoNcclComm(ncclComm_t comm, fuscoComm_t* carrier) {

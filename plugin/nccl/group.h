@@ -16,7 +16,10 @@ struct Transfer {
   void* base = nullptr;
   std::size_t rows = 0, rowBytes = 0;
   bool listed = false;
-  std::vector<std::int64_t> list;
+  std::vector<std::int64_t> list = {};
+  // Device mode: the list stays where it is.
+  const void* deviceList = nullptr;
+  cudaStream_t stream = nullptr;
 };
 
 enum class CollectiveKind { allGather, allReduce, broadcast, reduce, reduceScatter };

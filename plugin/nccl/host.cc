@@ -212,6 +212,11 @@ CommunicatorRef parentOf(ncclComm_t handle, ncclComm_t* slot) {
 
 }  // namespace
 
+Tag splitPlace(Communicator& parent, int color) {
+  const Tag place = childTag(parent, ranksOf(parent, {}));
+  return color < 0 ? place : place.derived(static_cast<std::uint64_t>(color) + 1);
+}
+
 void addSplit(ncclComm_t handle, int color, int key, ncclComm_t* slot, const ncclConfig_t* config) {
   CommunicatorRef parent = parentOf(handle, slot);
   if (color < 0 && color != NCCL_SPLIT_NOCOLOR)

@@ -18,9 +18,9 @@ class Round {
     if (open_) fuscoGroupEnd();
   }
   void add(fuscoComm_t comm, const Transfer& t) {
-    const void* const list = t.listed ? t.list.data() : nullptr;
-    check(t.send ? fuscoGatherSend(t.base, t.rows, t.rowBytes, list, fuscoInt64, t.peer, comm, nullptr)
-                 : fuscoScatterRecv(t.base, t.rows, t.rowBytes, list, fuscoInt64, t.peer, comm, nullptr));
+    const void* const list = !t.listed ? nullptr : t.deviceList != nullptr ? t.deviceList : t.list.data();
+    check(t.send ? fuscoGatherSend(t.base, t.rows, t.rowBytes, list, fuscoInt64, t.peer, comm, t.stream)
+                 : fuscoScatterRecv(t.base, t.rows, t.rowBytes, list, fuscoInt64, t.peer, comm, t.stream));
   }
   void send(fuscoComm_t comm, int peer, const void* data, std::size_t bytes) {
     check(fuscoSend(data, bytes, fuscoInt8, peer, comm, nullptr));
