@@ -4,9 +4,7 @@
 
 #include <cstring>
 #include <map>
-#include <mutex>
 #include <string>
-#include <utility>
 
 #include "base/status.h"
 
@@ -198,54 +196,8 @@ Exported exportMemory(const void* pointer) {
   static_assert(sizeof handle == sizeof exported.handle);
   std::memcpy(exported.handle.data(), &handle, sizeof handle);
   exported.offset = address - start;
+  exported.bytes = bytes;
   return exported;
-}
-
-namespace {
-// An allocation can be mapped once in a process and GPU: ranks and communicators share the mapping.
-struct Imports {
-  using Key = std::pair<int, std::array<unsigned char, 64>>;
-  struct Mapping {
-    void* start;
-    int uses;
-  };
-  std::mutex mutex;
-  std::map<Key, Mapping> mappings;
-};
-Imports& imports() {
-  // Never destroyed: communicators may end while the process does.
-  static auto& all = *new Imports;
-  return all;
-}
-}  // namespace
-
-void* import(const std::array<unsigned char, 64>& handle) {
-  Imports& all = imports();
-  const Imports::Key key{currentDevice(), handle};
-  std::lock_guard lock(all.mutex);
-  const auto known = all.mappings.find(key);
-  if (known != all.mappings.end()) {
-    ++known->second.uses;
-    return known->second.start;
-  }
-  cudaIpcMemHandle_t native;
-  std::memcpy(&native, handle.data(), sizeof native);
-  void* start = nullptr;
-  CHECK(cudaIpcOpenMemHandle(&start, native, cudaIpcMemLazyEnablePeerAccess));
-  all.mappings[key] = {start, 1};
-  return start;
-}
-void closeImport(void* start) noexcept {
-  Imports& all = imports();
-  std::lock_guard lock(all.mutex);
-  for (auto at = all.mappings.begin(); at != all.mappings.end(); ++at) {
-    if (at->second.start != start) continue;
-    if (--at->second.uses == 0) {
-      cudaIpcCloseMemHandle(start);
-      all.mappings.erase(at);
-    }
-    return;
-  }
 }
 
 std::size_t planScratchBytes(int experts, int ranks, int nodes) {

@@ -83,11 +83,9 @@ class Event {
 struct Exported {
   std::array<unsigned char, 64> handle;
   std::uint64_t offset;
+  std::uint64_t bytes;  // of the allocation
 };
 Exported exportMemory(const void* pointer);
-// The start of the allocation. Mapped once for the current GPU, however often it is asked for; unmapped by as many closes.
-void* import(const std::array<unsigned char, 64>& handle);
-void closeImport(void* start) noexcept;
 
 // Kernels. The budget counts over all ranks of a launch.
 std::size_t planScratchBytes(int experts, int ranks, int nodes);

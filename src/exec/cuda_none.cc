@@ -38,8 +38,6 @@ void Event::record(Stream) { none(); }
 void Event::waitOn(Stream) const { none(); }
 bool Event::reached() const { none(); }
 Exported exportMemory(const void*) { none(); }
-void* import(const std::array<unsigned char, 64>&) { none(); }
-void closeImport(void*) noexcept {}
 std::size_t planScratchBytes(int, int, int) { none(); }
 bool planFits(const kernels::PlanArgs&) { none(); }
 void planCount(const kernels::PlanArgs&, Stream) { none(); }

@@ -3,8 +3,11 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <mutex>
 #include <string>
+#include <vector>
 
 #include "base/status.h"
 
@@ -105,6 +108,69 @@ bool tryExport(const Allocation& allocation, Handle& handle) {
   std::memcpy(handle.data(), &native, sizeof native);
   return true;
 }
+
+struct Imported::Mapping {
+  int device;
+  Foreign foreign;
+  void* start = nullptr;
+  int uses = 0;
+  std::atomic<bool> unmapped{false};
+};
+
+struct Imported::Mappings {
+  std::mutex mutex;
+  std::vector<std::shared_ptr<Mapping>> all;
+
+  // Never destroyed: communicators may end while the process does.
+  static Mappings& ofProcess() {
+    static auto& mappings = *new Mappings;
+    return mappings;
+  }
+  void unmap(std::size_t at) noexcept {
+    all[at]->unmapped = true;
+    cudaIpcCloseMemHandle(all[at]->start);
+    cudaGetLastError();
+    all.erase(all.begin() + static_cast<std::ptrdiff_t>(at));
+  }
+};
+
+Imported::Imported(const Foreign& foreign) {
+  Mappings& mappings = Mappings::ofProcess();
+  const int device = currentDevice();
+  std::lock_guard lock(mappings.mutex);
+  for (std::size_t at = mappings.all.size(); at-- > 0;) {
+    Mapping& known = *mappings.all[at];
+    const Foreign& other = known.foreign;
+    if (known.device != device || std::memcmp(other.process, foreign.process, sizeof other.process) != 0) continue;
+    if (other.handle == foreign.handle) {
+      mapping_ = mappings.all[at];
+    } else if (other.start < foreign.start + foreign.bytes && foreign.start < other.start + other.bytes) {
+      mappings.unmap(at);
+    }
+  }
+  if (mapping_ == nullptr) {
+    auto made = std::make_shared<Mapping>();
+    made->device = device;
+    made->foreign = foreign;
+    cudaIpcMemHandle_t native;
+    std::memcpy(&native, foreign.handle.data(), sizeof native);
+    CHECK(cudaIpcOpenMemHandle(&made->start, native, cudaIpcMemLazyEnablePeerAccess));
+    mappings.all.push_back(made);
+    mapping_ = std::move(made);
+  }
+  ++mapping_->uses;
+}
+
+Imported::~Imported() {
+  Mappings& mappings = Mappings::ofProcess();
+  std::lock_guard lock(mappings.mutex);
+  if (--mapping_->uses > 0 || mapping_->unmapped) return;
+  const auto found = std::find(mappings.all.begin(), mappings.all.end(), mapping_);
+  if (found != mappings.all.end()) mappings.unmap(static_cast<std::size_t>(found - mappings.all.begin()));
+}
+
+std::byte* Imported::start() const { return static_cast<std::byte*>(mapping_->start); }
+bool Imported::unmapped() const { return mapping_->unmapped; }
 
 void copyRows(const kernels::RowCopy* copies, std::size_t count, const kernels::Budget& budget, Stream stream) {
   for (std::size_t at = 0; at < count; at += kernels::kMaxCopies) {

@@ -5,6 +5,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 
 #include "exec/cuda.h"
 #include "kernels/transfer.h"
@@ -52,6 +53,30 @@ struct Allocation {
 Allocation allocationOf(const void* pointer);
 // False for memory that has no such handle: of virtual memory management, of pools, managed, pinned.
 bool tryExport(const Allocation& allocation, Handle& handle);
+
+// An allocation of another process, mapped for the current GPU as long as anyone holds it. A process maps it once for each
+// GPU, whoever asks. It is unmapped before its time when its owner shows a younger allocation at the same addresses: the
+// driver maps no two, and nobody may use the old one any more.
+struct Foreign {
+  Handle handle;
+  std::uint64_t process[2];  // whose it is
+  std::uint64_t start;       // where it begins there
+  std::uint64_t bytes;       // of it, as far as known
+};
+class Imported {
+ public:
+  explicit Imported(const Foreign& foreign);
+  ~Imported();
+  Imported(const Imported&) = delete;
+  Imported& operator=(const Imported&) = delete;
+  std::byte* start() const;
+  bool unmapped() const;
+
+ private:
+  struct Mapping;
+  struct Mappings;
+  std::shared_ptr<Mapping> mapping_;
+};
 
 // Kernel of kernels/transfer.h: one launch for each kMaxCopies of them.
 void copyRows(const kernels::RowCopy* copies, std::size_t count, const kernels::Budget& budget, Stream stream);

@@ -21,6 +21,11 @@ void SharedEvent::record(Stream) { none(); }
 void SharedEvent::waitOn(Stream) const { none(); }
 Allocation allocationOf(const void*) { none(); }
 bool tryExport(const Allocation&, Handle&) { none(); }
+struct Imported::Mapping {};
+Imported::Imported(const Foreign&) { none(); }
+Imported::~Imported() = default;
+std::byte* Imported::start() const { none(); }
+bool Imported::unmapped() const { none(); }
 void copyRows(const kernels::RowCopy*, std::size_t, const kernels::Budget&, Stream) { none(); }
 
 }  // namespace fusco::exec::cuda

@@ -80,7 +80,7 @@ DeviceDomain::DeviceDomain(Engine& engine, int device, int maxSms, std::int64_t 
     const int rank = engine.nodeRank(i);
     const DeviceRecord& r = all[static_cast<std::size_t>(rank)];
     const bool sameProcess = r.process[0] == mine.process[0] && r.process[1] == mine.process[1];
-    peers_.push_back({sameProcess, r.device});
+    peers_.push_back({sameProcess, r.device, {r.process[0], r.process[1]}});
     if (sameProcess && r.gpu == mine.gpu) {
       if (i == self) member_ = static_cast<int>(members_.size());
       members_.push_back(i);
@@ -92,9 +92,7 @@ DeviceDomain::DeviceDomain(Engine& engine, int device, int maxSms, std::int64_t 
     }
     std::byte* counts = reinterpret_cast<std::byte*>(r.counts);
     if (!sameProcess) {
-      counts = static_cast<std::byte*>(cuda::import(r.exported.handle));
-      imports_[r.exported.handle] = counts;
-      counts += r.exported.offset;
+      counts = mapped(peers_.back(), r.exported.handle, r.counts - r.exported.offset, r.exported.bytes) + r.exported.offset;
     }
     for (int slot = 0; slot < kOperationSlots; ++slot) {
       addresses[static_cast<std::size_t>(slot * ranks + rank)] =
@@ -126,9 +124,9 @@ DeviceDomain::DeviceDomain(Engine& engine, int device, int maxSms, std::int64_t 
 }
 
 DeviceDomain::~DeviceDomain() {
-  for (const auto& [handle, start] : imports_) cuda::closeImport(start);
   try {
     const cuda::OnDevice on(device_);
+    imports_.clear();
     for (auto& event : events_) event.reset();
     cuda::release(countsMemory_);
   } catch (const std::exception& e) {
@@ -166,15 +164,23 @@ std::byte* DeviceDomain::reach(int localIndex, const transport::MemoryRef& memor
                                const transport::MemoryRef* handle) {
   if (memory.kind == transport::MemoryRef::none) return nullptr;
   if (sameProcess(localIndex)) return reinterpret_cast<std::byte*>(memory.address);
-  std::array<unsigned char, 64> key;
+  cuda::Handle key;
   std::memcpy(key.data(), static_cast<const void*>(handle), sizeof key);
+  return mapped(peers_[static_cast<std::size_t>(localIndex)], key, memory.address - memory.offset,
+                memory.offset + memory.bytes) +
+         memory.offset;
+}
+
+std::byte* DeviceDomain::mapped(const Peer& peer, const cuda::Handle& handle, std::uint64_t start,
+                                std::uint64_t bytes) {
   std::lock_guard lock(importMutex_);
-  void*& start = imports_[key];
-  if (start == nullptr) {
+  std::unique_ptr<cuda::Imported>& known = imports_[handle];
+  if (known == nullptr || known->unmapped()) {
     const cuda::OnDevice on(device_);
-    start = cuda::import(key);
+    known.reset();
+    known = std::make_unique<cuda::Imported>(cuda::Foreign{handle, {peer.process[0], peer.process[1]}, start, bytes});
   }
-  return static_cast<std::byte*>(start) + memory.offset;
+  return known->start();
 }
 
 void DeviceDomain::checkPointer(const char* what, const void* pointer) const {

@@ -12,6 +12,7 @@
 #include "engine/device/memory.h"
 #include "engine/control.h"
 #include "exec/cuda.h"
+#include "exec/cuda_peer.h"
 
 namespace fusco::engine {
 
@@ -78,7 +79,10 @@ class DeviceDomain {
   struct Peer {
     bool sameProcess;
     int device;
+    std::uint64_t process[2];
   };
+  // The start of an allocation of a peer in another process.
+  std::byte* mapped(const Peer& peer, const exec::cuda::Handle& handle, std::uint64_t start, std::uint64_t bytes);
 
   Engine& engine_;
   const int device_;
@@ -93,7 +97,7 @@ class DeviceDomain {
   std::size_t countsBytes_ = 0;
   std::unique_ptr<exec::cuda::Event> events_[kEvents];
   std::mutex importMutex_;
-  std::map<std::array<unsigned char, 64>, void*> imports_;
+  std::map<exec::cuda::Handle, std::unique_ptr<exec::cuda::Imported>> imports_;
 };
 
 }  // namespace fusco::engine

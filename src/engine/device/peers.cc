@@ -40,14 +40,6 @@ bool within(std::int64_t milliseconds, const std::function<bool()>& condition) {
 
 }  // namespace
 
-struct DevicePeers::Import {
-  std::byte* start = nullptr;
-  std::uint64_t peerStart = 0, bytes = 0;
-  ~Import() {
-    if (start != nullptr) cuda::closeImport(start);
-  }
-};
-
 DeviceEnd::DeviceEnd(int device, bool betweenProcesses) : device_(device) {
   const cuda::OnDevice on(device_);
   for (int kind = 0; kind < kKinds; ++kind) {
@@ -100,6 +92,7 @@ DevicePeers::DevicePeers(Engine& engine, DeviceDomain& domain, std::int64_t time
   for (int i = 0; i < engine_.nodeRanks(); ++i) {
     const PeerRecord& r = all[static_cast<std::size_t>(engine_.nodeRank(i))];
     Peer peer;
+    std::memcpy(peer.process, r.process, sizeof peer.process);
     peer.sameProcess = r.process[0] == mine.process[0] && r.process[1] == mine.process[1];
     if (peer.sameProcess) {
       peer.end = reinterpret_cast<DeviceEnd*>(r.end)->shared_from_this();
@@ -163,7 +156,7 @@ DevicePeers::~DevicePeers() {
       FUSCO_WARN("GPU {}: copies of a communicator that is destroyed still wait for a peer; their memory is not freed",
                  domain_.device());
       for (Peer& peer : peers_) {
-        for (auto& [handle, import] : peer.imports) new std::shared_ptr<Import>(import);
+        for (auto& [handle, imported] : peer.imports) static_cast<void>(imported.release());
       }
       new std::shared_ptr<DeviceEnd>(end_);
       static_cast<void>(lane_.release());
@@ -227,40 +220,27 @@ bool DevicePeers::describe(const void* pointer, std::size_t bytes, bool sameProc
   return true;
 }
 
-std::shared_ptr<DevicePeers::Import> DevicePeers::import(Peer& peer, const PeerMemory& memory) {
-  const std::uint64_t start = memory.memory.address - memory.memory.offset;
-  // The peer has freed what overlaps it; and there is an end to how much stays mapped. Copies that read it may be under
-  // way.
-  bool drained = false;
-  const auto giveUp = [&](auto at) {
-    if (!drained) cuda::synchronize(lane_->get());
-    drained = true;
-    return peer.imports.erase(at);
-  };
-  for (auto at = peer.imports.begin(); at != peer.imports.end();) {
-    const Import& old = *at->second;
-    const bool overlaps = old.peerStart < start + memory.allocationBytes && start < old.peerStart + old.bytes;
-    at = overlaps ? giveUp(at) : std::next(at);
-  }
-  if (peer.imports.size() >= kMostImports) {
-    while (!peer.imports.empty()) giveUp(peer.imports.begin());
-  }
-  auto made = std::make_shared<Import>();
-  made->start = static_cast<std::byte*>(cuda::import(memory.handle));
-  made->peerStart = start;
-  made->bytes = memory.allocationBytes;
-  return made;
-}
-
 std::byte* DevicePeers::reach(int localIndex, const PeerMemory& memory) {
   if (memory.memory.kind == transport::MemoryRef::none) return nullptr;
   Peer& peer = peers_[static_cast<std::size_t>(localIndex)];
   if (peer.sameProcess) return reinterpret_cast<std::byte*>(memory.memory.address);
-  const auto found = peer.imports.find(memory.handle);
-  if (found != peer.imports.end()) return found->second->start + memory.memory.offset;
-  const std::shared_ptr<Import> made = import(peer, memory);
-  peer.imports[memory.handle] = made;
-  return made->start + memory.memory.offset;
+  auto found = peer.imports.find(memory.handle);
+  if (found != peer.imports.end() && found->second->unmapped()) {
+    peer.imports.erase(found);
+    found = peer.imports.end();
+  }
+  if (found == peer.imports.end()) {
+    if (peer.imports.size() >= kMostImports) {
+      cuda::synchronize(lane_->get());
+      peer.imports.clear();
+    }
+    const cuda::Foreign foreign{memory.handle,
+                                {peer.process[0], peer.process[1]},
+                                memory.memory.address - memory.memory.offset,
+                                memory.allocationBytes};
+    found = peer.imports.emplace(memory.handle, std::make_unique<cuda::Imported>(foreign)).first;
+  }
+  return found->second->start() + memory.memory.offset;
 }
 
 int DevicePeers::takeSlot() {

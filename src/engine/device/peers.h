@@ -83,15 +83,14 @@ class DevicePeers {
   std::uint64_t takeAnswers(int rank, exec::cuda::Stream stream, bool captured);
 
  private:
-  struct Import;
   struct Peer {
+    std::uint64_t process[2];
     bool sameProcess = true;
     std::shared_ptr<DeviceEnd> end;                            // same process
     std::unique_ptr<exec::cuda::SharedEvent> events[2][DeviceEnd::kEvents];  // another one's: ready, done
-    std::map<exec::cuda::Handle, std::shared_ptr<Import>> imports;
+    std::map<exec::cuda::Handle, std::unique_ptr<exec::cuda::Imported>> imports;
   };
 
-  std::shared_ptr<Import> import(Peer& peer, const PeerMemory& memory);
   bool agree(bool mine, std::int64_t timeoutMs);
 
   Engine& engine_;
