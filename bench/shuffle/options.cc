@@ -83,7 +83,7 @@ void checkTogether(Options& o, const std::string& tokens, const std::string& typ
   o.memory = memory == "window" ? Memory::window : Memory::privately;
   oneOf("--device", o.device, {"host", "cuda"});
   oneOf("--balance", o.balance, {"none", "paper", "full"});
-  oneOf("--net", o.net, {"auto", "tcp", "shm"});
+  oneOf("--net", o.net, {"auto", "tcp", "shm", "verbs"});
   oneOf("--dedup", o.dedup, {"none", "node", "full", "auto"});
   for (const std::string& impl : o.impls)
     oneOf("--impl", impl, {"fusco", "limit", "mpi-alltoallv", "mpi-alltoallw", "mpi-sendrecv"});
@@ -198,7 +198,7 @@ ParsedOptions parseOptions(const std::vector<std::string>& words) {
                  "Copies of a token: none (K), node (one a node), full (one a rank), auto (the library's)")
       ->capture_default_str();
   app.add_option("--net", o.net,
-                 "Between nodes: auto, tcp or shm (FUSCO_NET); with tcp the MPI peers use it as well, and "
+                 "Between nodes: auto, tcp, shm or verbs (FUSCO_NET); with tcp the MPI peers use it as well, and "
                  "the wire alone is measured")
       ->capture_default_str();
   app.add_option("--netns", o.netns, "bench/cluster gives it: rank r enters the network namespace of its node")

@@ -63,9 +63,10 @@ constexpr SettingInfo kTable[] = {
      "Multiprocessors of a GPU that a rank's kernels may take; ranks that share a GPU and a process add theirs up. 0: all."},
     {Setting::hugePages, "FUSCO_HUGE_PAGES", flag, "1", "", 0, 1, "",
      "1: ask the kernel for huge pages behind windows and workspace; without them work goes on in small ones."},
-    {Setting::net, "FUSCO_NET", choice, "auto", "", 0, 0, "auto|tcp|shm",
+    {Setting::net, "FUSCO_NET", choice, "auto", "", 0, 0, "auto|tcp|shm|verbs",
      "How ranks of different nodes reach each other. auto: through shared memory where they are on one machine and in "
-     "one network namespace, else by TCP. tcp: always by TCP. shm: never by TCP."},
+     "one network namespace, else by RDMA where both have a port for it, else by TCP. tcp: always by TCP. shm: never by "
+     "TCP. verbs: always by RDMA."},
     {Setting::socketInterfaces, "FUSCO_SOCKET_IFNAME", text, "", "NCCL_SOCKET_IFNAME", 0, 0, "",
      "The network interfaces to use: a list of prefixes (eth,ib); with = in front, of whole names; with ^, all but "
      "these. "

@@ -15,9 +15,10 @@ namespace fusco::comm {
 
 // How ranks of different nodes reach each other; the choices of FUSCO_NET in the order of the table.
 enum class Net : int {
-  automatic = 0,  // by shared memory where they have a domain in common, else by TCP
+  automatic = 0,  // by shared memory where they have a domain in common, else by queue pairs or TCP
   tcp = 1,
   sharedMemory = 2,
+  verbs = 3,
 };
 
 struct FabricConfig {

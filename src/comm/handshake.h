@@ -17,11 +17,11 @@
 namespace fusco::comm {
 
 struct Purpose {
-  enum Kind : std::uint32_t { records = 1, tree = 2, link = 3 };
+  enum Kind : std::uint32_t { records = 1, tree = 2, link = 3, verbsLink = 4 };
   std::uint32_t kind = 0;
   std::int32_t rank = -1;    // the caller's; the lowest one behind it for records
-  std::int32_t channel = 0;  // link
-  std::int32_t stream = 0;   // link
+  std::int32_t channel = 0;  // of links
+  std::int32_t stream = 0;   // of links
 };
 
 class Handshake {

@@ -28,6 +28,8 @@ using transport::RankHeader;
 namespace {
 
 constexpr std::int64_t kLookEveryNs = 50'000'000;
+// What a rank says at the end of init: that it reaches its node's private memory, and which RDMA ports it has.
+constexpr std::uint8_t kProcessVmVote = 1, kInfinibandVote = 2, kRoceVote = 4;
 // A rank that has destroyed its communicator may have done its part of the operation that we still wait in: its leaving
 // is an error only when the wait goes on and nobody rings.
 constexpr std::int64_t kFarewellGraceNs = 1'000'000'000;
@@ -222,7 +224,7 @@ void LocalFabric::meetAll(const UniqueId& id) {
   arrange(records);
   connectMesh(id, records, deadline);
   connectNetwork(id, records, deadline);
-  voteOnProcessVm(records);
+  vote(records);
   listener_.reset();
   leaveMeetingPlace(id);
 }
@@ -280,10 +282,12 @@ void LocalFabric::connectMesh(const UniqueId& id, const std::vector<Record>& rec
 }
 
 // Whether links to a rank (of another node) go by TCP.
-bool LocalFabric::byNetwork(int rank) const { return mesh_->remote(rank) || config_.net == Net::tcp; }
+bool LocalFabric::byNetwork(int rank) const {
+  return mesh_->remote(rank) || config_.net == Net::tcp || config_.net == Net::verbs;
+}
 
 void LocalFabric::connectNetwork(const UniqueId& id, const std::vector<Record>& records, Deadline deadline) {
-  bool needed = config_.net == Net::tcp && topology_->nodes() > 1;
+  bool needed = (config_.net == Net::tcp || config_.net == Net::verbs) && topology_->nodes() > 1;
   for (const Record& record : records) {
     if (record.domain == records.front().domain) continue;
     needed = true;
@@ -301,24 +305,65 @@ void LocalFabric::connectNetwork(const UniqueId& id, const std::vector<Record>& 
       Network::LinkShape{config_.slotBytes, config_.slots, kChannels},
       Network::Ways{[this](const News& news) { hear(news); }, [this] { headers_[config_.rank]->ring(); }});
   network_->join(deadline, [this] { check(); });
+  if (config_.net != Net::tcp) openNics();
 }
 
-void LocalFabric::voteOnProcessVm(const std::vector<Record>& records) {
-  std::uint8_t works = config_.allowProcessVm;
+void LocalFabric::openNics() {
+  try {
+    std::unique_ptr<transport::VerbsNics> nics = transport::VerbsNics::open();
+    try {
+      nics->tryMemory(4 * config_.slotBytes * static_cast<std::size_t>(config_.slots));
+    } catch (const Error& error) {
+      if (config_.net == Net::automatic) FUSCO_WARN("RDMA is left unused, TCP is slower: {}", error.what());
+      throw;
+    }
+    nicVote_ = nics->infiniband() ? kInfinibandVote : kRoceVote;
+    network_->offer(std::move(nics));
+  } catch (const Error& error) {
+    nicFailure_ = error.what();
+    FUSCO_INFO(kLogNet, "{} uses no RDMA: {}", names_[config_.rank], nicFailure_);
+  }
+}
+
+// After this all ranks know who reaches whom by what.
+void LocalFabric::chooseMedia(const std::vector<std::uint8_t>& votes) {
+  if (!network_ || config_.net == Net::tcp) return;
+  std::vector<bool> peers;
+  for (const std::uint8_t one : votes) peers.push_back((one & nicVote_ & (kInfinibandVote | kRoceVote)) != 0);
+  for (int rank = 0; rank < config_.ranks && config_.net == Net::verbs; ++rank) {
+    if (topology_->nodeOf(rank) == topology_->nodeOf(config_.rank) || peers[static_cast<std::size_t>(rank)]) continue;
+    if (nicVote_ == 0)
+      fail(Code::systemError, "FUSCO_NET=verbs, but " + names_[config_.rank] + " has none: " + nicFailure_);
+    const bool other = (votes[static_cast<std::size_t>(rank)] & (kInfinibandVote | kRoceVote)) != 0;
+    fail(Code::remoteError, "FUSCO_NET=verbs, but " + names_[rank] +
+                                (other ? " has another kind of port (InfiniBand or RoCE) than " + names_[config_.rank]
+                                       : std::string(" has no RDMA port that can be used; its error or log says why")));
+  }
+  network_->useQueuePairs(std::move(peers));
+}
+
+void LocalFabric::vote(const std::vector<Record>& records) {
+  std::uint8_t works = config_.allowProcessVm ? kProcessVmVote : 0;
   for (const Record& record : records) {
     if (!mesh_->sameNode(record.rank) || mesh_->sameProcess(record.rank) || !works) continue;
-    works =
+    const bool reached =
         record.probeAddress != 0 && transport::probeVm(mesh_->pid(record.rank), record.probeAddress, record.probeValue);
+    if (!reached) works = 0;
   }
+  works |= nicVote_;
   std::vector<std::uint8_t> votes(records.size());
   // Also the end of init: nobody goes on before all are connected.
   allGather(&works, 1, votes.data(), config_.initTimeoutMs);
   processVm_ = true;
-  for (int rank : topology_->ranksOf(topology_->nodeOf(config_.rank))) processVm_ = processVm_ && votes[rank] != 0;
+  for (int rank : topology_->ranksOf(topology_->nodeOf(config_.rank)))
+    processVm_ = processVm_ && (votes[rank] & kProcessVmVote) != 0;
+  chooseMedia(votes);
   FUSCO_INFO(kLogInit, "{}: {} ranks on {} nodes; {}; process_vm {}; other nodes by {}", names_[config_.rank],
              config_.ranks, topology_->nodes(),
              oneProcess_ ? "own node in one process" : "own node in several processes", processVm_ ? "on" : "off",
-             network_ ? "TCP where they share no memory" : "shared memory");
+             !network_       ? "shared memory"
+             : nicVote_ == 0 ? "TCP where they share no memory"
+                             : "RDMA or TCP where they share no memory");
 }
 
 // ---- small things

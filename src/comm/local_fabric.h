@@ -72,7 +72,9 @@ class LocalFabric final : public Fabric {
   void meetAll(const UniqueId& id);
   void arrange(const std::vector<Record>& records);
   void connectMesh(const UniqueId& id, const std::vector<Record>& records, Deadline deadline);
-  void voteOnProcessVm(const std::vector<Record>& records);
+  void openNics();
+  void vote(const std::vector<Record>& records);
+  void chooseMedia(const std::vector<std::uint8_t>& votes);
   void listen();
   void connectNetwork(const UniqueId& id, const std::vector<Record>& records, Deadline deadline);
   bool byNetwork(int rank) const;
@@ -101,6 +103,8 @@ class LocalFabric final : public Fabric {
   std::int64_t spinMicroseconds_ = 0;
   bool processVm_ = false;
   bool oneProcess_ = false;
+  std::uint8_t nicVote_ = 0;  // which kind of RDMA port this rank offers
+  std::string nicFailure_;    // why none
   bool entered_ = false;  // in the list of the process's fabrics
   const std::uint64_t probeWord_;
   Record record_{};

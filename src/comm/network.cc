@@ -99,27 +99,43 @@ void Network::join(Deadline deadline, const std::function<void()>& check) {
 
 // ---- links
 
-Network::Line& Network::lineTo(int peer, int channel) {
+void Network::offer(std::unique_ptr<transport::VerbsNics> nics) {
+  nics->serve(reactor_);
+  std::lock_guard lock(mutex_);
+  nics_ = std::move(nics);
+}
+
+void Network::useQueuePairs(std::vector<bool> peers) { byQueuePair_ = std::move(peers); }
+
+Network::Line& Network::lineTo(int peer, int channel, Purpose::Kind kind) {
   Line& line = lines_[{peer, channel}];
-  if (!line.link) {
-    line.stages.assign(kStreams, Stage::none);
-    line.link = std::make_unique<transport::TcpLink>(
-        reactor_, transport::TcpLinkOptions{shape_.slotBytes, shape_.slots, kStreams,
-                                            [this, peer, channel] { open(peer, channel); }, ways_.ringBell});
+  if (line.link) return line;
+  line.kind = kind;
+  line.stages.assign(kStreams, Stage::none);
+  transport::NetworkLinkOptions options{shape_.slotBytes, shape_.slots, kStreams,
+                                        [this, peer, channel] { open(peer, channel); }, ways_.ringBell};
+  if (kind == Purpose::verbsLink) {
+    // A node that is one lane may still have several NICs: its ranks take them in turn.
+    const int lane = topology_.lanesPerNode() == 1 ? topology_.localIndex(rank_)
+                                                   : topology_.laneOf(rank_, peer, channel / shape_.channels);
+    line.link = nics_->link(lane % nics_->count(), std::move(options));
+  } else {
+    line.link = std::make_unique<transport::TcpLink>(reactor_, std::move(options));
   }
   return line;
 }
 
 transport::PostedLink& Network::link(int peer, int channel) {
+  const bool verbs = !byQueuePair_.empty() && byQueuePair_[static_cast<std::size_t>(peer)];
   std::lock_guard lock(mutex_);
-  return *lineTo(peer, channel).link;
+  return *lineTo(peer, channel, verbs ? Purpose::verbsLink : Purpose::link).link;
 }
 
 void Network::open(int peer, int channel) {
   for (int stream = 0; stream < kStreams; ++stream) {
     {
       std::lock_guard lock(mutex_);
-      Stage& stage = lineTo(peer, channel).stages[static_cast<std::size_t>(stream)];
+      Stage& stage = lines_.at({peer, channel}).stages[static_cast<std::size_t>(stream)];
       if (stage != Stage::none) continue;
       stage = Stage::calling;
     }
@@ -136,10 +152,10 @@ void Network::callStream(int peer, int channel, int stream) {
   const auto done = [this, peer, channel, stream, to](UniqueFd socket, bool refused, const std::string& why) {
     // Refused: the lower rank has called as well, and its call counts.
     if (refused) return;
-    transport::TcpLink* link = nullptr;
+    transport::NetworkLink* link = nullptr;
     {
       std::lock_guard lock(mutex_);
-      Line& line = lineTo(peer, channel);
+      Line& line = lines_.at({peer, channel});
       Stage& stage = line.stages[static_cast<std::size_t>(stream)];
       if (stage != Stage::calling) return;
       if (socket) {
@@ -154,19 +170,29 @@ void Network::callStream(int peer, int channel, int stream) {
   };
   FUSCO_INFO(kLogNet, "{} connects channel {} to {} at {}", own().describe(), channel, other(peer).describe(),
              transport::textOf(to));
-  switchboard_->call(to, from, {Purpose::link, rank_, channel, stream}, Deadline::afterMs(kCallMs), done);
+  Purpose::Kind kind;
+  {
+    std::lock_guard lock(mutex_);
+    kind = lines_.at({peer, channel}).kind;
+  }
+  switchboard_->call(to, from, {kind, rank_, channel, stream}, Deadline::afterMs(kCallMs), done);
 }
 
 bool Network::judge(const Purpose& purpose) {
   const int peer = purpose.rank;
   if (peer < 0 || peer >= static_cast<int>(records_.size()) || peer == rank_) return false;
   if (purpose.kind == Purpose::tree) return tree_->wants(peer);
-  if (purpose.kind != Purpose::link || purpose.stream < 0 || purpose.stream >= kStreams || purpose.channel < 0 ||
-      purpose.channel >= shape_.channels * topology_.paths() || topology_.nodeOf(peer) == topology_.nodeOf(rank_)) {
+  const bool verbs = purpose.kind == Purpose::verbsLink;
+  if ((purpose.kind != Purpose::link && !verbs) || purpose.stream < 0 || purpose.stream >= kStreams ||
+      purpose.channel < 0 || purpose.channel >= shape_.channels * topology_.paths() ||
+      topology_.nodeOf(peer) == topology_.nodeOf(rank_)) {
     return false;
   }
   std::lock_guard lock(mutex_);
-  Stage& stage = lineTo(peer, purpose.channel).stages[static_cast<std::size_t>(purpose.stream)];
+  if (verbs && !nics_) return false;
+  Line& line = lineTo(peer, purpose.channel, verbs ? Purpose::verbsLink : Purpose::link);
+  Stage& stage = line.stages[static_cast<std::size_t>(purpose.stream)];
+  if (line.kind != static_cast<Purpose::Kind>(purpose.kind)) return false;
   if (stage == Stage::connected || (stage == Stage::calling && rank_ < peer)) return false;
   stage = Stage::connected;
   return true;
@@ -174,10 +200,10 @@ bool Network::judge(const Purpose& purpose) {
 
 void Network::take(const Purpose& purpose, UniqueFd socket) {
   if (purpose.kind == Purpose::tree) return tree_->attach(purpose.rank, std::move(socket));
-  transport::TcpLink* link = nullptr;
+  transport::NetworkLink* link = nullptr;
   {
     std::lock_guard lock(mutex_);
-    link = lineTo(purpose.rank, purpose.channel).link.get();
+    link = lines_.at({purpose.rank, purpose.channel}).link.get();
   }
   link->attach(purpose.stream, std::move(socket));
   ways_.ringBell();
@@ -190,7 +216,7 @@ int Network::brokenLink(const std::function<bool(int peer)>& excused, std::strin
       *how = line.failure;
       return key.first;
     }
-    if (line.link->state() == transport::TcpLink::State::open || excused(key.first)) continue;
+    if (line.link->state() == transport::NetworkLink::State::open || excused(key.first)) continue;
     *how = line.link->failure();
     return key.first;
   }

@@ -20,6 +20,7 @@
 #include "plan/topology.h"
 #include "transport/tcp/link.h"
 #include "transport/tcp/reactor.h"
+#include "transport/verbs/verbs.h"
 
 namespace fusco::comm {
 
@@ -43,6 +44,10 @@ class Network {
   // Connects the tree; `check` is asked while it waits. Throws Error(remoteError) that names who is missing.
   void join(Deadline deadline, const std::function<void()>& check);
   Tree& tree() { return *tree_; }
+  // This rank's NICs: from now on others may make links by queue pairs with it. Before they can know that it has any.
+  void offer(std::unique_ptr<transport::VerbsNics> nics);
+  // Which ranks this one reaches by queue pairs; all others by TCP. Before the first link is asked for.
+  void useQueuePairs(std::vector<bool> peers);
   transport::Reactor& reactor() { return reactor_; }
 
   // `channel` counts the channels of all paths.
@@ -56,13 +61,14 @@ class Network {
   // A stream of a link is connected by whoever needs it first. Where both do, the lower rank's call counts.
   enum class Stage { none, calling, connected };
   struct Line {
-    std::unique_ptr<transport::TcpLink> link;
+    std::unique_ptr<transport::NetworkLink> link;
+    Purpose::Kind kind = Purpose::link;
     std::vector<Stage> stages;  // of each stream
     std::string failure;        // it could not be connected
   };
   static constexpr int kStreams = 1;
 
-  Line& lineTo(int peer, int channel);
+  Line& lineTo(int peer, int channel, Purpose::Kind kind);
   void open(int peer, int channel);
   void callStream(int peer, int channel, int stream);
   bool judge(const Purpose& purpose);
@@ -77,6 +83,8 @@ class Network {
   const LinkShape shape_;
   const Ways ways_;
   transport::Reactor reactor_;
+  std::unique_ptr<transport::VerbsNics> nics_;
+  std::vector<bool> byQueuePair_;
   mutable std::mutex mutex_;
   std::map<std::pair<int, int>, Line> lines_;  // by peer and channel
   std::string parentFailure_;                  // what came of the last call to the parent

@@ -231,7 +231,7 @@ std::string Rendezvous::disagreement(const Record& first, const Record& other) c
       {"the size of control memory", first.controlBytes, other.controlBytes},
       {"the size of a slot", first.slotBytes, other.slotBytes},
       {"the number of slots", static_cast<std::uint64_t>(first.slots), static_cast<std::uint64_t>(other.slots)},
-      {"FUSCO_NET (0: auto, 1: tcp, 2: shm)", static_cast<std::uint64_t>(first.net),
+      {"FUSCO_NET (0: auto, 1: tcp, 2: shm, 3: verbs)", static_cast<std::uint64_t>(first.net),
        static_cast<std::uint64_t>(other.net)},
       {"the hash of their settings", first.signature, other.signature},
   };

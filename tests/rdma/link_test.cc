@@ -1,7 +1,6 @@
 // Links by queue pairs, in the soft-RoCE machine: what every link does, and what is particular to these.
-#include "transport/link_cases.h"
-
 #include "rdma/pair.h"
+#include "transport/link_cases.h"
 
 namespace fusco::transport {
 namespace {

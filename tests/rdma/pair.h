@@ -16,7 +16,7 @@ struct VerbsPair final : LinkPair {
   VerbsPair(int slots, std::size_t slotBytes, int wire = 0) {
     for (int i = 0; i < 2; ++i) {
       reactors[i] = std::make_unique<Reactor>();
-      nics[i] = VerbsNics::open(slotBytes * static_cast<std::size_t>(slots));
+      nics[i] = VerbsNics::open();
       if (nics[i]->count() != 4) throw std::runtime_error("this is not the soft-RoCE machine");
       nics[i]->serve(*reactors[i]);
       links[i] = nics[i]->link(2 * i + wire, {slotBytes, slots, 1, {}, [=, this] { bells[i].ring(); }});

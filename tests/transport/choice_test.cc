@@ -1,10 +1,11 @@
 // Which RDMA ports and addresses are chosen, for hosts that are made up.
+#include "transport/verbs/choice.h"
+
 #include <arpa/inet.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "base/status.h"
-#include "transport/verbs/choice.h"
 
 namespace fusco::transport {
 namespace {
@@ -47,8 +48,8 @@ GidEntry entry(int index, const char* address, int version) {
 }
 
 const std::vector<GidEntry> kUsual = {
-    entry(0, "fe80::1", 1),     entry(1, "fe80::1", 2),     entry(2, "10.1.0.7", 1), entry(3, "10.1.0.7", 2),
-    entry(4, "192.168.3.7", 2), entry(5, "fd00:1::7", 2),
+    entry(0, "fe80::1", 1),  entry(1, "fe80::1", 2),     entry(2, "10.1.0.7", 1),
+    entry(3, "10.1.0.7", 2), entry(4, "192.168.3.7", 2), entry(5, "fd00:1::7", 2),
 };
 
 TEST(Gid, TheSecondVersionIpv4AndRoutableIsPreferred) {

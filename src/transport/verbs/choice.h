@@ -1,5 +1,5 @@
-// Which ports and which of a port's addresses (GIDs) are used: pure functions of the settings and of what a host has, so
-// that they can be tested without a device.
+// Which ports and which of a port's addresses (GIDs) are used: pure functions of the settings and of what a host has,
+// so that they can be tested without a device.
 #pragma once
 
 #include <array>

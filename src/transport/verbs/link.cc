@@ -62,7 +62,20 @@ QueuePairLink::~QueuePairLink() {
   nic_.leave(this);
   const Deadline deadline = Deadline::afterMs(kFarewellMs);
   while (state() != State::failed && !drained() && !deadline.passed()) ::poll(nullptr, 0, 1);
+  report();
   stop();
+}
+
+void QueuePairLink::report() const {
+  if (pair_ == nullptr) return;
+  FUSCO_INFO(
+      kLogNet,
+      "queue pair {} ends {}: {} slices sent, {} of them released by the other; {} came, {} released, {} told; {} "
+      "requests of which {} are done, in {} posts; {} completions of sends, {} of receives; {} events of {} asked "
+      "for{}",
+      pair_->qp_num, whereabouts(), posted_, credited_, arrived_, released_, creditSaid_, requests_, retired_,
+      counts_.posts, counts_.sendsDone, counts_.arrivals, counts_.events, counts_.notifications,
+      notified_ ? ", one still to come" : "");
 }
 
 // Nobody else knows this link any more, but for events of the NIC: destroying waits until they are acknowledged.
@@ -293,8 +306,8 @@ void QueuePairLink::take(const ibv_wc& completion) {
     // What was to come is called off when the queue pair fails or a peer leaves; the reason has been told or follows.
     if (completion.status == IBV_WC_WR_FLUSH_ERR && receive) return;
     return fall(State::failed, std::string(receive ? "could not be heard " : "could not be written to ") +
-                                   whereabouts() + ": " + verbs_.statusText(completion.status) +
-                                   " (work completion " + std::to_string(completion.status) + ", vendor code " +
+                                   whereabouts() + ": " + verbs_.statusText(completion.status) + " (work completion " +
+                                   std::to_string(completion.status) + ", vendor code " +
                                    std::to_string(completion.vendor_err) + ")");
   }
   if (completion.wr_id != kReceive) {
@@ -311,7 +324,8 @@ void QueuePairLink::hear(Announcement said) {
   const std::uint64_t credits = (said.released - static_cast<std::uint32_t>(credited_)) & 0xffff;
   const bool inOrder = !said.slice || (said.sequence == (arrived_ & 0x7fff) && arrived_ - released_ < slots);
   if (credits > posted_ - credited_ || !inOrder) {
-    return fall(State::failed, "announced what does not belong to this link; it runs another version or other settings");
+    return fall(State::failed,
+                "announced what does not belong to this link; it runs another version or other settings");
   }
   credited_ += credits;
   if (said.slice) ++arrived_;

@@ -1,8 +1,8 @@
 // A posted link over one reliable queue pair. Set up in two steps over the socket: both ends tell what the other needs
 // to know (Greeting), bring their queue pair up, and say so. Slices then travel without the peer's processor.
 //
-// Whoever is awake in a call polls the completion queue; before everybody sleeps the NIC is asked for an event, on which
-// the reactor rings.
+// Whoever is awake in a call polls the completion queue; before everybody sleeps the NIC is asked for an event, on
+// which the reactor rings.
 #pragma once
 
 #include <cstdint>
@@ -102,6 +102,7 @@ class QueuePairLink final : public VerbsLink, private Attended {
   void hear(Announcement said);
   void fall(State state, const std::string& why);
   std::string whereabouts() const;
+  void report() const;
   void stop();
 
   Reactor& reactor_;
@@ -131,9 +132,9 @@ class QueuePairLink final : public VerbsLink, private Attended {
   std::uint64_t posted_ = 0;
   std::uint64_t credited_ = 0;  // slices that the peer has released
   bool acquired_ = false;
-  std::uint64_t requests_ = 0;      // work requests posted
-  std::uint64_t retired_ = 0;       // of them, known to be done
-  std::uint64_t lastSlice_ = 0;     // number of the last request of a slice
+  std::uint64_t requests_ = 0;   // work requests posted
+  std::uint64_t retired_ = 0;    // of them, known to be done
+  std::uint64_t lastSlice_ = 0;  // number of the last request of a slice
   std::uint64_t lastSignalled_ = 0;
 
   // Receiving.

@@ -125,7 +125,8 @@ void QueuePairLink::onSocket(std::uint32_t) {
 bool QueuePairLink::readSocket() {
   std::byte buffer[sizeof(Greeting)];
   const std::size_t whole = sizeof(Greeting) + sizeof(kUp);
-  const std::size_t wanted = peerGot_ < sizeof(Greeting) ? sizeof(Greeting) - peerGot_ : std::max<std::size_t>(1, whole - peerGot_);
+  const std::size_t wanted =
+      peerGot_ < sizeof(Greeting) ? sizeof(Greeting) - peerGot_ : std::max<std::size_t>(1, whole - peerGot_);
   const ssize_t got = ::recv(socket_.get(), buffer, wanted, MSG_DONTWAIT);
   if (got < 0 && (errno == EAGAIN || errno == EINTR)) return errno == EINTR;
   if (got <= 0) {
@@ -227,8 +228,9 @@ void QueuePairLink::toReceive(const Greeting& peer) {
     way.grh.hop_limit = kHopLimit;
     way.grh.traffic_class = static_cast<std::uint8_t>(environment().number(Setting::ibTrafficClass));
   }
-  modify(attributes, IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN |
-                         IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER,
+  modify(attributes,
+         IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN | IBV_QP_MAX_DEST_RD_ATOMIC |
+             IBV_QP_MIN_RNR_TIMER,
          "RTR");
 }
 
@@ -240,8 +242,8 @@ void QueuePairLink::toSend() {
   attributes.rnr_retry = kRnrRetries;
   attributes.sq_psn = own_.packet;
   attributes.max_rd_atomic = 1;
-  modify(attributes, IBV_QP_STATE | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY | IBV_QP_SQ_PSN |
-                         IBV_QP_MAX_QP_RD_ATOMIC,
+  modify(attributes,
+         IBV_QP_STATE | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY | IBV_QP_SQ_PSN | IBV_QP_MAX_QP_RD_ATOMIC,
          "RTS");
 }
 

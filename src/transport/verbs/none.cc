@@ -4,9 +4,10 @@
 
 namespace fusco::transport {
 
-std::unique_ptr<VerbsNics> VerbsNics::open(std::size_t) {
-  fail(Code::systemError,
-       "this build of the library has no queue pairs: build it where libibverbs's headers are (package libibverbs-dev)");
+std::unique_ptr<VerbsNics> VerbsNics::open() {
+  fail(
+      Code::systemError,
+      "this build of the library has no queue pairs: build it where libibverbs's headers are (package libibverbs-dev)");
 }
 
 }  // namespace fusco::transport

@@ -62,11 +62,16 @@ GidWish wishedGid() {
 
 const char* stateText(ibv_port_state state) {
   switch (state) {
-    case IBV_PORT_DOWN: return "down";
-    case IBV_PORT_INIT: return "not configured by a subnet manager yet";
-    case IBV_PORT_ARMED: return "armed";
-    case IBV_PORT_ACTIVE: return "active";
-    default: return "in no usable state";
+    case IBV_PORT_DOWN:
+      return "down";
+    case IBV_PORT_INIT:
+      return "not configured by a subnet manager yet";
+    case IBV_PORT_ARMED:
+      return "armed";
+    case IBV_PORT_ACTIVE:
+      return "active";
+    default:
+      return "in no usable state";
   }
 }
 
@@ -75,6 +80,7 @@ class Nics final : public VerbsNics {
   explicit Nics(const VerbsLibrary& verbs) : verbs_(verbs) {}
 
   int count() const override { return static_cast<int>(nics_.size()); }
+  void tryMemory(std::size_t bytes) override;
   bool infiniband() const override { return nics_.front()->infiniband(); }
   std::string describe(int nic) const override { return nicAt(nic).describe(); }
   void serve(Reactor& reactor) override {
@@ -88,8 +94,6 @@ class Nics final : public VerbsNics {
   // Opens what can be used; what cannot is told in looked().
   void find();
   const std::string& looked() const { return looked_; }
-  // Throws Error(systemError) where locked memory is short.
-  void tryMemory(std::size_t bytes);
 
  private:
   Nic& nicAt(int nic) const { return *nics_[static_cast<std::size_t>(nic)]; }
@@ -187,7 +191,7 @@ void Nics::tryMemory(std::size_t bytes) {
 
 }  // namespace
 
-std::unique_ptr<VerbsNics> VerbsNics::open(std::size_t ringBytes) {
+std::unique_ptr<VerbsNics> VerbsNics::open() {
   std::string why;
   const VerbsLibrary* verbs = verbsLibrary(&why);
   if (verbs == nullptr) fail(Code::systemError, why);
@@ -195,7 +199,6 @@ std::unique_ptr<VerbsNics> VerbsNics::open(std::size_t ringBytes) {
   nics->find();
   FUSCO_INFO(kLogNet, "RDMA: {}", nics->looked());
   if (nics->count() == 0) fail(Code::systemError, "no RDMA port can be used: " + nics->looked());
-  nics->tryMemory(4 * ringBytes);
   return nics;
 }
 

@@ -35,15 +35,16 @@ class VerbsLink : public NetworkLink {
 // The ports of this host that a rank uses.
 class VerbsNics {
  public:
-  // Opens the ports that are active and that the settings leave; makes sure that as much memory as two links of
-  // `ringBytes` need can be registered with each. Throws Error(systemError) that says what was looked at, and what to
-  // do.
-  static std::unique_ptr<VerbsNics> open(std::size_t ringBytes);
+  // Opens the ports that are active and that the settings leave. Throws Error(systemError) that says what was looked at
+  // where there is none.
+  static std::unique_ptr<VerbsNics> open();
   virtual ~VerbsNics() = default;
 
   virtual int count() const = 0;
-  virtual bool infiniband() const = 0;                 // else RoCE; ports of both kinds are not mixed
-  virtual std::string describe(int nic) const = 0;     // "rxe0 port 1"
+  // Whether as much memory can be registered with each of them. Throws Error(systemError) that says what to change.
+  virtual void tryMemory(std::size_t bytes) = 0;
+  virtual bool infiniband() const = 0;              // else RoCE; ports of both kinds are not mixed
+  virtual std::string describe(int nic) const = 0;  // "rxe0 port 1"
   // Events of ports, devices and queue pairs are attended to by the reactor from now on; links can be made. The reactor
   // must outlive this.
   virtual void serve(Reactor& reactor) = 0;
