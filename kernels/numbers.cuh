@@ -36,6 +36,14 @@ struct F32 {
   __device__ static Element round(float x) { return x != x ? 0x7fc00000u : __float_as_uint(x); }
 };
 
+// The same numbers at addresses that need not be multiples of their size.
+template <typename Number>
+struct Anywhere : Number {
+  static constexpr bool kAnywhere = true;
+};
+template <typename Number>
+constexpr bool kIsAnywhere = requires { Number::kAnywhere; };
+
 // kBytes of a row: 16 where the row allows it, else one element.
 template <typename Number, int kBytes>
 struct Pack {
@@ -48,6 +56,10 @@ struct Pack {
   __device__ void read(const std::byte* from) {
     if constexpr (kBytes == 16) {
       whole = __ldcs(reinterpret_cast<const uint4*>(from));
+    } else if constexpr (kIsAnywhere<Number>) {
+      elements[0] = 0;
+      for (unsigned i = 0; i < sizeof(Element); ++i)
+        elements[0] |= static_cast<Element>(static_cast<unsigned>(from[i]) << (8 * i));
     } else {
       elements[0] = __ldcs(reinterpret_cast<const Element*>(from));
     }
@@ -55,6 +67,8 @@ struct Pack {
   __device__ void write(std::byte* to) const {
     if constexpr (kBytes == 16) {
       __stcs(reinterpret_cast<uint4*>(to), whole);
+    } else if constexpr (kIsAnywhere<Number>) {
+      for (unsigned i = 0; i < sizeof(Element); ++i) to[i] = static_cast<std::byte>(elements[0] >> (8 * i));
     } else {
       __stcs(reinterpret_cast<Element*>(to), elements[0]);
     }

@@ -219,10 +219,13 @@ cudaError_t launchNumbers(SumKernelArgs args, int sms, int budget, cudaStream_t 
   return launch(sumRows<Number, kBytes>, args, blocks, kWarpsOfBlock * kWarp, 0, stream);
 }
 
+// `bits`: of all addresses and sizes.
 template <typename Number>
-cudaError_t launchType(const SumKernelArgs& args, bool wide, int sms, int budget, cudaStream_t stream) {
-  if (wide) return launchNumbers<Number, 16>(args, sms, budget, stream);
-  return launchNumbers<Number, static_cast<int>(sizeof(typename Number::Element))>(args, sms, budget, stream);
+cudaError_t launchType(const SumKernelArgs& args, std::uint64_t bits, int sms, int budget, cudaStream_t stream) {
+  constexpr int kElement = static_cast<int>(sizeof(typename Number::Element));
+  if (bits % 16 == 0) return launchNumbers<Number, 16>(args, sms, budget, stream);
+  if (bits % kElement == 0) return launchNumbers<Number, kElement>(args, sms, budget, stream);
+  return launchNumbers<Anywhere<Number>, kElement>(args, sms, budget, stream);
 }
 
 }  // namespace
@@ -236,16 +239,15 @@ int launchSum(const SumArgs& sum, const Budget& budget, void* stream) {
   for (int i = 0; i < sum.rankCount; ++i)
     bits |= reinterpret_cast<std::uintptr_t>(sum.ranks[i].out) | reinterpret_cast<std::uintptr_t>(sum.ranks[i].bias);
   for (const std::byte* base : sum.bases) bits |= reinterpret_cast<std::uintptr_t>(base);
-  const bool wide = bits % 16 == 0;
   const int sms = deviceShape().sms;
   auto* on = static_cast<cudaStream_t>(stream);
   switch (sum.type) {
     case SumType::bf16:
-      return launchType<Bf16>(args, wide, sms, budget.blocks, on);
+      return launchType<Bf16>(args, bits, sms, budget.blocks, on);
     case SumType::f16:
-      return launchType<F16>(args, wide, sms, budget.blocks, on);
+      return launchType<F16>(args, bits, sms, budget.blocks, on);
     case SumType::f32:
-      return launchType<F32>(args, wide, sms, budget.blocks, on);
+      return launchType<F32>(args, bits, sms, budget.blocks, on);
   }
   return cudaErrorInvalidValue;
 }

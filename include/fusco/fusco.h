@@ -369,17 +369,23 @@ typedef struct {
   unsigned int magic;
   unsigned int version;
   const int32_t* localExpertRows;  /* [localExperts] rows received for each local expert, at most what capacity leaves */
-  const int32_t* localExpertStart; /* [localExperts + 1] first row of each; the last is receiveRows */
+  const int32_t* localExpertStart; /* [localExperts + 1] first row of each; the last is receiveRows; rank order: zeros */
   const int64_t* droppedRows;      /* of this rank's tokens, beyond capacity */
+  const int64_t* receiveRows;      /* rows that a dispatch brings here, alignment gaps included */
 } fuscoPlanDeviceInfo_t;
 #define FUSCO_PLAN_DEVICE_INFO_INIT \
-  { sizeof(fuscoPlanDeviceInfo_t), FUSCO_PLAN_DEVICE_INFO_MAGIC, FUSCO_VERSION, NULL, NULL, NULL }
+  { sizeof(fuscoPlanDeviceInfo_t), FUSCO_PLAN_DEVICE_INFO_MAGIC, FUSCO_VERSION, NULL, NULL, NULL, NULL }
 /* InvalidUsage on host communicators. */
 FUSCO_API fuscoResult_t fuscoPlanGetDeviceInfo(fuscoPlan_t plan, fuscoPlanDeviceInfo_t* info);
 
 /* Per local expert, the number of its rows that are complete in the running (or last) dispatch, for consumers that
  * start before the end: [localExperts], written with release order by whoever places rows. Needs expertCounters = 1.
- * Alignment gaps are not counted. */
+ * Alignment gaps are not counted.
+ *
+ * On GPUs they lie in GPU memory, for kernels on other streams: one that reads a counter with acquire (at device scope, at
+ * system scope where ranks are on several GPUs) finds so many rows written. Each dispatch sets them to zero in the order of
+ * its stream; those of one plan come one after the other. In the slotted layout without expertCounters they are set when
+ * all rows are there. */
 FUSCO_API fuscoResult_t fuscoPlanExpertCounters(fuscoPlan_t plan, const volatile uint64_t** counters);
 
 /* Where a received row came from. source = -1: no row (an alignment gap, an unused slot). */
@@ -390,11 +396,12 @@ typedef struct {
   float weight;
   uint32_t primary; /* the first row of the same token on this rank, this row itself if it is the first */
 } fuscoTicket_t;
-/* [receiveRows], the plan's, filled by its first dispatch. Needs tickets = 1 (or the rank-order layout). */
+/* [receiveRows], the plan's, filled by its first dispatch. Needs tickets = 1 (or the rank-order or slotted layout). On GPUs
+ * in GPU memory, in the order of that dispatch's stream; with counts in GPU memory there are as many as capacity leaves. */
 FUSCO_API fuscoResult_t fuscoPlanTickets(fuscoPlan_t plan, const fuscoTicket_t** tickets);
 
 /* Rank-order layout: for each received row the token's K local expert ids (-1: not here) and weights, [receiveRows,
- * topk], the plan's, filled by its first dispatch. */
+ * topk], the plan's, filled by its first dispatch; on GPUs in GPU memory. */
 FUSCO_API fuscoResult_t fuscoPlanRankOrder(fuscoPlan_t plan, const int32_t** localExpertIds, const float** weights);
 
 /* The plan as text (json = 0) or JSON, at most `bytes` with the closing 0 in `buffer`; *needed (may be NULL) is the

@@ -249,9 +249,6 @@ fuscoResult_t fuscoPlanCreate(fuscoPlan_t* plan, const fuscoPlanConfig_t* config
     made->comm = state;
     const engine::PlanRequest request = planRequest(c);
     require(request.tokensOnDevice == nullptr || state->gpu >= 0, "tokensOnDevice goes with communicators on GPUs only");
-    if (request.tickets) requireHost(*made, "tickets");
-    if (request.counters) requireHost(*made, "expertCounters");
-    if (request.options.layout == plan::Layout::rankOrder) requireHost(*made, "the rank-order layout");
     made->plan = std::make_shared<engine::PlanState>(*state->engine, request);
     auto planning = state->gpu >= 0 ? engine::makeDevicePlanning(*state->engine, made->plan, stream)
                                     : engine::makePlanning(*state->engine, made->plan);
@@ -303,6 +300,7 @@ fuscoResult_t fuscoPlanGetDeviceInfo(fuscoPlan_t plan, fuscoPlanDeviceInfo_t* in
     out.localExpertRows = counts.localExpertRows;
     out.localExpertStart = counts.localExpertStart;
     out.droppedRows = counts.dropped;
+    out.receiveRows = counts.receiveRows;
     const std::size_t size = info->size;
     std::memcpy(info, &out, size);
     info->size = size;
@@ -313,9 +311,15 @@ fuscoResult_t fuscoPlanExpertCounters(fuscoPlan_t plan, const volatile uint64_t*
   return guarded("fuscoPlanExpertCounters", [&] {
     require(counters != nullptr, "counters is NULL");
     const auto state = findPlan(plan);
-    if (state->plan->counters.data() == nullptr)
-      fail(Code::invalidUsage, "the plan was made without expertCounters = 1 (or in rank order)");
-    *counters = state->plan->counters.as<engine::CounterBoard>()->counters();
+    const engine::PlanState& p = *state->plan;
+    const std::uint64_t* there = nullptr;
+    if (onGpu(*state)) {
+      there = engine::deviceBeside(p).counters;
+    } else if (p.counters.data() != nullptr) {
+      there = p.counters.as<engine::CounterBoard>()->counters();
+    }
+    if (there == nullptr) fail(Code::invalidUsage, "the plan was made without expertCounters = 1 (or in rank order)");
+    *counters = there;
   });
 }
 
@@ -323,10 +327,13 @@ fuscoResult_t fuscoPlanTickets(fuscoPlan_t plan, const fuscoTicket_t** tickets) 
   return guarded("fuscoPlanTickets", [&] {
     require(tickets != nullptr, "tickets is NULL");
     const auto state = findPlan(plan);
-    if (state->plan->tickets.data() == nullptr) fail(Code::invalidUsage, "the plan was made without tickets = 1");
+    const engine::PlanState& p = *state->plan;
+    const engine::Ticket* there =
+        onGpu(*state) ? engine::deviceBeside(p).tickets : p.tickets.as<const engine::Ticket>();
+    if (there == nullptr) fail(Code::invalidUsage, "the plan was made without tickets = 1");
     if (!state->plan->dispatched)
       fail(Code::invalidUsage, "tickets are filled by the plan's first dispatch, which has not run");
-    *tickets = state->plan->tickets.as<fuscoTicket_t>();
+    *tickets = reinterpret_cast<const fuscoTicket_t*>(there);
   });
 }
 
@@ -338,6 +345,12 @@ fuscoResult_t fuscoPlanRankOrder(fuscoPlan_t plan, const int32_t** localExpertId
       fail(Code::invalidUsage, "the plan's layout is not rank order");
     if (!state->plan->dispatched)
       fail(Code::invalidUsage, "they are filled by the plan's first dispatch, which has not run");
+    if (onGpu(*state)) {
+      const engine::DeviceBesideView there = engine::deviceBeside(*state->plan);
+      *localExpertIds = there.localIds;
+      *weights = there.weights;
+      return;
+    }
     *localExpertIds = state->plan->rankOrderIds.as<std::int32_t>();
     *weights = state->plan->rankOrderWeights.as<float>();
   });

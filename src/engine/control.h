@@ -24,7 +24,7 @@ enum MemoryRole : int {
   kLanding = 3,  // expandFrom list (docs/design.md, expansion)
   kCounters = 4,
   kExtra = 5,  // backward: expert rows; rank order: ids and weights; transfers: row list; planning: counts
-  kMemoryRoles = 6,
+  kMemoryRoles = 9,  // on GPUs kRows, kRows2 and kTickets (all that lies beside rows), then a handle of two for each
 };
 
 // Flags of a ready cell.
@@ -37,6 +37,8 @@ enum ReadyFlags : std::uint32_t {
   // Transfers on GPUs; kStaged there: rows lie in the sender's window, kWantsLandingList: they have a list.
   kNarrowList = 32,  // of int32
   kCaptured = 64,    // valid in the graph that is being captured
+  // Dispatch on GPUs.
+  kCountsAtEnd = 128,  // counters of complete rows, when all rows are
 };
 
 // What all ranks must agree on; compared field by field so that an error can name both values.

@@ -26,6 +26,7 @@ PlanState::PlanState(Engine& e, const PlanRequest& r)
   if (e.device() != nullptr) {
     device = std::make_shared<DevicePlan>(e, r);
     setRowCapacity();
+    if (rowCapacity > 0 || device->countsStayOnDevice()) device->holdBeside(r, rowCapacity);
     return;
   }
   const auto slots = static_cast<std::size_t>(r.map.tokens) * static_cast<std::size_t>(r.map.topk);

@@ -53,7 +53,16 @@ struct DeviceCounts {
   const std::int32_t* localExpertRows;
   const std::int32_t* localExpertStart;
   const std::int64_t* dropped;
+  const std::int64_t* receiveRows;
 };
+// What it holds beside its rows, in GPU memory; null where it was not asked for.
+struct DeviceBesideView {
+  const std::uint64_t* counters = nullptr;
+  const Ticket* tickets = nullptr;
+  const std::int32_t* localIds = nullptr;
+  const float* weights = nullptr;
+};
+DeviceBesideView deviceBeside(const PlanState& plan);
 // Throws what the planner on the GPU has found wrong, as far as it has come.
 void checkPlanned(const PlanState& plan);
 DeviceCounts deviceCounts(const PlanState& plan);

@@ -131,10 +131,17 @@ void fill(void* pointer, int byte, std::size_t bytes, Stream stream) {
 void synchronize(Stream stream) { CHECK(cudaStreamSynchronize(native(stream))); }
 
 namespace {
+struct OwnStreams {
+  std::map<int, cudaStream_t> byDevice;
+  ~OwnStreams() {
+    for (const auto& [device, stream] : byDevice) cudaStreamDestroy(stream);
+  }
+};
+
 // A stream of this thread and GPU that waits for no other.
 cudaStream_t ownStream() {
-  static thread_local std::map<int, cudaStream_t> streams;
-  cudaStream_t& stream = streams[currentDevice()];
+  static thread_local OwnStreams own;
+  cudaStream_t& stream = own.byDevice[currentDevice()];
   if (stream == nullptr) CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   return stream;
 }
@@ -216,8 +223,20 @@ void plan(const kernels::PlanArgs& args, Stream stream) {
 void place(const kernels::PlaceArgs& args, const kernels::Budget& budget, Stream stream) {
   check(kernels::launchPlace(args, budget, stream), "launch of the dispatch kernel");
 }
+void placeCounted(const kernels::CountedPlaceArgs& args, const kernels::Budget& budget, Stream stream) {
+  check(kernels::launchCountedPlace(args, budget, stream), "launch of the dispatch kernel that counts");
+}
 void sum(const kernels::SumArgs& args, const kernels::Budget& budget, Stream stream) {
   check(kernels::launchSum(args, budget, stream), "launch of the combine kernel");
+}
+void gaps(const kernels::GapsArgs& args, const kernels::Budget& budget, Stream stream) {
+  check(kernels::launchGaps(args, budget, stream), "launch of the kernel that zeroes gaps");
+}
+void reset(const kernels::ResetArgs& args, const kernels::Budget& budget, Stream stream) {
+  check(kernels::launchReset(args, budget, stream), "launch of the kernel that resets tickets and counters");
+}
+void describe(const kernels::DescribeArgs& args, const kernels::Budget& budget, Stream stream) {
+  check(kernels::launchDescribe(args, budget, stream), "launch of the kernel that describes rows");
 }
 
 }  // namespace fusco::exec::cuda

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <string>
 
+#include "kernels/beside.h"
 #include "kernels/launch.h"
 #include "kernels/plan.h"
 
@@ -94,6 +95,10 @@ void planCount(const kernels::PlanArgs& args, Stream stream);
 void planLay(const kernels::PlanArgs& args, Stream stream);
 void plan(const kernels::PlanArgs& args, Stream stream);
 void place(const kernels::PlaceArgs& args, const kernels::Budget& budget, Stream stream);
+void placeCounted(const kernels::CountedPlaceArgs& args, const kernels::Budget& budget, Stream stream);
 void sum(const kernels::SumArgs& args, const kernels::Budget& budget, Stream stream);
+void gaps(const kernels::GapsArgs& args, const kernels::Budget& budget, Stream stream);
+void reset(const kernels::ResetArgs& args, const kernels::Budget& budget, Stream stream);
+void describe(const kernels::DescribeArgs& args, const kernels::Budget& budget, Stream stream);
 
 }  // namespace fusco::exec::cuda

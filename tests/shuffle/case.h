@@ -67,7 +67,7 @@ void runThreads(int ranks, const std::function<void(int)>& body);
 void ok(fuscoResult_t result, const char* what);
 #define FUSCO_OK(call) ::fusco::test::ok((call), #call)
 
-// Where the tensors of a case lie. The host reads and writes all of it; on GPUs after settle().
+// Where the tensors of a case lie. What the host cannot look at (direct() is false) is copied there and back.
 class Space {
  public:
   virtual ~Space() = default;
@@ -76,6 +76,8 @@ class Space {
   virtual cudaStream_t stream() { return nullptr; }
   virtual void settle() {}
   virtual void read(void* to, const void* from, std::size_t bytes);
+  virtual void write(void* to, const void* from, std::size_t bytes);
+  virtual bool direct() const { return true; }
   virtual bool gpu() const { return false; }
 };
 

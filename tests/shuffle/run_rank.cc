@@ -13,21 +13,32 @@ namespace {
 
 constexpr std::uint8_t kPoison = 0xa5;
 
-// A tensor: a window or private memory, poisoned, with poison behind it, and `skew` bytes off its alignment.
+// A tensor: a window or private memory, poisoned, with poison behind it, and `skew` bytes off its alignment. The library is
+// handed given(); the test works on data(), which is the same where the host can look at it.
 class Memory {
  public:
   Memory(Space& space, std::size_t bytes, bool isPrivate, std::size_t skew = 0)
-      : space_(space), bytes_(bytes), skew_(skew), private_(isPrivate) {
-    const std::size_t all = (bytes + skew + 127) / 64 * 64;
-    base_ = static_cast<std::uint8_t*>(space.allocate(all, private_));
-    std::memset(base_, kPoison, all);
+      : space_(space), bytes_(bytes), skew_(skew), private_(isPrivate), all_((bytes + skew + 127) / 64 * 64) {
+    there_ = static_cast<std::uint8_t*>(space.allocate(all_, private_));
+    if (!space.direct()) here_.resize(all_);
+    base_ = space.direct() ? there_ : here_.data();
+    std::memset(base_, kPoison, all_);
   }
-  ~Memory() { space_.release(base_, private_); }
+  ~Memory() { space_.release(there_, private_); }
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
   std::uint8_t* data() { return base_ + skew_; }
   std::uint8_t* row(std::int64_t index, std::size_t rowBytes) {
     return data() + static_cast<std::size_t>(index) * rowBytes;
+  }
+  // For the library, with what the test has written.
+  void* given() {
+    if (!space_.direct()) space_.write(there_, base_, all_);
+    return there_ + skew_;
+  }
+  // Brings what the library has written, once that has ended.
+  void fetch() {
+    if (!space_.direct()) space_.read(base_, there_, all_);
   }
   bool intactAround() const {
     const std::uint8_t* begin = base_;
@@ -41,6 +52,9 @@ class Memory {
   std::size_t bytes_;
   std::size_t skew_;
   bool private_;
+  std::size_t all_;
+  std::uint8_t* there_ = nullptr;
+  std::vector<std::uint8_t> here_;
   std::uint8_t* base_ = nullptr;
 };
 
@@ -88,6 +102,14 @@ class CaseRun {
   std::vector<float> numbers(int tensor, int rank, std::int64_t row) const;
   void putRow(std::uint8_t* to, const std::vector<float>& values) const;
 
+  // What a plan holds, on the host.
+  template <class T>
+  std::vector<T> brought(const T* there, std::size_t count) {
+    std::vector<T> here(count);
+    if (count > 0) space_.read(here.data(), there, count * sizeof(T));
+    return here;
+  }
+
   void checkInfo(std::int64_t dropped);
   // Where the host does not learn the counts: as they stand in GPU memory.
   bool countsOnDevice() const {
@@ -96,6 +118,7 @@ class CaseRun {
 
   const Case& c_;
   int rank_;
+  std::int64_t held_ = 0;  // rows of a tensor of expert rows
   Space& space_;
   fuscoPlan_t plan_ = nullptr;
   std::vector<int> nodes_;     // by rank
@@ -132,9 +155,9 @@ CaseRun::CaseRun(const Case& c, fuscoComm_t comm, int rank, Space& space) : c_(c
     std::memcpy(weights_->data(), c.weights[at].data(), slots * 4);
   }
   fuscoPlanConfig_t config = FUSCO_PLAN_CONFIG_INIT;
-  config.expertIds = ids_->data();
+  config.expertIds = ids_->given();
   config.idType = c.int32Ids ? fuscoInt32 : fuscoInt64;
-  config.weights = reinterpret_cast<const float*>(weights_->data());
+  config.weights = static_cast<const float*>(weights_->given());
   config.tokens = c.tokens[at];
   config.topk = c.topk;
   config.experts = c.experts;
@@ -167,6 +190,7 @@ void CaseRun::checkInfo(std::int64_t dropped) {
   fuscoPlanInfo_t info = FUSCO_PLAN_INFO_INIT;
   FUSCO_OK(fuscoPlanGetInfo(plan_, &info));
   if (info.localExperts != c_.localExperts(rank_)) report("localExperts is ", info.localExperts);
+  held_ = std::max(info.receiveRows, own().rows);
   const bool expertOrder = c_.layout == fuscoLayoutExpertOrder;
   if (countsOnDevice()) {
     fuscoPlanDeviceInfo_t device = FUSCO_PLAN_DEVICE_INFO_INIT;
@@ -174,12 +198,15 @@ void CaseRun::checkInfo(std::int64_t dropped) {
     space_.settle();
     const auto experts = static_cast<std::size_t>(info.localExperts);
     std::vector<std::int32_t> rows(experts + 1), starts(experts + 1);
-    std::int64_t droppedThere = -1;
+    std::int64_t droppedThere = -1, rowsThere = -1;
     space_.read(rows.data(), device.localExpertRows, experts * 4);
     space_.read(starts.data(), device.localExpertStart, (experts + 1) * 4);
     space_.read(&droppedThere, device.droppedRows, 8);
+    space_.read(&rowsThere, device.receiveRows, 8);
     if (droppedThere != dropped) report("droppedRows is ", droppedThere, ", expected ", dropped);
-    if (starts[experts] != own().rows) report("rows are ", starts[experts], ", expected ", own().rows);
+    if (rowsThere != own().rows) report("rows are ", rowsThere, ", expected ", own().rows);
+    if (starts[experts] != own().rows && c_.layout != fuscoLayoutRankOrder)
+      report("the last start is ", starts[experts], ", expected ", own().rows);
     for (std::size_t e = 0; e < experts && expertOrder; ++e) {
       if (rows[e] != own().rowsOfExpert[e]) report("rows of local expert ", e, ": ", rows[e]);
     }
@@ -203,15 +230,15 @@ void CaseRun::dispatch(bool start) {
       fillRow(c_.seed, tensor, rank_, t, input_[tensor]->row(t, rowBytes[tensor]), rowBytes[tensor]);
     }
     output_[tensor] =
-        std::make_unique<Memory>(space_, static_cast<std::size_t>(own().rows) * rowBytes[tensor], c_.privateMemory,
+        std::make_unique<Memory>(space_, static_cast<std::size_t>(held_) * rowBytes[tensor], c_.privateMemory,
                                  skew);
   }
   fuscoDispatchArgs_t args = FUSCO_DISPATCH_INIT;
-  args.input = input_[0]->data();
-  args.output = output_[0]->data();
+  args.input = input_[0]->given();
+  args.output = output_[0]->given();
   args.rowBytes = c_.rowBytes;
-  args.input2 = c_.rowBytes2 > 0 ? input_[1]->data() : nullptr;
-  args.output2 = c_.rowBytes2 > 0 ? output_[1]->data() : nullptr;
+  args.input2 = c_.rowBytes2 > 0 ? input_[1]->given() : nullptr;
+  args.output2 = c_.rowBytes2 > 0 ? output_[1]->given() : nullptr;
   args.rowBytes2 = c_.rowBytes2;
   if (start) {
     FUSCO_OK(fuscoDispatchStart(plan_, &args, space_.stream()));
@@ -222,7 +249,7 @@ void CaseRun::dispatch(bool start) {
 
 // Rows in place, everything else untouched (or zero where gaps are filled).
 void CaseRun::checkRows(int tensor, std::size_t rowBytes, Memory& output) {
-  std::vector<char> written(static_cast<std::size_t>(own().rows), 0);
+  std::vector<char> written(static_cast<std::size_t>(held_), 0);
   std::vector<std::uint8_t> expected(rowBytes);
   const auto compare = [&](std::int64_t row, const auto&... whose) {
     const std::uint8_t* got = output.row(row, rowBytes);
@@ -238,7 +265,8 @@ void CaseRun::checkRows(int tensor, std::size_t rowBytes, Memory& output) {
     compare(a.row, " of rank ", a.source, " token ", a.token, " slot ", a.slot);
   }
   std::fill(expected.begin(), expected.end(), c_.zeroFill && c_.alignment > 1 ? std::uint8_t{0} : kPoison);
-  for (std::int64_t row = 0; row < own().rows; ++row) {
+  for (std::int64_t row = 0; row < held_; ++row) {
+    if (row == own().rows) std::fill(expected.begin(), expected.end(), kPoison);
     if (!written[static_cast<std::size_t>(row)]) compare(row, ", for no row belongs there");
   }
   if (!output.intactAround()) report("bytes around tensor ", tensor, " were written");
@@ -246,13 +274,15 @@ void CaseRun::checkRows(int tensor, std::size_t rowBytes, Memory& output) {
 
 void CaseRun::checkDispatch() {
   space_.settle();
+  for (auto& output : output_) output->fetch();
   checkRows(0, c_.rowBytes, *output_[0]);
   if (c_.rowBytes2 > 0) checkRows(1, c_.rowBytes2, *output_[1]);
 }
 
 void CaseRun::checkTickets() {
-  const fuscoTicket_t* tickets = nullptr;
-  FUSCO_OK(fuscoPlanTickets(plan_, &tickets));
+  const fuscoTicket_t* there = nullptr;
+  FUSCO_OK(fuscoPlanTickets(plan_, &there));
+  const auto tickets = brought(there, static_cast<std::size_t>(own().rows));
   std::vector<char> used(static_cast<std::size_t>(own().rows), 0);
   std::vector<std::vector<std::int64_t>> primaries;
   for (int s = 0; s < c_.ranks; ++s)
@@ -269,7 +299,7 @@ void CaseRun::checkTickets() {
     }
   }
   for (const Arrival& a : own().arrivals) {
-    const fuscoTicket_t& ticket = tickets[a.row];
+    const fuscoTicket_t& ticket = tickets[static_cast<std::size_t>(a.row)];
     used[static_cast<std::size_t>(a.row)] = 1;
     if (ticket.source != a.source || ticket.token != a.token || ticket.slot != a.slot) report("ticket of row ", a.row);
     if (c_.layout != fuscoLayoutRankOrder && ticket.weight != weightOf(a.source, a.token, a.slot))
@@ -279,15 +309,18 @@ void CaseRun::checkTickets() {
     }
   }
   for (std::int64_t row = 0; row < own().rows; ++row) {
-    if (!used[static_cast<std::size_t>(row)] && tickets[row].source != -1)
+    if (!used[static_cast<std::size_t>(row)] && tickets[static_cast<std::size_t>(row)].source != -1)
       report("a ticket for row ", row, ", where no row belongs");
   }
 }
 
 void CaseRun::checkRankOrder() {
-  const std::int32_t* localIds = nullptr;
-  const float* weights = nullptr;
-  FUSCO_OK(fuscoPlanRankOrder(plan_, &localIds, &weights));
+  const std::int32_t* idsThere = nullptr;
+  const float* weightsThere = nullptr;
+  FUSCO_OK(fuscoPlanRankOrder(plan_, &idsThere, &weightsThere));
+  const auto slots = static_cast<std::size_t>(own().rows * c_.topk);
+  const auto localIds = brought(idsThere, slots);
+  const auto weights = brought(weightsThere, slots);
   for (const Arrival& a : own().arrivals) {
     for (int k = 0; k < c_.topk; ++k) {
       const std::int64_t id =
@@ -306,8 +339,9 @@ void CaseRun::checkRankOrder() {
 void CaseRun::checkBeside() {
   if (c_.tickets || c_.layout != fuscoLayoutExpertOrder) checkTickets();
   if ((c_.counters && c_.layout == fuscoLayoutExpertOrder) || c_.layout == fuscoLayoutSlotted) {
-    const volatile std::uint64_t* counters = nullptr;
-    FUSCO_OK(fuscoPlanExpertCounters(plan_, &counters));
+    const volatile std::uint64_t* there = nullptr;
+    FUSCO_OK(fuscoPlanExpertCounters(plan_, &there));
+    const auto counters = brought(const_cast<const std::uint64_t*>(there), own().rowsOfExpert.size());
     for (std::size_t e = 0; e < own().rowsOfExpert.size(); ++e) {
       if (static_cast<std::int64_t>(counters[e]) != own().rowsOfExpert[e])
         report("counter of expert ", e, " is ", counters[e]);
@@ -333,17 +367,17 @@ void CaseRun::putRow(std::uint8_t* to, const std::vector<float>& values) const {
 void CaseRun::combine(bool start) {
   const std::size_t rowBytes = elements_ * elementSize(type_);
   const std::size_t skew = c_.seed % 8 == 1 ? 2 : 0;
-  expertRows_ = std::make_unique<Memory>(space_, static_cast<std::size_t>(own().rows) * rowBytes, c_.privateMemory, skew);
+  expertRows_ = std::make_unique<Memory>(space_, static_cast<std::size_t>(held_) * rowBytes, c_.privateMemory, skew);
   combined_ = std::make_unique<Memory>(space_, static_cast<std::size_t>(tokens()) * rowBytes, c_.seed % 5 != 0, skew);
   bias_ = std::make_unique<Memory>(space_, static_cast<std::size_t>(tokens()) * rowBytes, true);
   for (const Arrival& a : own().arrivals) putRow(expertRows_->row(a.row, rowBytes), numbers(5, rank_, a.row));
   for (std::int64_t t = 0; t < tokens(); ++t) putRow(bias_->row(t, rowBytes), numbers(7, rank_, t));
   fuscoCombineArgs_t args = FUSCO_COMBINE_INIT;
-  args.input = expertRows_->data();
-  args.output = combined_->data();
+  args.input = expertRows_->given();
+  args.output = combined_->given();
   args.elements = elements_;
   args.datatype = type_;
-  args.bias = biased_ ? bias_->data() : nullptr;
+  args.bias = biased_ ? bias_->given() : nullptr;
   args.weighted = weighted_;
   args.partialsFp32 = partialsFp32_;
   if (start) {
@@ -357,6 +391,7 @@ void CaseRun::combine(bool start) {
 // before it is added. And the bound that goes with it, against a sum in float64.
 void CaseRun::checkCombine() {
   space_.settle();
+  combined_->fetch();
   const std::size_t rowBytes = elements_ * elementSize(type_);
   const double unit = type_ == fuscoFloat32 ? 0x1p-24 : type_ == fuscoBfloat16 ? 0x1p-8 : 0x1p-11;
   const int home = nodes_[static_cast<std::size_t>(rank_)];
@@ -412,19 +447,21 @@ void CaseRun::backward() {
   const std::size_t rowBytes = elements_ * elementSize(type_);
   if (!expertRows_) combine(false);
   Memory gradient(space_, static_cast<std::size_t>(tokens()) * rowBytes, true);
-  Memory inputGradient(space_, static_cast<std::size_t>(own().rows) * rowBytes, c_.privateMemory);
+  Memory inputGradient(space_, static_cast<std::size_t>(held_) * rowBytes, c_.privateMemory);
   const auto slots = static_cast<std::size_t>(tokens() * c_.topk);
   Memory dots(space_, slots * 4, true);
   for (std::int64_t t = 0; t < tokens(); ++t) putRow(gradient.row(t, rowBytes), numbers(6, rank_, t));
   fuscoCombineBackwardArgs_t args = FUSCO_COMBINE_BACKWARD_INIT;
-  args.outputGradient = gradient.data();
-  args.expertRows = expertRows_->data();
-  args.inputGradient = inputGradient.data();
-  args.weightGradient = reinterpret_cast<float*>(dots.data());
+  args.outputGradient = gradient.given();
+  args.expertRows = expertRows_->given();
+  args.inputGradient = inputGradient.given();
+  args.weightGradient = static_cast<float*>(dots.given());
   args.elements = elements_;
   args.datatype = type_;
   FUSCO_OK(fuscoCombineBackward(plan_, &args, space_.stream()));
   space_.settle();
+  inputGradient.fetch();
+  dots.fetch();
   std::vector<float> weightGradient(slots);
   if (slots > 0) std::memcpy(weightGradient.data(), dots.data(), slots * 4);
   for (const Arrival& a : own().arrivals) {
@@ -480,6 +517,8 @@ void Space::release(void* pointer, bool isPrivate) {
 }
 
 void Space::read(void* to, const void* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
+
+void Space::write(void* to, const void* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
 
 std::string runRank(const Case& c, fuscoComm_t comm, int rank) {
   Space host;

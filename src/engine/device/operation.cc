@@ -100,10 +100,10 @@ Outcome DeviceOperation::ready() {
                        "GPUs, and wait for each other on the host",
                        engine_.fabric().rank(), operationName(kind())));
     }
-    cuda::synchronize(stream_);
   }
   Meeting::Announcement announcement;
   announce(announcement);
+  if (!domain_.together()) cuda::synchronize(stream_);
   meeting_.announce(announcement);
   return Outcome::complete;
 }
@@ -124,18 +124,19 @@ void DeviceOperation::launched(std::exception_ptr error, bool bySelf) {
   if (!bySelf) engine_.fabric().ring(engine_.fabric().rank());
 }
 
-void DeviceOperation::launchTogether(const std::vector<DeviceOperation*>& all) {
-  const cuda::OnDevice on(domain_.device());
+kernels::Budget DeviceOperation::budgetOf(const std::vector<DeviceOperation*>& all) {
   kernels::Budget budget;
-  for (DeviceOperation* one : all) {
-    if (one->domain_.maxSms() == 0) {
-      budget.blocks = 0;
-      break;
-    }
+  for (const DeviceOperation* one : all) {
+    if (one->domain_.maxSms() == 0) return {};
     budget.blocks += one->domain_.maxSms();
   }
-  const int sms = cuda::multiprocessors(domain_.device());
-  if (budget.blocks >= sms) budget.blocks = 0;
+  if (budget.blocks >= cuda::multiprocessors(all.front()->domain_.device())) return {};
+  return budget;
+}
+
+void DeviceOperation::launchTogether(const std::vector<DeviceOperation*>& all) {
+  const cuda::OnDevice on(domain_.device());
+  const kernels::Budget budget = budgetOf(all);
   // What others have on their streams comes first, and what they do next comes after.
   const cuda::Stream leader = all.front()->stream_;
   std::vector<cuda::Stream> others;
@@ -172,8 +173,9 @@ Parameters DeviceOperation::parameters(std::size_t rowBytes, std::size_t rowByte
 }
 
 namespace {
-// Handles of other processes' memory travel in references that operations on GPUs have no other use for.
-int handleOf(MemoryRole role) { return role == kRows ? static_cast<int>(kCounters) : static_cast<int>(kTickets); }
+// The handles of other processes' memory follow the tensors.
+int handleOf(MemoryRole role) { return 3 + 2 * static_cast<int>(role); }
+static_assert(3 + 2 * kTickets + 2 <= kMemoryRoles);
 }  // namespace
 
 void DeviceOperation::announceTensor(Meeting::Announcement& announcement, MemoryRole role, const void* pointer,

@@ -37,7 +37,8 @@ class DeviceOperation : public Operation {
   void reset() override;
   Outcome run(const Step& step) override;
 
-  // Fills in what this rank tells the others.
+  // Fills in what this rank tells the others. Where these do not launch together, what it launches on its stream comes
+  // before all that they launch.
   virtual void announce(Meeting::Announcement& announcement) = 0;
   // Once all are ready: learn where everyone's memory is.
   virtual void bind() {}
@@ -48,7 +49,9 @@ class DeviceOperation : public Operation {
   virtual Outcome finish() { return Outcome::complete; }
 
   Parameters parameters(std::size_t rowBytes, std::size_t rowBytes2, std::uint64_t type, std::uint64_t options) const;
-  // Announces a tensor under kRows or kRows2, and where a peer has one.
+  // SMs that the ranks of a launch may take together.
+  static kernels::Budget budgetOf(const std::vector<DeviceOperation*>& all);
+  // Announces a tensor under kRows, kRows2 or kTickets, and where a peer has one.
   void announceTensor(Meeting::Announcement& announcement, MemoryRole role, const void* pointer, std::size_t bytes);
   std::byte* tensorOf(int localIndex, MemoryRole role);
   bool capturing() const { return capturing_; }

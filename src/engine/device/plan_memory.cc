@@ -16,7 +16,8 @@ std::size_t after(std::size_t at, std::size_t bytes) { return (at + bytes + 255)
 }  // namespace
 
 DevicePlan::DevicePlan(Engine& engine, const PlanRequest& request)
-    : domain_(*engine.device()),
+    : engine_(engine),
+      domain_(*engine.device()),
       countsStay_(request.options.layout == plan::Layout::slotted ||
                   (request.options.capacityRows > 0 && request.dropBeyondCapacity)) {
   const plan::Topology& topology = engine.topology();
@@ -42,7 +43,15 @@ DevicePlan::DevicePlan(Engine& engine, const PlanRequest& request)
   const std::size_t uploadBytes = scratchAt_ - frameAt_;
 
   const cuda::OnDevice on(domain_.device());
-  block_ = domain_.pool().take(scratchAt_ + scratch, uploadAt + uploadBytes);
+  keptIdsAt_ = after(scratchAt_, scratch);
+  keptWeightsAt_ = keptIdsAt_;
+  std::size_t end = keptIdsAt_;
+  if (request.options.layout == plan::Layout::rankOrder) {
+    const auto slots = static_cast<std::size_t>(request.map.tokens) * static_cast<std::size_t>(request.map.topk);
+    keptWeightsAt_ = after(keptIdsAt_, slots * static_cast<std::size_t>(request.map.idBytes));
+    end = request.map.weights == nullptr ? keptWeightsAt_ : after(keptWeightsAt_, slots * sizeof(float));
+  }
+  block_ = domain_.pool().take(end, uploadAt + uploadBytes);
   std::byte* upload = block_.host + uploadAt;
   std::memcpy(upload, &frame_, sizeof frame_);
   std::memcpy(upload + (homesAt_ - frameAt_), frame.homes.data(), homesBytes);
@@ -54,11 +63,21 @@ DevicePlan::DevicePlan(Engine& engine, const PlanRequest& request)
 }
 
 DevicePlan::~DevicePlan() {
-  if (captured_) {
-    domain_.pool().drop(std::move(block_));
-  } else {
-    domain_.pool().giveBack(std::move(block_), stream_);
+  std::vector<DevicePool::Block> blocks;
+  blocks.push_back(std::move(block_));
+  if (beside_) blocks.push_back(beside_->release());
+  for (DevicePool::Block& block : blocks) {
+    if (captured_) {
+      domain_.pool().drop(std::move(block));
+    } else {
+      domain_.pool().giveBack(std::move(block), stream_);
+    }
   }
+}
+
+void DevicePlan::holdBeside(const PlanRequest& request, std::size_t rows) {
+  if (beside_ || !DeviceBeside::wanted(request)) return;
+  beside_ = std::make_unique<DeviceBeside>(engine_, request, rows);
 }
 
 kernels::PlanPointers DevicePlan::pointers(int flow) const {
@@ -94,7 +113,20 @@ DeviceCounts deviceCounts(const PlanState& plan) {
   const std::byte* a = device.arena();
   return {reinterpret_cast<const std::int32_t*>(a + o.localExpertRows),
           reinterpret_cast<const std::int32_t*>(a + o.localExpertStart),
-          &reinterpret_cast<const plan::ArenaHeader*>(a)->dropped};
+          &reinterpret_cast<const plan::ArenaHeader*>(a)->dropped,
+          &reinterpret_cast<const plan::ArenaHeader*>(a)->receiveRows};
+}
+
+DeviceBesideView deviceBeside(const PlanState& plan) {
+  DeviceBesideView view;
+  const DeviceBeside* beside = plan.device->beside();
+  if (beside == nullptr) return view;
+  const kernels::BesideRows rows = beside->rows();
+  if (DeviceBeside::wantsCounters(plan.request)) view.counters = rows.board.counters;
+  if (DeviceBeside::wantsTickets(plan.request)) view.tickets = reinterpret_cast<const Ticket*>(rows.tickets);
+  view.localIds = rows.localIds;
+  view.weights = rows.weights;
+  return view;
 }
 
 std::vector<std::byte> bringArena(const PlanState& plan) {

@@ -1,6 +1,9 @@
 // What a plan holds on a GPU: its arena, what the planner works with, and on the host a copy of the arena's head.
 #pragma once
 
+#include <memory>
+
+#include "engine/device/beside.h"
 #include "engine/device/domain.h"
 #include "engine/plan_state.h"
 #include "plan/frame.h"
@@ -26,6 +29,13 @@ class DevicePlan {
   kernels::PlanPointers pointers(int flow) const;
   kernels::PlanArgs::Rank planner(const PlanRequest& request, int rank, int node) const;
 
+  // Memory beside `rows` rows, if the plan wants any; once.
+  void holdBeside(const PlanRequest& request, std::size_t rows);
+  const DeviceBeside* beside() const { return beside_.get(); }
+  // Rank order: the routing map as it was when the plan was made, for dispatches to come.
+  std::byte* keptIds() const { return block_.device + keptIdsAt_; }
+  float* keptWeights() const { return reinterpret_cast<float*>(block_.device + keptWeightsAt_); }
+
   // Plans whose counts the host never learns (capacity, and slotted) can be captured.
   bool countsStayOnDevice() const { return countsStay_; }
   void usedOn(exec::cuda::Stream stream, bool captured) {
@@ -34,14 +44,17 @@ class DevicePlan {
   }
 
  private:
+  Engine& engine_;
   DeviceDomain& domain_;
   const bool countsStay_;
   plan::ArenaOffsets offsets_{};
   std::uint64_t arenaBytes_ = 0;
-  std::size_t frameAt_ = 0, homesAt_ = 0, flowsAt_ = 0, scratchAt_ = 0;  // in the block's device memory
-  std::size_t statusAt_ = 0;                                             // in its host memory
+  std::size_t frameAt_ = 0, homesAt_ = 0, flowsAt_ = 0, scratchAt_ = 0;
+  std::size_t keptIdsAt_ = 0, keptWeightsAt_ = 0;  // these too in the block's device memory
+  std::size_t statusAt_ = 0;                       // in its host memory
   plan::ArenaHeader frame_{};
   DevicePool::Block block_;
+  std::unique_ptr<DeviceBeside> beside_;
   exec::cuda::Stream stream_ = nullptr;
   bool captured_ = false;
 };

@@ -67,6 +67,17 @@ kernels::PlanArgs DevicePlanning::arguments(const std::vector<DeviceOperation*>&
   return args;
 }
 
+namespace {
+// Dispatch brings all ids and weights of a token along with its row, and the caller's may be gone by then.
+void keepRoutingMap(const PlanState& plan, cuda::Stream stream) {
+  const plan::RoutingMap& map = plan.request.map;
+  const auto slots = static_cast<std::size_t>(map.tokens) * static_cast<std::size_t>(map.topk);
+  if (plan.request.options.layout != plan::Layout::rankOrder || slots == 0) return;
+  cuda::copy(plan.device->keptIds(), map.ids, slots * static_cast<std::size_t>(map.idBytes), stream);
+  if (map.weights != nullptr) cuda::copy(plan.device->keptWeights(), map.weights, slots * sizeof(float), stream);
+}
+}  // namespace
+
 void DevicePlanning::launchAll(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget,
                                cuda::Stream stream) {
   const kernels::PlanArgs args = arguments(all, budget);
@@ -75,6 +86,7 @@ void DevicePlanning::launchAll(const std::vector<DeviceOperation*>& all, const k
                                             "ranks",
                                             domain_.device(), args.topk, args.experts, args.ranks));
   }
+  for (DeviceOperation* one : all) keepRoutingMap(one->plan(), stream);
   if (domain_.together()) {
     cuda::plan(args, stream);
   } else {
@@ -148,6 +160,7 @@ Outcome DevicePlanning::finish() {
       return Outcome::complete;
     }
     readCounts();
+    plan_->device->holdBeside(plan_->request, plan_->rowsToHold());
     if (!comparesRows()) return Outcome::complete;
     Meeting::Announcement announcement;
     announcement.parameters = parameters(0, 0, 0, 0);

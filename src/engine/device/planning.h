@@ -23,9 +23,7 @@ class DevicePlanning : public DeviceOperation {
   kernels::PlanArgs arguments(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget) const;
   void readCounts();
   void checkCapacity();
-  bool comparesRows() const {
-    return plan_->request.options.capacityRows > 0 && !plan_->device->countsStayOnDevice();
-  }
+  bool comparesRows() const { return plan_->request.options.capacityRows > 0 && !plan_->device->countsStayOnDevice(); }
 
   Meeting rows_;  // where more rows than fit are an error: what every rank would receive
   bool announcedRows_ = false;

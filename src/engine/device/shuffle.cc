@@ -18,26 +18,71 @@ int mostTokens(const std::vector<DeviceOperation*>& all) {
 
 DeviceDispatch::DeviceDispatch(Engine& engine, std::shared_ptr<PlanState> plan, const DispatchRequest& request,
                                cuda::Stream stream)
-    : DeviceOperation(OperationKind::dispatch, engine, std::move(plan), stream), request_(request) {}
+    : DeviceOperation(OperationKind::dispatch, engine, std::move(plan), stream), request_(request) {
+  tensors_[0] = {request.input, request.output, request.rowBytes};
+  tensors_[1] = {request.input2, request.output2, request.rowBytes2};
+}
 
 void DeviceDispatch::announce(Meeting::Announcement& announcement) {
-  domain_.checkPointer("input", request_.input);
-  domain_.checkPointer("output", request_.output);
-  domain_.checkPointer("input2", request_.input2);
-  domain_.checkPointer("output2", request_.output2);
+  domain_.checkPointer("input", tensors_[0].input);
+  domain_.checkPointer("output", tensors_[0].output);
+  domain_.checkPointer("input2", tensors_[1].input);
+  domain_.checkPointer("output2", tensors_[1].output);
   const auto rows = static_cast<std::size_t>(plan_->receiveRows());
   announcement.rows = rows;
   announcement.parameters = parameters(request_.rowBytes, request_.rowBytes2, 0, request_.castToFp8 ? 1 : 0);
-  announceTensor(announcement, kRows, request_.output, rows * request_.rowBytes);
-  announceTensor(announcement, kRows2, request_.output2, rows * request_.rowBytes2);
+  announceTensor(announcement, kRows, tensors_[0].output, rows * tensors_[0].rowBytes);
+  announceTensor(announcement, kRows2, tensors_[1].output, rows * tensors_[1].rowBytes);
   plan_->device->usedOn(stream(), capturing());
+
+  // Tickets say the same each time, and so do counters that nobody looks at before the end.
+  flags_ = 0;
+  const DeviceBeside* beside = plan_->device->beside();
+  if (beside == nullptr) return;
+  const PlanRequest& plan = plan_->request;
+  const bool first = !plan_->dispatched;
+  if (first && DeviceBeside::wantsTickets(plan)) flags_ |= kWantsTickets;
+  if (DeviceBeside::wantsCounters(plan)) {
+    if (plan.counters) {
+      flags_ |= kWantsCounters;
+    } else if (first) {
+      flags_ |= kCountsAtEnd;
+    }
+  }
+  announcement.flags = flags_;
+  if (flags_ == 0) return;
+  announcement.bytes = beside->shape().rows;
+  announceTensor(announcement, kTickets, beside->data(), beside->shape().bytes());
+  if (domain_.together()) return;  // else the others' kernels are not to wait for
+  std::vector<DeviceOperation*> self{this};
+  resetBeside(self, budgetOf(self), stream());
 }
 
 void DeviceDispatch::bind() {
   for (auto& bases : bases_) bases.clear();
+  growing_.clear();
+  beside_.clear();
+  anyGrowing_ = anyBeside_ = false;
   for (int i = 0; i < engine_.nodeRanks(); ++i) {
     bases_[0].push_back(tensorOf(i, kRows));
     bases_[1].push_back(tensorOf(i, kRows2));
+    const ReadyCell& cell = meeting_.ready(i);
+    kernels::BesideRows rows{};
+    if (cell.flags != 0) {
+      const BesideShape shape =
+          BesideShape::of(engine_, plan_->request, engine_.nodeRank(i), static_cast<std::size_t>(cell.bytes));
+      rows = shape.at(tensorOf(i, kTickets));
+    }
+    growing_.push_back(rows.board);
+    if (!(cell.flags & kWantsCounters)) growing_.back().counters = nullptr;
+    if (!(cell.flags & kCountsAtEnd)) rows.board.counters = nullptr;
+    if (!(cell.flags & kWantsTickets)) {
+      rows.tickets = nullptr;
+      rows.localIds = nullptr;
+    }
+    beside_.push_back(rows);
+    anyGrowing_ |= (cell.flags & kWantsCounters) != 0;
+    anyBeside_ |= (cell.flags & (kCountsAtEnd | kWantsTickets)) != 0;
   }
 }
 
@@ -45,30 +90,94 @@ kernels::PlaceArgs DeviceDispatch::placeArgs(const std::vector<DeviceOperation*>
   kernels::PlaceArgs args{};
   args.rankCount = static_cast<int>(all.size());
   args.maxTokens = mostTokens(all);
-  args.rowBytes = tensor == 0 ? request_.rowBytes : request_.rowBytes2;
+  args.rowBytes = tensors_[tensor].rowBytes;
   args.sourceStride = args.destinationStride = args.rowBytes;
   for (std::size_t i = 0; i < all.size(); ++i) {
     const auto& one = static_cast<const DeviceDispatch&>(*all[i]);
     args.ranks[i].plan = one.plan_->device->pointers(one.engine_.streams().ownFlow);
-    args.ranks[i].source = tensor == 0 ? one.request_.input : one.request_.input2;
+    args.ranks[i].source = one.tensors_[tensor].input;
   }
   std::copy(bases_[tensor].begin(), bases_[tensor].end(), args.bases);
   return args;
 }
 
+// Rows of the gaps are a rank's own: whoever places rows does not touch them.
+void DeviceDispatch::fillGaps(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget,
+                              cuda::Stream stream) const {
+  kernels::GapsArgs args{};
+  for (int t = 0; t < 2; ++t) args.rowBytes[t] = tensors_[t].rowBytes;
+  args.mostRows = plan_->request.options.alignment - 1;
+  for (DeviceOperation* one : all) {
+    const auto& dispatch = static_cast<const DeviceDispatch&>(*one);
+    if (!one->plan().request.zeroFill) continue;
+    const DeviceCounts counts = deviceCounts(one->plan());
+    kernels::GapsArgs::Rank& rank = args.ranks[args.rankCount++];
+    rank.rows = counts.localExpertRows;
+    rank.starts = counts.localExpertStart;
+    rank.experts = one->plan().view.header->localExperts;
+    for (int t = 0; t < 2; ++t) rank.outputs[t] = dispatch.tensors_[t].output;
+    args.mostExperts = std::max(args.mostExperts, rank.experts);
+  }
+  cuda::gaps(args, budget, stream);
+}
+
+kernels::ResetArgs::Rank DeviceDispatch::resetOf() const {
+  kernels::ResetArgs::Rank rank{};
+  if (flags_ == 0) return rank;
+  const DeviceBeside& beside = *plan_->device->beside();
+  const kernels::BesideRows rows = beside.rows();
+  rank.board = rows.board;
+  if (!(flags_ & (kWantsCounters | kCountsAtEnd))) rank.board.counters = nullptr;
+  if (flags_ & kWantsTickets) rank.tickets = rows.tickets;
+  rank.starts = deviceCounts(*plan_).localExpertStart;
+  rank.rows = beside.shape().rows;
+  return rank;
+}
+
+void DeviceDispatch::resetBeside(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget,
+                                 cuda::Stream stream) const {
+  kernels::ResetArgs args{};
+  for (DeviceOperation* one : all) args.ranks[args.rankCount++] = static_cast<const DeviceDispatch&>(*one).resetOf();
+  cuda::reset(args, budget, stream);
+}
+
+void DeviceDispatch::describeRows(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget,
+                                  cuda::Stream stream) const {
+  kernels::DescribeArgs args{};
+  const PlanRequest& request = plan_->request;
+  args.rankCount = static_cast<int>(all.size());
+  args.maxTokens = mostTokens(all);
+  args.topk = request.map.topk;
+  args.oneGpu = domain_.together();
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    const auto& one = static_cast<const DeviceDispatch&>(*all[i]);
+    const DevicePlan& device = *one.plan_->device;
+    args.ranks[i].plan = device.pointers(one.engine_.streams().ownFlow);
+    if (request.options.layout != plan::Layout::rankOrder) continue;
+    args.ranks[i].ids = device.keptIds();
+    args.ranks[i].idBytes = one.plan_->request.map.idBytes;
+    args.ranks[i].weights = one.plan_->request.map.weights == nullptr ? nullptr : device.keptWeights();
+  }
+  std::copy(beside_.begin(), beside_.end(), args.rows);
+  cuda::describe(args, budget, stream);
+}
+
 void DeviceDispatch::launchAll(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget,
                                cuda::Stream stream) {
-  if (plan_->request.zeroFill) {
-    for (DeviceOperation* one : all) {
-      const auto& dispatch = static_cast<const DeviceDispatch&>(*one);
-      const auto rows = static_cast<std::size_t>(one->plan().receiveRows());
-      if (rows == 0) continue;
-      cuda::fill(dispatch.request_.output, 0, rows * request_.rowBytes, stream);
-      if (request_.rowBytes2 > 0) cuda::fill(dispatch.request_.output2, 0, rows * request_.rowBytes2, stream);
-    }
+  if (domain_.together() && (anyGrowing_ || anyBeside_)) resetBeside(all, budget, stream);
+  if (plan_->request.options.alignment > 1) fillGaps(all, budget, stream);
+  if (tensors_[1].rowBytes > 0) cuda::place(placeArgs(all, 1), budget, stream);
+  if (anyGrowing_) {
+    // The first tensor is the last to be placed: a counted row is there in both.
+    kernels::CountedPlaceArgs args{};
+    args.place = placeArgs(all, 0);
+    args.oneGpu = domain_.together();
+    std::copy(growing_.begin(), growing_.end(), args.boards);
+    cuda::placeCounted(args, budget, stream);
+  } else {
+    cuda::place(placeArgs(all, 0), budget, stream);
   }
-  cuda::place(placeArgs(all, 0), budget, stream);
-  if (request_.rowBytes2 > 0) cuda::place(placeArgs(all, 1), budget, stream);
+  if (anyBeside_) describeRows(all, budget, stream);
 }
 
 Outcome DeviceDispatch::finish() {
@@ -76,7 +185,7 @@ Outcome DeviceDispatch::finish() {
   if (!plan_->device->countsStayOnDevice()) {
     const auto entries = static_cast<std::uint64_t>(plan_->view.header->entries);
     statistics.rowsPlaced += entries;
-    statistics.bytesPlaced += entries * (request_.rowBytes + request_.rowBytes2);
+    statistics.bytesPlaced += entries * (tensors_[0].rowBytes + tensors_[1].rowBytes);
   }
   plan_->dispatched = true;
   return Outcome::complete;

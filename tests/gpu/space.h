@@ -1,0 +1,138 @@
+// Memory of a GPU that the host can look at, for tests; and whether there is a GPU.
+#pragma once
+
+#include <cuda_runtime_api.h>
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <map>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "shuffle/case.h"
+
+namespace fusco::test {
+
+inline void okCuda(cudaError_t error, const char* call) {
+  if (error != cudaSuccess) throw std::runtime_error(std::string(call) + ": " + cudaGetErrorString(error));
+}
+#define CUDA_OK(call) ::fusco::test::okCuda((call), #call)
+
+// Empty, or why no test can run.
+inline std::string noGpu() {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error != cudaSuccess) return std::string("no GPU: ") + cudaGetErrorString(error);
+  return count > 0 ? "" : "no GPU: the driver shows none";
+}
+
+// Memory of the GPU, which the host sees by copies. Kept for the next case: giving memory back waits for the GPU, and
+// what a test does not wait for shall not be hidden by that.
+class GpuSpace : public Space {
+ public:
+  GpuSpace() { CUDA_OK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking)); }
+  ~GpuSpace() override {
+    cudaStreamDestroy(stream_);
+    for (const auto& [pointer, bytes] : sizes_) cudaFree(pointer);
+  }
+  void* allocate(std::size_t bytes, bool) override {
+    std::size_t size = 256;
+    while (size < bytes) size *= 2;
+    std::vector<void*>& kept = kept_[size];
+    if (!kept.empty()) {
+      void* pointer = kept.back();
+      kept.pop_back();
+      return pointer;
+    }
+    void* pointer = nullptr;
+    CUDA_OK(cudaMalloc(&pointer, size));
+    sizes_[pointer] = size;
+    return pointer;
+  }
+  void release(void* pointer, bool) override { kept_[sizes_.at(pointer)].push_back(pointer); }
+  cudaStream_t stream() override { return stream_; }
+  void settle() override { CUDA_OK(cudaStreamSynchronize(stream_)); }
+  void read(void* to, const void* from, std::size_t bytes) override {
+    CUDA_OK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_));
+    settle();
+  }
+  void write(void* to, const void* from, std::size_t bytes) override {
+    CUDA_OK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_));
+  }
+  bool direct() const override { return false; }
+  bool gpu() const override { return true; }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+  std::map<void*, std::size_t> sizes_;
+  std::map<std::size_t, std::vector<void*>> kept_;
+};
+
+// Some bytes of a space, for as long as a test wants them; zeroed.
+class GpuBytes {
+ public:
+  GpuBytes(GpuSpace& space, std::size_t bytes) : space_(space), here(bytes) {
+    pointer_ = space.allocate(bytes + 1, true);
+  }
+  ~GpuBytes() { space_.release(pointer_, true); }
+  GpuBytes(const GpuBytes&) = delete;
+  GpuBytes& operator=(const GpuBytes&) = delete;
+  void* send() {
+    if (!here.empty()) space_.write(pointer_, here.data(), here.size());
+    return pointer_;
+  }
+  void fetch() {
+    if (!here.empty()) space_.read(here.data(), pointer_, here.size());
+  }
+  void* there() const { return pointer_; }
+
+ private:
+  GpuSpace& space_;
+  void* pointer_ = nullptr;
+
+ public:
+  std::vector<std::uint8_t> here;
+};
+
+// Communicators of ranks that share the GPU, one for each thread, which runs body(communicator, rank). One text a rank:
+// what the body returned or threw.
+inline std::vector<std::string> runGpuRanks(int ranks, const std::function<std::string(fuscoComm_t, int)>& body,
+                                            int maxSms = 0) {
+  fuscoUniqueId id;
+  FUSCO_OK(fuscoGetUniqueId(&id));
+  std::vector<std::string> wrong(static_cast<std::size_t>(ranks));
+  runThreads(ranks, [&](int rank) {
+    fuscoConfig_t config = FUSCO_CONFIG_INIT;
+    config.device = fuscoDeviceCuda;
+    config.operationTimeoutMs = 20000;
+    if (maxSms > 0) config.maxSms = maxSms;
+    fuscoComm_t comm = nullptr;
+    FUSCO_OK(fuscoCommInitRankConfig(&comm, ranks, id, rank, &config));
+    std::string& text = wrong[static_cast<std::size_t>(rank)];
+    try {
+      text = body(comm, rank);
+    } catch (const std::exception& e) {
+      text = e.what();
+    }
+    if (!text.empty()) {
+      fuscoCommAbort(comm);
+      return;
+    }
+    FUSCO_OK(fuscoCommFinalize(comm));
+    FUSCO_OK(fuscoCommDestroy(comm));
+  });
+  return wrong;
+}
+
+// A test that needs a GPU, and says so where there is none.
+class GpuTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    const std::string why = noGpu();
+    if (!why.empty()) GTEST_SKIP() << why;
+  }
+};
+
+}  // namespace fusco::test
