@@ -94,8 +94,8 @@ Allocation allocationOf(const void* pointer) {
   const auto address = reinterpret_cast<std::uintptr_t>(pointer);
   unsigned long long start = 0, id = 0;
   std::size_t bytes = 0;
-  check(getRange(&start, &bytes, address), "cuMemGetAddressRange");
-  check(getAttribute(&id, kBufferId, address), "cuPointerGetAttribute");
+  if (getRange(&start, &bytes, address) != cudaSuccess) return {};
+  if (getAttribute(&id, kBufferId, address) != cudaSuccess) id = 0;
   return {start, bytes, id};
 }
 

@@ -44,11 +44,11 @@ class SharedEvent {
   void* event_ = nullptr;
 };
 
-// The allocation that a pointer lies in. `id` is never given again in this process.
+// The allocation that a pointer lies in, as far as the driver tells: bytes is 0 where it does not.
 struct Allocation {
   std::uint64_t start = 0;
   std::uint64_t bytes = 0;
-  std::uint64_t id = 0;
+  std::uint64_t id = 0;  // never given again in this process; 0: it has none
 };
 Allocation allocationOf(const void* pointer);
 // False for memory that has no such handle: of virtual memory management, of pools, managed, pinned.
