@@ -419,6 +419,7 @@ PlanLaunch prepare(const PlanArgs& args, const Device& device, bool alone) {
       rank.total = rank.sums + launch.keys;
     }
     rank.status = from.status;
+    rank.exchanged = from.exchanged;
     rank.rank = from.rank;
     rank.node = from.node;
     rank.localExperts = from.localExperts;

@@ -66,6 +66,7 @@ struct PlanArgs {
     PlanCounts* counts;                       // planCountsBytes(), this rank's own
     void* scratch;                            // planScratchBytes(), 16-byte aligned, used within one planning only
     PlanStatus* status;
+    std::int32_t* exchanged;                  // int32 [2][keys]: gets rows of each key of lower ranks, and of all; or null
     // Rows of each key that lower ranks send, and all: brought by somebody else (several nodes), or null.
     const std::int32_t* before;
     const std::int32_t* total;

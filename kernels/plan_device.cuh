@@ -37,6 +37,7 @@ struct PlanRank {
   const std::int32_t* before;  // null: every block adds up allCounts
   const std::int32_t* total;
   PlanStatus* status;
+  std::int32_t* exchanged;
   int rank, node, localExperts, flowCount;
 };
 

@@ -22,6 +22,10 @@ struct HeadRows {
                         std::uint32_t own) const {
     at(sizeof(plan::ArenaHeader))[key] = own;
     at(rank.rowBase)[key] = rowBase;
+    if (rank.exchanged != nullptr) {
+      rank.exchanged[key] = static_cast<std::int32_t>(rowBase - start);
+      rank.exchanged[launch.keys + key] = static_cast<std::int32_t>(total);
+    }
     if (launch.byRank) {
       if (key == rank.rank) setReceived(total);
       return;

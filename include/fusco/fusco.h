@@ -384,8 +384,9 @@ FUSCO_API fuscoResult_t fuscoPlanGetDeviceInfo(fuscoPlan_t plan, fuscoPlanDevice
  *
  * On GPUs they lie in GPU memory, for kernels on other streams: one that reads a counter with acquire (at device scope, at
  * system scope where ranks are on several GPUs) finds so many rows written. Each dispatch sets them to zero in the order of
- * its stream; those of one plan come one after the other. In the slotted layout without expertCounters they are set when
- * all rows are there. */
+ * its stream; those of one plan come one after the other. Where rows are cast, and in the slotted layout without
+ * expertCounters, they are set when all rows are there. CUDA loads a kernel when it is launched first, and may wait for
+ * running ones to do so: dispatch once, or set CUDA_MODULE_LOADING=EAGER, before a kernel waits for counters. */
 FUSCO_API fuscoResult_t fuscoPlanExpertCounters(fuscoPlan_t plan, const volatile uint64_t** counters);
 
 /* Where a received row came from. source = -1: no row (an alignment gap, an unused slot). */

@@ -200,14 +200,9 @@ std::shared_ptr<PlanHandleState> usablePlan(fuscoPlan_t plan) {
 
 bool onGpu(const PlanHandleState& p) { return p.comm->gpu >= 0; }
 
-void requireHost(const PlanHandleState& p, const char* what) {
-  if (onGpu(p)) fail(Code::invalidUsage, fmt::format("rank {}: {} on GPUs is not there yet", p.comm->rank, what));
-}
-
 std::unique_ptr<engine::Operation> makeDispatch(const PlanHandleState& p, const engine::DispatchRequest& request,
                                                 cudaStream_t stream) {
   if (!onGpu(p)) return engine::makeDispatch(*p.comm->engine, p.plan, request);
-  if (request.castToFp8) requireHost(p, "a dispatch that casts");
   return engine::makeDeviceDispatch(*p.comm->engine, p.plan, request, stream);
 }
 
@@ -372,12 +367,13 @@ fuscoResult_t fuscoPlanSave(fuscoPlan_t plan, const char* path) {
   return guarded("fuscoPlanSave", [&] {
     require(path != nullptr, "path is NULL");
     const auto state = findPlan(plan);
-    requireHost(*state, "saving a plan");
     const engine::PlanState& p = *state->plan;
+    const engine::BroughtPlan brought = onGpu(*state) ? engine::bringPlan(p) : engine::BroughtPlan{};
     std::ofstream file(path, std::ios::binary);
     if (!file) failErrno(fmt::format("cannot write the plan to {}", path));
     plan::save(
-        plan::record(p.kept(), state->comm->engine->topology(), state->comm->rank, p.request.options, p.exchanged),
+        plan::record(onGpu(*state) ? brought.map : p.kept(), state->comm->engine->topology(), state->comm->rank,
+                     p.request.options, onGpu(*state) ? brought.exchanged : p.exchanged),
         file);
     file.close();
     if (!file) failErrno(fmt::format("cannot write the plan to {}", path));
@@ -419,10 +415,9 @@ fuscoResult_t fuscoCombine(fuscoPlan_t plan, const void* input, void* output, si
   return fuscoCombineEx(plan, &args, stream);
 }
 
-fuscoResult_t fuscoCombineBackward(fuscoPlan_t plan, const fuscoCombineBackwardArgs_t* args, cudaStream_t) {
+fuscoResult_t fuscoCombineBackward(fuscoPlan_t plan, const fuscoCombineBackwardArgs_t* args, cudaStream_t stream) {
   return guarded("fuscoCombineBackward", [&] {
     const auto p = usablePlan(plan);
-    requireHost(*p, "the backward of combine");
     const auto a = copyStruct("fuscoCombineBackwardArgs_t", args,
                               fuscoCombineBackwardArgs_t FUSCO_COMBINE_BACKWARD_INIT, FUSCO_COMBINE_BACKWARD_MAGIC);
     const plan::ArenaHeader& h = *p->plan->view.header;
@@ -449,7 +444,8 @@ fuscoResult_t fuscoCombineBackward(fuscoPlan_t plan, const fuscoCombineBackwardA
                   {"outputGradient", r.outputGradient, tokens, rowBytes},
                   {"expertRows", r.expertRows, rows, rowBytes}},
                  2);
-    runOne(p->comm, engine::makeCombineBackward(*p->comm->engine, p->plan, r));
+    runOne(p->comm, onGpu(*p) ? engine::makeDeviceBackward(*p->comm->engine, p->plan, r, stream)
+                              : engine::makeCombineBackward(*p->comm->engine, p->plan, r));
   });
 }
 

@@ -66,6 +66,14 @@ DeviceBesideView deviceBeside(const PlanState& plan);
 // Throws what the planner on the GPU has found wrong, as far as it has come.
 void checkPlanned(const PlanState& plan);
 DeviceCounts deviceCounts(const PlanState& plan);
+// What a plan was made of, brought to the host; the map points into the rest. Throws where the GPU no longer knows.
+struct BroughtPlan {
+  plan::RoutingMap map;
+  plan::Exchanged exchanged;
+  std::vector<std::int64_t> ids;
+  std::vector<float> weights;
+};
+BroughtPlan bringPlan(const PlanState& plan);
 std::vector<std::byte> bringArena(const PlanState& plan);
 
 // On GPUs; `stream` is a cudaStream_t.
@@ -74,6 +82,9 @@ std::unique_ptr<Operation> makeDeviceDispatch(Engine& engine, std::shared_ptr<Pl
                                               const DispatchRequest& request, void* stream);
 std::unique_ptr<Operation> makeDeviceCombine(Engine& engine, std::shared_ptr<PlanState> plan,
                                              const CombineRequest& request, void* stream);
+
+std::unique_ptr<Operation> makeDeviceBackward(Engine& engine, std::shared_ptr<PlanState> plan,
+                                              const CombineBackwardRequest& request, void* stream);
 
 std::unique_ptr<Operation> makeCombineBackward(Engine& engine, std::shared_ptr<PlanState> plan,
                                                const CombineBackwardRequest& request);

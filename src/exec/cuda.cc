@@ -226,8 +226,14 @@ void place(const kernels::PlaceArgs& args, const kernels::Budget& budget, Stream
 void placeCounted(const kernels::CountedPlaceArgs& args, const kernels::Budget& budget, Stream stream) {
   check(kernels::launchCountedPlace(args, budget, stream), "launch of the dispatch kernel that counts");
 }
+void castPlace(const kernels::CastPlaceArgs& args, const kernels::Budget& budget, Stream stream) {
+  check(kernels::launchCastPlace(args, budget, stream), "launch of the dispatch kernel that casts");
+}
 void sum(const kernels::SumArgs& args, const kernels::Budget& budget, Stream stream) {
   check(kernels::launchSum(args, budget, stream), "launch of the combine kernel");
+}
+void back(const kernels::BackArgs& args, const kernels::Budget& budget, Stream stream) {
+  check(kernels::launchBack(args, budget, stream), "launch of combine's backward kernel");
 }
 void gaps(const kernels::GapsArgs& args, const kernels::Budget& budget, Stream stream) {
   check(kernels::launchGaps(args, budget, stream), "launch of the kernel that zeroes gaps");

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "kernels/beside.h"
+#include "kernels/convert.h"
 #include "kernels/launch.h"
 #include "kernels/plan.h"
 
@@ -96,7 +97,9 @@ void planLay(const kernels::PlanArgs& args, Stream stream);
 void plan(const kernels::PlanArgs& args, Stream stream);
 void place(const kernels::PlaceArgs& args, const kernels::Budget& budget, Stream stream);
 void placeCounted(const kernels::CountedPlaceArgs& args, const kernels::Budget& budget, Stream stream);
+void castPlace(const kernels::CastPlaceArgs& args, const kernels::Budget& budget, Stream stream);
 void sum(const kernels::SumArgs& args, const kernels::Budget& budget, Stream stream);
+void back(const kernels::BackArgs& args, const kernels::Budget& budget, Stream stream);
 void gaps(const kernels::GapsArgs& args, const kernels::Budget& budget, Stream stream);
 void reset(const kernels::ResetArgs& args, const kernels::Budget& budget, Stream stream);
 void describe(const kernels::DescribeArgs& args, const kernels::Budget& budget, Stream stream);

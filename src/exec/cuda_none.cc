@@ -45,7 +45,9 @@ void planLay(const kernels::PlanArgs&, Stream) { none(); }
 void plan(const kernels::PlanArgs&, Stream) { none(); }
 void place(const kernels::PlaceArgs&, const kernels::Budget&, Stream) { none(); }
 void placeCounted(const kernels::CountedPlaceArgs&, const kernels::Budget&, Stream) { none(); }
+void castPlace(const kernels::CastPlaceArgs&, const kernels::Budget&, Stream) { none(); }
 void sum(const kernels::SumArgs&, const kernels::Budget&, Stream) { none(); }
+void back(const kernels::BackArgs&, const kernels::Budget&, Stream) { none(); }
 void gaps(const kernels::GapsArgs&, const kernels::Budget&, Stream) { none(); }
 void reset(const kernels::ResetArgs&, const kernels::Budget&, Stream) { none(); }
 void describe(const kernels::DescribeArgs&, const kernels::Budget&, Stream) { none(); }

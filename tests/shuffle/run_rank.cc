@@ -535,7 +535,7 @@ std::string runRank(const Case& c, fuscoComm_t comm, int rank, Space& space) {
   run.checkBeside();
   run.combine(false);
   run.checkCombine();
-  if (c.layout != fuscoLayoutRankOrder && !space.gpu()) run.backward();
+  if (c.layout != fuscoLayoutRankOrder) run.backward();
   return run.wrong();
 }
 

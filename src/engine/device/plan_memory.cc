@@ -43,7 +43,10 @@ DevicePlan::DevicePlan(Engine& engine, const PlanRequest& request)
   const std::size_t uploadBytes = scratchAt_ - frameAt_;
 
   const cuda::OnDevice on(domain_.device());
-  keptIdsAt_ = after(scratchAt_, scratch);
+  exchangedAt_ = after(scratchAt_, scratch);
+  keys_ = static_cast<std::size_t>(request.options.layout == plan::Layout::rankOrder ? topology.ranks()
+                                                                                     : request.map.experts);
+  keptIdsAt_ = after(exchangedAt_, 2 * keys_ * sizeof(std::int32_t));
   keptWeightsAt_ = keptIdsAt_;
   std::size_t end = keptIdsAt_;
   if (request.options.layout == plan::Layout::rankOrder) {
@@ -104,6 +107,7 @@ kernels::PlanArgs::Rank DevicePlan::planner(const PlanRequest& request, int rank
   r.flowCount = frame_.flows;
   r.scratch = block_.device + scratchAt_;
   r.status = &status();
+  if (frame_.layout != plan::Layout::slotted) r.exchanged = const_cast<std::int32_t*>(exchanged());
   return r;
 }
 

@@ -36,6 +36,10 @@ class DevicePlan {
   std::byte* keptIds() const { return block_.device + keptIdsAt_; }
   float* keptWeights() const { return reinterpret_cast<float*>(block_.device + keptWeightsAt_); }
 
+  // int32 [2][keys]: rows of each key of lower ranks, and of all ranks; not in the slotted layout.
+  const std::int32_t* exchanged() const { return reinterpret_cast<const std::int32_t*>(block_.device + exchangedAt_); }
+  std::size_t keys() const { return keys_; }
+
   // Plans whose counts the host never learns (capacity, and slotted) can be captured.
   bool countsStayOnDevice() const { return countsStay_; }
   void usedOn(exec::cuda::Stream stream, bool captured) {
@@ -50,8 +54,9 @@ class DevicePlan {
   plan::ArenaOffsets offsets_{};
   std::uint64_t arenaBytes_ = 0;
   std::size_t frameAt_ = 0, homesAt_ = 0, flowsAt_ = 0, scratchAt_ = 0;
-  std::size_t keptIdsAt_ = 0, keptWeightsAt_ = 0;  // these too in the block's device memory
-  std::size_t statusAt_ = 0;                       // in its host memory
+  std::size_t exchangedAt_ = 0, keys_ = 0, keptIdsAt_ = 0,
+              keptWeightsAt_ = 0;  // these too in the block's device memory
+  std::size_t statusAt_ = 0;       // in its host memory
   plan::ArenaHeader frame_{};
   DevicePool::Block block_;
   std::unique_ptr<DeviceBeside> beside_;

@@ -9,6 +9,8 @@ namespace fusco::engine {
 namespace cuda = exec::cuda;
 
 namespace {
+constexpr std::size_t kScaleGroup = 128;  // elements that share a scale of a cast
+
 int mostTokens(const std::vector<DeviceOperation*>& all) {
   std::int64_t most = 0;
   for (DeviceOperation* one : all) most = std::max(most, one->plan().request.map.tokens);
@@ -19,8 +21,14 @@ int mostTokens(const std::vector<DeviceOperation*>& all) {
 DeviceDispatch::DeviceDispatch(Engine& engine, std::shared_ptr<PlanState> plan, const DispatchRequest& request,
                                cuda::Stream stream)
     : DeviceOperation(OperationKind::dispatch, engine, std::move(plan), stream), request_(request) {
-  tensors_[0] = {request.input, request.output, request.rowBytes};
-  tensors_[1] = {request.input2, request.output2, request.rowBytes2};
+  if (request.castToFp8) {
+    const std::size_t elements = request.rowBytes / 2;
+    tensors_[0] = {request.input, request.output, elements};
+    tensors_[1] = {nullptr, request.outputScales, elements / kScaleGroup * sizeof(float)};
+  } else {
+    tensors_[0] = {request.input, request.output, request.rowBytes};
+    tensors_[1] = {request.input2, request.output2, request.rowBytes2};
+  }
 }
 
 void DeviceDispatch::announce(Meeting::Announcement& announcement) {
@@ -43,9 +51,9 @@ void DeviceDispatch::announce(Meeting::Announcement& announcement) {
   const bool first = !plan_->dispatched;
   if (first && DeviceBeside::wantsTickets(plan)) flags_ |= kWantsTickets;
   if (DeviceBeside::wantsCounters(plan)) {
-    if (plan.counters) {
+    if (plan.counters && !request_.castToFp8) {
       flags_ |= kWantsCounters;
-    } else if (first) {
+    } else if (plan.counters || first) {
       flags_ |= kCountsAtEnd;
     }
   }
@@ -166,8 +174,15 @@ void DeviceDispatch::launchAll(const std::vector<DeviceOperation*>& all, const k
                                cuda::Stream stream) {
   if (domain_.together() && (anyGrowing_ || anyBeside_)) resetBeside(all, budget, stream);
   if (plan_->request.options.alignment > 1) fillGaps(all, budget, stream);
-  if (tensors_[1].rowBytes > 0) cuda::place(placeArgs(all, 1), budget, stream);
-  if (anyGrowing_) {
+  if (tensors_[1].rowBytes > 0 && !request_.castToFp8) cuda::place(placeArgs(all, 1), budget, stream);
+  if (request_.castToFp8) {
+    kernels::CastPlaceArgs args{};
+    args.place = placeArgs(all, 0);
+    args.place.rowBytes = args.place.sourceStride = request_.rowBytes;
+    std::copy(bases_[1].begin(), bases_[1].end(), args.scaleBases);
+    args.scaleStride = tensors_[1].rowBytes;
+    cuda::castPlace(args, budget, stream);
+  } else if (anyGrowing_) {
     // The first tensor is the last to be placed: a counted row is there in both.
     kernels::CountedPlaceArgs args{};
     args.place = placeArgs(all, 0);
