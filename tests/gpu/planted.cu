@@ -1,0 +1,55 @@
+// A program with a bug of each kind that compute-sanitizer looks for, so that its silence about others can be trusted.
+#include <cuda_runtime.h>
+
+#include <cstdio>
+#include <cstring>
+
+namespace {
+
+constexpr int kThreads = 64;
+
+__global__ void writeBehindTheEnd(int* memory) { memory[kThreads + threadIdx.x] = 1; }
+
+__global__ void raceInSharedMemory(int* out) {
+  __shared__ int words[kThreads];
+  words[threadIdx.x] = static_cast<int>(threadIdx.x);
+  out[threadIdx.x] = words[kThreads - 1 - threadIdx.x];
+}
+
+__global__ void readWhatNobodyWrote(const int* memory, int* out) { out[threadIdx.x] = memory[threadIdx.x] + 1; }
+
+// The lanes of a warp wait at different barriers.
+__global__ void divideABarrier(int* out) {
+  if (threadIdx.x % 2 == 0) {
+    out[threadIdx.x] = 1;
+    __syncthreads();
+  } else {
+    out[threadIdx.x] = 2;
+    __syncthreads();
+    out[threadIdx.x] += out[threadIdx.x - 1];
+  }
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  const char* kind = count > 1 ? arguments[1] : "";
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) return 77;
+  int *memory = nullptr, *out = nullptr;
+  if (cudaMalloc(&memory, kThreads * sizeof(int)) != cudaSuccess) return 1;
+  if (cudaMalloc(&out, kThreads * sizeof(int)) != cudaSuccess) return 1;
+  if (std::strcmp(kind, "memcheck") == 0) {
+    writeBehindTheEnd<<<1, kThreads>>>(memory);
+  } else if (std::strcmp(kind, "racecheck") == 0) {
+    raceInSharedMemory<<<1, kThreads>>>(out);
+  } else if (std::strcmp(kind, "initcheck") == 0) {
+    readWhatNobodyWrote<<<1, kThreads>>>(memory, out);
+  } else if (std::strcmp(kind, "synccheck") == 0) {
+    divideABarrier<<<1, kThreads>>>(out);
+  }
+  std::printf("%s: %s\n", kind, cudaGetErrorString(cudaDeviceSynchronize()));
+  cudaFree(memory);
+  cudaFree(out);
+  return 0;
+}
