@@ -1,0 +1,35 @@
+// fusco_doctor: what a run will need, whether it is there, and the line that mends it.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+
+#include "doctor/report.h"
+#include "fusco/fusco.h"
+
+int main(int count, char** arguments) {
+  using namespace fusco::bench::doctor;
+  CLI::App app(
+      "Checks what FUSCO will need on this machine, as this user, with these settings, and prints PASS, WARN or FAIL "
+      "with the line that mends it. Ends with 1 if something failed");
+  bool json = false;
+  std::string root;
+  app.add_flag("--json", json, "an array of {status, check, found, mend}");
+  app.add_option("--root", root, "tests only: stands in front of /proc and /sys");
+  CLI11_PARSE(app, count, arguments);
+
+  Report report(root);
+  int version = 0;
+  fuscoGetVersion(&version);
+  report.pass("FUSCO", fmt::format("{}.{}.{}, device {}", version / 10000, version / 100 % 100, version % 100,
+                                   setting("FUSCO_DEVICE")));
+  checkSettings(report);
+  checkMachine(report);
+  checkNetwork(report);
+  checkRdma(report);
+  checkGpus(report);
+  checkNccl(report);
+  checkTrials(report);
+  const std::string text = json ? report.json() : report.text();
+  fmt::print("{}", text);
+  return report.count(Status::fail) == 0 ? 0 : 1;
+}

@@ -1,0 +1,93 @@
+// fusco_doctor as its users see it.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "bench/program.h"
+
+namespace {
+
+using nlohmann::json;
+using testing::HasSubstr;
+
+const std::string kProgram = FUSCO_DOCTOR;
+
+// Its findings under these settings, and that they are well formed.
+json findingsOf(const std::string& settings, const std::string& arguments = "") {
+  const Said said = say(settings + " timeout 100 " + kProgram + " --json " + arguments);
+  const json all = json::parse(said.text, nullptr, false);
+  EXPECT_TRUE(all.is_array()) << said.text;
+  bool failed = false;
+  for (const json& finding : all) {
+    EXPECT_THAT(finding["status"], testing::AnyOf("PASS", "WARN", "FAIL"));
+    EXPECT_EQ(finding["mend"].get<std::string>().empty(), finding["status"] == "PASS") << finding.dump();
+    failed = failed || finding["status"] == "FAIL";
+  }
+  EXPECT_EQ(said.code, failed ? 1 : 0) << said.text;
+  return all;
+}
+
+// The text of a check that came out so; "" if none did.
+std::string found(const json& all, const std::string& status, const std::string& check) {
+  std::string text;
+  for (const json& finding : all) {
+    if (finding["status"] == status && finding["check"] == check) text += finding["found"].get<std::string>() + "\n";
+  }
+  return text;
+}
+
+TEST(Doctor, thisMachineShuffles) {
+  const json all = findingsOf("");
+  EXPECT_THAT(found(all, "PASS", "trial"), HasSubstr("in one node's memory"));
+  EXPECT_THAT(found(all, "PASS", "trial"), HasSubstr("by shared memory"));
+  EXPECT_NE(found(all, "PASS", "settings"), "");
+  const Said said = say("timeout 100 " + kProgram);
+  EXPECT_THAT(said.text, HasSubstr("PASS  trial"));
+  EXPECT_THAT(said.text, HasSubstr(" passed, "));
+}
+
+TEST(Doctor, namesWhatIsShort) {
+  const json all = findingsOf("ulimit -n 200; FUSCO_NO_SUCH_THING=1 FUSCO_NCCL_LIB=/nowhere/libnccl.so.2");
+  EXPECT_THAT(found(all, "WARN", "open files"), HasSubstr("200"));
+  EXPECT_THAT(found(all, "WARN", "settings"), HasSubstr("FUSCO_NO_SUCH_THING"));
+  EXPECT_THAT(found(all, "FAIL", "NCCL"), HasSubstr("/nowhere"));
+}
+
+TEST(Doctor, trialsAreReal) {
+  if (say("unshare -rn true").code != 0) GTEST_SKIP() << "no network namespaces for this user";
+  // Nothing is up there, not even loopback.
+  const json all = findingsOf("unshare -rn");
+  EXPECT_NE(found(all, "WARN", "network"), "");
+  EXPECT_THAT(found(all, "FAIL", "trial"), HasSubstr("by TCP"));
+}
+
+// Devices that the kernel shows and libibverbs does not have: one port active, one down, one without an address.
+TEST(Doctor, readsPortsOfDevices) {
+  const std::filesystem::path root = temporary("doctor_root");
+  const auto put = [&](const std::string& file, const std::string& text) {
+    const std::filesystem::path path = root / "sys/class/infiniband/nosuch_0/ports" / file;
+    std::filesystem::create_directories(path.parent_path());
+    std::ofstream(path) << text << "\n";
+  };
+  for (const char* port : {"1", "2", "3"}) {
+    put(std::string(port) + "/state", port[0] == '2' ? "1: DOWN" : "4: ACTIVE");
+    put(std::string(port) + "/link_layer", "Ethernet");
+    put(std::string(port) + "/rate", "400 Gb/sec (4X NDR)");
+    put(std::string(port) + "/gids/0",
+        port[0] == '3' ? "0000:0000:0000:0000:0000:0000:0000:0000" : "0000:0000:0000:0000:0000:ffff:0a00:0001");
+    put(std::string(port) + "/gid_attrs/types/0", "RoCE v2");
+    put(std::string(port) + "/gid_attrs/ndevs/0", "eth7");
+  }
+  const json all = findingsOf("", "--root " + root.string());
+  std::filesystem::remove_all(root);
+  EXPECT_NE(found(all, "FAIL", "RDMA device") + found(all, "FAIL", "RDMA"), "");
+  if (found(all, "FAIL", "RDMA device").empty()) GTEST_SKIP() << "no libibverbs here: ports are not looked at";
+  EXPECT_THAT(found(all, "PASS", "RDMA port"), HasSubstr("nosuch_0:1 is active, RoCE, 400 Gb/sec"));
+  EXPECT_THAT(found(all, "WARN", "RDMA port"), HasSubstr("nosuch_0:2 is not active"));
+  EXPECT_THAT(found(all, "WARN", "RDMA port"), HasSubstr("nosuch_0:3 is active, but has no address"));
+}
+
+}  // namespace
