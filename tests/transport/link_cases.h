@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <ostream>
 #include <random>
 #include <thread>
 #include <vector>
@@ -19,6 +20,8 @@ struct Medium {
   const char* name;
   std::unique_ptr<LinkPair> (*make)(int slots, std::size_t slotBytes);
 };
+
+inline void PrintTo(const Medium& medium, std::ostream* out) { *out << medium.name; }
 
 class Link : public ::testing::TestWithParam<Medium> {
  protected:

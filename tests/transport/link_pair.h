@@ -9,6 +9,7 @@
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <thread>
 #include <utility>
@@ -82,8 +83,8 @@ struct RingPair final : LinkPair {
   RingPair(int slots, std::size_t slotBytes) {
     for (int i = 0; i < 2; ++i) {
       links[i] = std::make_unique<RingLink>(
-          slotBytes, RingLink::Ways{[=, this] { return rings[i] = make(slots, slotBytes); },
-                                    [=, this] { return rings[1 - i]; }, [=, this] { bells[1 - i].ring(); }});
+          slotBytes, RingLink::Ways{[=, this] { return opened(i, make(slots, slotBytes)); },
+                                    [=, this] { return arrived(i); }, [=, this] { bells[1 - i].ring(); }});
       ends[i] = links[i].get();
     }
   }
@@ -91,6 +92,16 @@ struct RingPair final : LinkPair {
     return std::make_shared<RingMemory>(SharedMemory::anonymous(RingMemory::bytesFor(slots, slotBytes)), slots,
                                         slotBytes);
   }
+  // Each end runs on a thread of its own, and one may look for the other's ring while that is being made.
+  std::shared_ptr<RingMemory> opened(int end, std::shared_ptr<RingMemory> ring) {
+    const std::lock_guard lock(announcing);
+    return rings[end] = std::move(ring);
+  }
+  std::shared_ptr<RingMemory> arrived(int end) {
+    const std::lock_guard lock(announcing);
+    return rings[1 - end];
+  }
+  std::mutex announcing;
   std::shared_ptr<RingMemory> rings[2];
   std::unique_ptr<RingLink> links[2];
 };
