@@ -78,6 +78,26 @@ missingParts() {
       -e 's/MPI_CXX_COMPILER/Open MPI (openmpi-bin, libopenmpi-dev)/' | paste -sd, - | sed 's/,/, /g'
 }
 
+# gpuQuery FIELD: what nvidia-smi says of it, a line for each GPU; fails where there is no GPU.
+gpuQuery() {
+  local tool
+  for tool in "$(command -v nvidia-smi)" /usr/bin/nvidia-smi /usr/local/nvidia/bin/nvidia-smi; do
+    if [ -x "$tool" ] && "$tool" --query-gpu="$1" --format=csv,noheader 2>/dev/null; then return 0; fi
+  done
+  return 1
+}
+
+# What kernels are compiled for: this machine's GPUs, else one of the oldest and one with bulk copies, each also as PTX
+# for those that come after it. All that FUSCO is made for takes several times as long.
+gpuArchitectures() {
+  local seen
+  if seen=$(gpuQuery compute_cap); then
+    tr -d . <<<"$seen" | sort -u | paste -sd';'
+  else
+    echo '75;90'
+  fi
+}
+
 # configure NAME [-D...]: prepares $buildRoot/NAME; does nothing when that was done with the same options.
 configure() {
   local name=$1 folder=$buildRoot/$1
