@@ -51,7 +51,9 @@ __global__ void __launch_bounds__(kThreads) backRows(const __grid_constant__ Bac
   __syncthreads();
   const unsigned lane = threadIdx.x % kWarpThreads;
   const unsigned part = lane % kLanes * kOfLane;  // first element of this lane among 32
-  const std::size_t rowBytes = args.elements * kSize;
+  const std::size_t dense = args.elements * kSize;
+  const std::size_t gradientStride = args.gradientStride > 0 ? args.gradientStride : dense;
+  const std::size_t stride = args.stride > 0 ? args.stride : dense;
   for (unsigned index = blockIdx.x * kWarps + threadIdx.x / kWarpThreads; index < map.first[args.rankCount];
        index += gridDim.x * kWarps) {
     const int r = map.rankOf(index);
@@ -59,14 +61,14 @@ __global__ void __launch_bounds__(kThreads) backRows(const __grid_constant__ Bac
     const unsigned c = map.copyOf(r, index);
     const plan::Copy copy = rank.plan.copies[c];
     const unsigned last = rank.plan.copies[c + 1].firstEntry;
-    const std::byte* gradient = rank.gradient + copy.token * rowBytes;
+    const std::byte* gradient = rank.gradient + copy.token * gradientStride;
     for (unsigned first = copy.firstEntry; first < last; first += kEntries) {
       const unsigned e = first + lane / kLanes;
       const bool mine = e < last;
       const plan::Entry entry = rank.plan.entries[mine ? e : first];
       const float weight = rank.plan.weights[mine ? e : first];
-      std::byte* to = bases[entry.rank] + entry.row * rowBytes;
-      const std::byte* expert = expertBases[entry.rank] + entry.row * rowBytes;
+      std::byte* to = bases[entry.rank] + entry.row * stride;
+      const std::byte* expert = expertBases[entry.rank] + entry.row * stride;
       float partials[kOfLane] = {};
 #pragma unroll 2
       for (std::size_t begin = part; begin < args.elements; begin += kPartials) {
@@ -112,7 +114,7 @@ cudaError_t launchType(const BackArgs& args, std::uint64_t bits, const Budget& b
 
 int launchBack(const BackArgs& args, const Budget& budget, void* stream) {
   if (args.maxTokens == 0 || args.rankCount == 0 || args.elements == 0) return cudaSuccess;
-  std::uint64_t bits = args.elements * (args.type == SumType::f32 ? 4 : 2);
+  std::uint64_t bits = args.elements * (args.type == SumType::f32 ? 4 : 2) | args.gradientStride | args.stride;
   for (int i = 0; i < args.rankCount; ++i) bits |= reinterpret_cast<std::uintptr_t>(args.ranks[i].gradient);
   for (const std::byte* base : args.bases) bits |= reinterpret_cast<std::uintptr_t>(base);
   for (const std::byte* base : args.expertBases) bits |= reinterpret_cast<std::uintptr_t>(base);

@@ -29,8 +29,10 @@ struct BackArgs {
   int topk;
   std::byte* bases[kMaxNodeRanks];              // by Entry::rank
   const std::byte* expertBases[kMaxNodeRanks];  // the same
-  std::size_t elements;                         // of a row; rows are dense
+  std::size_t elements;                         // of a row
   SumType type;
+  // From row to row: of the gradients, and of the rows under both bases. 0: rows are dense.
+  std::size_t gradientStride, stride;
 };
 int launchBack(const BackArgs& args, const Budget& budget, void* stream);
 

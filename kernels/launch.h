@@ -1,5 +1,5 @@
-// The kernels as the host calls them: one argument struct for each, plain C++. A launch function takes a cudaStream_t as
-// void* and returns a cudaError_t as int. Nothing here waits, allocates or synchronises, and launch shapes depend on
+// The kernels as the host calls them: one argument struct for each, plain C++. A launch function takes a cudaStream_t
+// as void* and returns a cudaError_t as int. Nothing here waits, allocates or synchronises, and launch shapes depend on
 // capacities and the SM budget only: counts are read on the device, from plan arenas.
 //
 // A launch works for one or more ranks that share a GPU ("local" ranks). They need not wait for each other inside a
@@ -40,10 +40,10 @@ struct PlaceArgs {
   };
   Rank ranks[kMaxLocalRanks];
   int rankCount;
-  int maxTokens;                   // most tokens of a local rank; shapes the launch
-  std::byte* bases[kMaxNodeRanks];  // by Entry::rank; null: entries for that rank are left out
+  int maxTokens;                                          // most tokens of a local rank; shapes the launch
+  std::byte* bases[kMaxNodeRanks];                        // by Entry::rank; null: entries for that rank are left out
   std::size_t sourceStride, destinationStride, rowBytes;  // any numbers
-  bool skipDuplicates;             // leave out entries with kDuplicate
+  bool skipDuplicates;                                    // leave out entries with kDuplicate
 };
 int launchPlace(const PlaceArgs& args, const Budget& budget, void* stream);
 
@@ -66,5 +66,23 @@ struct SumArgs {
   bool weighted;
 };
 int launchSum(const SumArgs& args, const Budget& budget, void* stream);
+
+// Sums of rows that lie anywhere and may differ in type (partial sums of other nodes): exec::SumArgs as it is, with its
+// lists in memory of the GPU. The same arithmetic as launchSum.
+struct Term {
+  const std::byte* row;
+  float weight;
+  SumType type;
+};
+struct TermSumArgs {
+  std::byte* const* out;         // [rows]
+  const std::byte* const* bias;  // [rows], or null; a null entry: none
+  const Term* terms;
+  const std::uint32_t* first;  // [rows + 1]
+  int rows;
+  std::size_t elements;  // of a row
+  SumType type;          // of out and bias
+};
+int launchTermSum(const TermSumArgs& args, const Budget& budget, void* stream);
 
 }  // namespace fusco::kernels

@@ -232,6 +232,9 @@ void castPlace(const kernels::CastPlaceArgs& args, const kernels::Budget& budget
 void sum(const kernels::SumArgs& args, const kernels::Budget& budget, Stream stream) {
   check(kernels::launchSum(args, budget, stream), "launch of the combine kernel");
 }
+void sumTerms(const kernels::TermSumArgs& args, const kernels::Budget& budget, Stream stream) {
+  check(kernels::launchTermSum(args, budget, stream), "launch of the kernel that sums terms");
+}
 void back(const kernels::BackArgs& args, const kernels::Budget& budget, Stream stream) {
   check(kernels::launchBack(args, budget, stream), "launch of combine's backward kernel");
 }

@@ -1,6 +1,6 @@
-// The GPU as the engine sees it: memory, streams and events, and the kernels of kernels/launch.h. Streams and events are
-// opaque pointers (cudaStream_t, cudaEvent_t). Failed calls throw Error(unhandledCudaError) that names the call. A build
-// without CUDA has the same functions: available() is false and tells why, all others throw.
+// The GPU as the engine sees it: memory, streams and events, and the kernels of kernels/launch.h. Streams and events
+// are opaque pointers (cudaStream_t, cudaEvent_t). Failed calls throw Error(unhandledCudaError) that names the call. A
+// build without CUDA has the same functions: available() is false and tells why, all others throw.
 #pragma once
 
 #include <array>
@@ -29,8 +29,8 @@ int multiprocessors(int device);
 // Lets kernels on `device` use the memory of `other`; false where the machine has no such path.
 bool reachDevice(int device, int other);
 
-// Makes a GPU the thread's for a while; the caller's need not be the communicator's. Meanwhile calls of the library's own
-// (allocations, copies on streams of its own) are legal though a stream of the caller's is being captured.
+// Makes a GPU the thread's for a while; the caller's need not be the communicator's. Meanwhile calls of the library's
+// own (allocations, copies on streams of its own) are legal though a stream of the caller's is being captured.
 class OnDevice {
  public:
   explicit OnDevice(int device);
@@ -99,6 +99,7 @@ void place(const kernels::PlaceArgs& args, const kernels::Budget& budget, Stream
 void placeCounted(const kernels::CountedPlaceArgs& args, const kernels::Budget& budget, Stream stream);
 void castPlace(const kernels::CastPlaceArgs& args, const kernels::Budget& budget, Stream stream);
 void sum(const kernels::SumArgs& args, const kernels::Budget& budget, Stream stream);
+void sumTerms(const kernels::TermSumArgs& args, const kernels::Budget& budget, Stream stream);
 void back(const kernels::BackArgs& args, const kernels::Budget& budget, Stream stream);
 void gaps(const kernels::GapsArgs& args, const kernels::Budget& budget, Stream stream);
 void reset(const kernels::ResetArgs& args, const kernels::Budget& budget, Stream stream);

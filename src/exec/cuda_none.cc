@@ -47,6 +47,7 @@ void place(const kernels::PlaceArgs&, const kernels::Budget&, Stream) { none(); 
 void placeCounted(const kernels::CountedPlaceArgs&, const kernels::Budget&, Stream) { none(); }
 void castPlace(const kernels::CastPlaceArgs&, const kernels::Budget&, Stream) { none(); }
 void sum(const kernels::SumArgs&, const kernels::Budget&, Stream) { none(); }
+void sumTerms(const kernels::TermSumArgs&, const kernels::Budget&, Stream) { none(); }
 void back(const kernels::BackArgs&, const kernels::Budget&, Stream) { none(); }
 void gaps(const kernels::GapsArgs&, const kernels::Budget&, Stream) { none(); }
 void reset(const kernels::ResetArgs&, const kernels::Budget&, Stream) { none(); }
