@@ -23,7 +23,8 @@
  * ordered by `stream` (a cudaStream_t of the communicator's GPU): they return when their kernels are launched, and never
  * wait for the GPU but where it is said. Ranks that share a process and a GPU launch together: their threads meet inside
  * the call, and one thread that drives several of them calls for all of them inside one group. Such calls can be
- * captured in a CUDA graph.
+ * captured in a CUDA graph. Where ranks are on several nodes the host plans and sends: a call waits for the stream, returns
+ * when all of it has been done, and cannot be captured.
  *  - Public structs begin with their size and a magic number and grow only at their end: start from the INIT macro.
  *  - Pointers to tensors are the caller's and stay so; they must stay valid until the call has completed.
  */
@@ -255,7 +256,8 @@ FUSCO_API fuscoResult_t fuscoGroupEnd(void);
  * On GPUs sender and receiver meet on the host in each call, and then go by the order of their streams. A group that only
  * sends need not meet anybody while its messages, of at most 4 MiB each, find room in a window of 32 MiB of the
  * communicator and fewer than 4 to a receiver are outstanding. In a CUDA graph: ranks of one process, sends and receives
- * of all of them in one group and one capture. */
+ * of all of them in one group and one capture. With a rank of another node a call returns when its rows have left, or have
+ * come, and cannot be captured. */
 FUSCO_API fuscoResult_t fuscoSend(const void* sendbuff, size_t count, fuscoDataType_t datatype, int peer,
                                   fuscoComm_t comm, cudaStream_t stream);
 FUSCO_API fuscoResult_t fuscoRecv(void* recvbuff, size_t count, fuscoDataType_t datatype, int peer, fuscoComm_t comm,
@@ -336,7 +338,7 @@ typedef struct {
  * fuscoCapacityDrop, or in the slotted layout, is made without any word to the host: the call returns at once and can be
  * captured; replaying the graph plans anew from what then stands in the routing map, weights and tokensOnDevice. An id
  * out of range then counts as -1 and is told by the next call that uses the plan. All other plans are exact: the call
- * waits for the stream, and cannot be captured. */
+ * waits for the stream, and cannot be captured. On several nodes all plans are so, and tokensOnDevice is InvalidUsage. */
 FUSCO_API fuscoResult_t fuscoPlanCreate(fuscoPlan_t* plan, const fuscoPlanConfig_t* config, fuscoComm_t comm,
                                         cudaStream_t stream);
 FUSCO_API fuscoResult_t fuscoPlanDestroy(fuscoPlan_t plan);
@@ -385,7 +387,7 @@ FUSCO_API fuscoResult_t fuscoPlanGetDeviceInfo(fuscoPlan_t plan, fuscoPlanDevice
  * On GPUs they lie in GPU memory, for kernels on other streams: one that reads a counter with acquire (at device scope, at
  * system scope where ranks are on several GPUs) finds so many rows written. Each dispatch sets them to zero in the order of
  * its stream; those of one plan come one after the other. Where rows are cast, and in the slotted layout without
- * expertCounters, they are set when all rows are there. CUDA loads a kernel when it is launched first, and may wait for
+ * expertCounters, they are set when all rows are there, as they are where ranks are on several nodes. CUDA loads a kernel when it is launched first, and may wait for
  * running ones to do so: dispatch once, or set CUDA_MODULE_LOADING=EAGER, before a kernel waits for counters. */
 FUSCO_API fuscoResult_t fuscoPlanExpertCounters(fuscoPlan_t plan, const volatile uint64_t** counters);
 

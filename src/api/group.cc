@@ -89,18 +89,31 @@ void runOperations(std::vector<Running>& running) {
   }
 }
 
+// On GPUs those with other nodes go by links, beside those in the node.
+std::vector<std::unique_ptr<engine::Operation>> transferOperations(engine::Engine& engine,
+                                                                   std::vector<engine::TransferRequest> requests) {
+  std::vector<std::unique_ptr<engine::Operation>> operations;
+  if (engine.device() == nullptr) {
+    operations.push_back(std::make_unique<engine::Transfers>(engine, std::move(requests)));
+    return operations;
+  }
+  const plan::Topology& topology = engine.topology();
+  std::vector<engine::TransferRequest> inNode, across;
+  for (engine::TransferRequest& request : requests) {
+    const bool same = topology.nodeOf(request.peer) == topology.nodeOf(engine.fabric().rank());
+    (same ? inNode : across).push_back(std::move(request));
+  }
+  if (!inNode.empty()) operations.push_back(std::make_unique<engine::DeviceTransfers>(engine, std::move(inNode)));
+  if (!across.empty()) operations.push_back(std::make_unique<engine::Transfers>(engine, std::move(across)));
+  return operations;
+}
+
 void run(Group& work) {
   runInits(std::move(work.inits));
   // All is made, and so checked, before anything is started.
   for (TransferItems& items : work.transfers) {
-    engine::Engine& engine = *items.comm->engine;
-    std::unique_ptr<engine::Operation> operation;
-    if (engine.device() != nullptr) {
-      operation = std::make_unique<engine::DeviceTransfers>(engine, std::move(items.requests));
-    } else {
-      operation = std::make_unique<engine::Transfers>(engine, std::move(items.requests));
-    }
-    work.collectives.push_back({items.comm, std::move(operation), {}});
+    for (auto& operation : transferOperations(*items.comm->engine, std::move(items.requests)))
+      work.collectives.push_back({items.comm, std::move(operation), {}});
   }
   std::vector<Running> running;
   for (CollectiveItem& item : work.collectives) {

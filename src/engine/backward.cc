@@ -13,7 +13,8 @@ using plan::kSlotMask;
 
 namespace {
 constexpr std::size_t kChunkBytes = 512 * 1024;
-}
+constexpr std::size_t kDeferredChunkBytes = 32 * kChunkBytes;  // where calls are only launched
+}  // namespace
 
 CombineBackward::CombineBackward(Engine& engine, std::shared_ptr<PlanState> plan, const CombineBackwardRequest& request)
     : ShuffleOperation(OperationKind::combineBackward, engine, std::move(plan)), request_(request), placer_(engine) {
@@ -56,6 +57,11 @@ Outcome CombineBackward::run(const Step& step) {
 }
 
 Outcome CombineBackward::announceReady() {
+  settleTensors(engine_, request_.stream, operationName(kind()),
+                {{"outputGradient", request_.outputGradient},
+                 {"expertRows", request_.expertRows},
+                 {"inputGradient", request_.inputGradient},
+                 {"weightGradient", request_.weightGradient}});
   const plan::View& view = plan_->view;
   const auto rows = static_cast<std::size_t>(plan_->receiveRows());
   const std::size_t bytes = rows * rowBytes_;
@@ -76,13 +82,16 @@ Outcome CombineBackward::announceReady() {
   Meeting::Announcement a;
   a.rows = rows;
   a.parameters = parameters(rowBytes_, 0, static_cast<std::uint64_t>(request_.type), 0);
-  if (bytes > 0) {
-    a.memory[kRows] = engine_.fabric().describe(landing_, bytes);
-    a.memory[kExtra] = engine_.fabric().describe(expertRows_, bytes);
-  }
+  describeTensor(engine_, a, kRows, landing_, bytes);
+  describeTensor(engine_, a, kRows2, expertRows_, bytes);
   meeting_.announce(a);
-  const auto topk = static_cast<std::size_t>(view.header->topk);
-  std::fill_n(request_.weightGradient, static_cast<std::size_t>(view.header->tokensUsed) * topk, 0.0f);
+  const auto slots = static_cast<std::size_t>(view.header->tokensUsed) * static_cast<std::size_t>(view.header->topk);
+  weightGradient_ = request_.weightGradient;
+  if (engine_.device() != nullptr) {
+    broughtGradient_.resize(slots);
+    weightGradient_ = broughtGradient_.data();
+  }
+  std::fill_n(weightGradient_, slots, 0.0f);
   const plan::Flow& own = view.flows[engine_.streams().ownFlow];
   at_ = own.copyBegin;
   for (std::size_t i = 0; i < out_.size(); ++i) {
@@ -94,7 +103,7 @@ Outcome CombineBackward::announceReady() {
 
 Outcome CombineBackward::bindPeers() {
   if (!meeting_.allReady(kind())) return Outcome::idle;
-  const MemoryRole roles[] = {kRows, kExtra};
+  const MemoryRole roles[] = {kRows, kRows2};
   std::byte* own[] = {landing_, const_cast<std::byte*>(expertRows_)};
   placer_.bind(meeting_, 2, roles, own);
   const auto count = static_cast<std::size_t>(engine_.nodeRanks());
@@ -163,7 +172,7 @@ void CombineBackward::backByVm(const exec::PlaceArgs& rows, const float* weights
     }
   };
   const ReadyCell& cell = meeting_.ready(localIndex);
-  lists(experts, cell.memory[kExtra]);
+  lists(experts, cell.memory[kRows2]);
   fabric.vmRead(rank, local, remote);
   std::vector<float> chosenDots(chosen.size(), 0.0f);
   const std::byte* expertBase = experts;
@@ -192,7 +201,8 @@ void CombineBackward::backByVm(const exec::PlaceArgs& rows, const float* weights
 Outcome CombineBackward::put() {
   const plan::View& view = plan_->view;
   const plan::Flow& own = view.flows[engine_.streams().ownFlow];
-  const std::size_t chunk = std::max<std::size_t>(1, kChunkBytes / std::max<std::size_t>(1, rowBytes_));
+  const std::size_t bytes = engine_.executor().defers() ? kDeferredChunkBytes : kChunkBytes;
+  const std::size_t chunk = std::max<std::size_t>(1, bytes / std::max<std::size_t>(1, rowBytes_));
   const std::size_t end = std::min<std::size_t>(own.copyEnd, at_ + chunk);
   if (at_ < end) {
     exec::PlaceArgs rows;
@@ -209,7 +219,7 @@ Outcome CombineBackward::put() {
     for (std::size_t i = at_; i < end; ++i) {
       for (std::uint32_t e = view.copies[i].firstEntry; e < view.copies[i + 1].firstEntry; ++e) {
         const auto slot = static_cast<std::size_t>(view.entries[e].slot & kSlotMask);
-        request_.weightGradient[view.copies[i].token * static_cast<std::size_t>(view.header->topk) + slot] =
+        weightGradient_[view.copies[i].token * static_cast<std::size_t>(view.header->topk) + slot] =
             ownDots_[e - firstEntry];
       }
     }
@@ -220,7 +230,7 @@ Outcome CombineBackward::put() {
 
 Outcome CombineBackward::extract(std::size_t stream) {
   const SourceRows source{request_.outputGradient, rowBytes_};
-  return extractSlice(out_[stream], engine_.streams().out[stream], &source);
+  return extractSlice(stream, out_[stream], &source);
 }
 
 Outcome CombineBackward::place(std::size_t stream) {
@@ -235,7 +245,8 @@ Outcome CombineBackward::place(std::size_t stream) {
   const transport::SliceHeader& h = *slice.header;
   if (h.rows > 0) {
     exec::PlaceArgs rows;
-    rows.source = slice.payload;
+    exec::Passage& way = passage(kIn, stream);
+    rows.source = way.in(slice.payload, h.rows * sliceRowStride(h.rowBytes));
     rows.sourceStride = sliceRowStride(h.rowBytes);
     rows.packed = true;
     rows.copies = slice.copies;
@@ -251,7 +262,9 @@ Outcome CombineBackward::place(std::size_t stream) {
            fmt::format("{} sent a later part of a row without its first", engine_.fabric().describeRank(h.source)));
     }
     std::vector<float> part(h.entries, 0.0f);
+    // It has ended when it returns, on GPUs too: products are wanted on the host.
     back(rows, slice.weights, h.rowOffset, part.data());
+    way.close();
     for (std::size_t e = 0; e < h.entries; ++e) dots.dots[dots.entries + e] += part[e];
   }
   const bool last = slice.last();
@@ -311,7 +324,7 @@ Outcome CombineBackward::receiveBack(std::size_t stream) {
     const Copy& copy = view.copies[home.copy];
     const std::uint32_t e = copy.firstEntry + static_cast<std::uint32_t>(home.entry);
     const auto k = static_cast<std::size_t>(view.entries[e].slot & kSlotMask);
-    request_.weightGradient[copy.token * static_cast<std::size_t>(view.header->topk) + k] = values[i];
+    weightGradient_[copy.token * static_cast<std::size_t>(view.header->topk) + k] = values[i];
     if (e + 1 == view.copies[home.copy + 1].firstEntry) {
       home.entry = 0;
       ++home.copy;
@@ -324,6 +337,10 @@ Outcome CombineBackward::receiveBack(std::size_t stream) {
 }
 
 Outcome CombineBackward::finish() {
+  if (engine_.deviceExecutor() != nullptr) {
+    engine_.deviceExecutor()->copy(request_.weightGradient, weightGradient_, broughtGradient_.size() * sizeof(float));
+    engine_.executor().fence();
+  }
   if (staged_) {
     const std::size_t bytes = static_cast<std::size_t>(plan_->receiveRows()) * rowBytes_;
     std::memcpy(request_.inputGradient, landing_, bytes);

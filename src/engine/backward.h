@@ -41,6 +41,8 @@ class CombineBackward : public ShuffleOperation {
   std::size_t at_ = 0;
   std::vector<StreamOut> out_;
   std::vector<float> ownDots_;
+  float* weightGradient_ = nullptr;     // where the host writes it
+  std::vector<float> broughtGradient_;  // on GPUs: from here it goes to the caller's
   struct StreamDots {
     std::vector<float> dots;  // beside the entries of a stream in, in order of arrival
     std::size_t entries = 0;  // that have arrived

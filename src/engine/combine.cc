@@ -15,6 +15,8 @@ namespace {
 // cache.
 constexpr std::size_t kChunkBytes = 4 * 1024 * 1024;
 constexpr std::size_t kFetchBytes = 1024 * 1024;
+// Where sums are only launched.
+constexpr std::size_t kDeferredChunkBytes = 64 * 1024 * 1024;
 }  // namespace
 
 void TermSource::bind(const Meeting& meeting, const std::byte* own, std::size_t rowBytes, exec::RowType type,
@@ -29,7 +31,7 @@ void TermSource::bind(const Meeting& meeting, const std::byte* own, std::size_t 
   for (int i = 0; i < count; ++i) {
     const transport::MemoryRef& memory = meeting.ready(i).memory[kRows];
     const auto at = static_cast<std::size_t>(i);
-    bases_[at] = i == engine_.localIndex() ? own : engine_.fabric().reach(engine_.nodeRank(i), memory);
+    bases_[at] = i == engine_.localIndex() ? own : reachTensor(engine_, i, meeting.ready(i), kRows);
     if (bases_[at] == nullptr && memory.kind != transport::MemoryRef::none) {
       remote_[at] = memory.address;
       anyRemote_ = true;
@@ -131,6 +133,8 @@ Outcome Combine::run(const Step& step) {
 
 Outcome Combine::announceReady() {
   PlanState& plan = *plan_;
+  settleTensors(engine_, request_.stream, operationName(kind()),
+                {{"input", request_.input}, {"output", request_.output}, {"bias", request_.bias}});
   if (!engine_.streams().in.empty() && !plan.dispatched) {
     fail(Code::invalidUsage,
          fmt::format("rank {}: combine before the first dispatch of its plan: on several nodes the way back follows "
@@ -150,7 +154,7 @@ Outcome Combine::announceReady() {
     engine_.statistics().stagedBytes += bytes;
     memory = window;
   }
-  if (bytes > 0) a.memory[kRows] = engine_.fabric().describe(memory, bytes);
+  describeTensor(engine_, a, kRows, memory, bytes);
   meeting_.announce(a);
 
   std::size_t slot = SIZE_MAX;
@@ -158,7 +162,7 @@ Outcome Combine::announceReady() {
   for (std::size_t i = 0; i < back_.size(); ++i) {
     const Stream& stream = engine_.streams().out[i];
     transport::PostedLink& link = linkTo(stream);
-    back_[i].begin(link, plan.view, stream.flows, signature());
+    back_[i].begin(link, plan.view, stream.flows, signature(), &passage(kIn, i));
     slot = link.slotBytes();
   }
   for (const Stream& stream : engine_.streams().in) slot = linkTo(stream).slotBytes();
@@ -235,7 +239,10 @@ bool Combine::gatherToken(std::uint32_t token) {
 
 Outcome Combine::sumHome() {
   const std::int64_t tokens = plan_->view.header->tokensUsed;
-  const std::size_t limit = (source_.fetches() ? kFetchBytes : kChunkBytes) / std::max<std::size_t>(1, rowBytes_);
+  const std::size_t chunk = source_.fetches()             ? kFetchBytes
+                            : engine_.executor().defers() ? kDeferredChunkBytes
+                                                          : kChunkBytes;
+  const std::size_t limit = chunk / std::max<std::size_t>(1, rowBytes_);
   bool moved = false;
   bool stalled = false;
   while (token_ < tokens && !stalled && terms_.size() <= limit && out_.size() < 4096) {
@@ -248,8 +255,13 @@ Outcome Combine::sumHome() {
     for (StreamBack& back : back_) stalled |= back.holdsSpent();
   }
   flushHome();
-  for (StreamBack& back : back_) back.release();
-  if (token_ < tokens) return moved ? Outcome::moved : Outcome::idle;
+  for (StreamBack& back : back_) {
+    back.release();
+    // The executor still reads it: nobody will ring when it has ended.
+    moved |= back.holdsSpent();
+    stalled |= back.holdsSpent();
+  }
+  if (token_ < tokens || (stalled && engine_.executor().defers())) return moved ? Outcome::moved : Outcome::idle;
   partAt_ += partElements_;
   if (tokens == 0 || partAt_ >= request_.elements) return Outcome::complete;
   token_ = 0;
@@ -259,11 +271,16 @@ Outcome Combine::sumHome() {
 }
 
 Outcome Combine::sendBack(std::size_t stream) {
-  InflowRecord& record = plan_->inflows[stream];
+  const InflowRecord& record = plan_->inflows[stream];
   Progress& progress = sent_[stream];
+  exec::Passage& way = passage(kOut, stream);
   const std::size_t copies = record.copies.empty() ? 0 : record.copies.size() - 1;
   if (copies == 0) return Outcome::complete;
   transport::PostedLink& link = linkTo(engine_.streams().in[stream]);
+  if (leaving_[stream].open) {
+    if (postWhenFilled(leaving_[stream], way, link) != Outcome::complete) return Outcome::moved;
+    return progress.all ? Outcome::complete : Outcome::moved;
+  }
   std::byte* slot = link.acquire();
   if (slot == nullptr) return Outcome::idle;
   StageTimer timer(engine_.statistics().sumNs);
@@ -287,6 +304,7 @@ Outcome Combine::sendBack(std::size_t stream) {
   std::vector<std::byte*> out(rows);
   std::vector<std::uint32_t> first(1, 0);
   std::size_t copy = progress.copy;
+  std::byte* const payload = way.out(slice.payload, rows * sliceRowStride(rowBytes));
   for (std::size_t i = 0; i < rows; ++i) {
     slice.copies[i] = {record.copies[copy].token, 0};
     const std::size_t stop = runEnd(copy);
@@ -294,7 +312,7 @@ Outcome Combine::sendBack(std::size_t stream) {
                    progress.part * elementBytes_, terms);
     copy = stop;
     first.push_back(static_cast<std::uint32_t>(terms.size()));
-    out[i] = slice.payload + i * sliceRowStride(rowBytes);
+    out[i] = payload + i * sliceRowStride(rowBytes);
   }
   slice.copies[rows] = {0, 0};
   source_.fetch(elements * elementBytes_, terms);
@@ -314,9 +332,11 @@ Outcome Combine::sendBack(std::size_t stream) {
     progress.copy = 0;
     progress.part += partElements_;
   }
-  const bool complete = progress.part >= request_.elements;
-  post(link, slice, sliceBytes(rows, 0, rowBytes), complete ? kLastSlice : 0, rowOffset);
-  return complete ? Outcome::complete : Outcome::moved;
+  progress.all = progress.part >= request_.elements;
+  way.close();
+  leaving_[stream] = {true, slice, sliceBytes(rows, 0, rowBytes), rowOffset, progress.all ? kLastSlice : 0};
+  if (postWhenFilled(leaving_[stream], way, link) != Outcome::complete) return Outcome::moved;
+  return progress.all ? Outcome::complete : Outcome::moved;
 }
 
 std::unique_ptr<Operation> makeCombine(Engine& engine, std::shared_ptr<PlanState> plan, const CombineRequest& request) {

@@ -74,6 +74,7 @@ class Combine : public ShuffleOperation {
   struct Progress {
     std::size_t copy = 0;
     std::size_t part = 0;  // first element
+    bool all = false;      // has been summed
   };
   std::vector<Progress> sent_;
 };

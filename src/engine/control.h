@@ -14,17 +14,23 @@ namespace fusco::engine {
 inline constexpr int kOperationSlots = 2;   // operation k uses channel k % 2, or the one of its plan
 inline constexpr int kTransferChannel = 2;  // point to point
 inline constexpr int kControlChannels = 3;
+// Without cells: transfers of ranks on GPUs with other nodes, beside those in the node. Their links are the transfer
+// channel's.
+inline constexpr int kAcrossChannel = 3;
+inline constexpr int kChannels = 4;
 inline constexpr int kCellDepth = 4;  // ready cells a peer may have outstanding on a channel
 
 // Which memory of the announcing rank a reference names.
 enum MemoryRole : int {
   kRows = 0,   // dispatch: output; combine: input; transfers: receive buffer
-  kRows2 = 1,  // dispatch: second output, or the scales of a cast
+  kRows2 = 1,  // dispatch: second output, or the scales of a cast; backward: expert rows
   kTickets = 2,
   kLanding = 3,  // expandFrom list (docs/design.md, expansion)
   kCounters = 4,
-  kExtra = 5,  // backward: expert rows; rank order: ids and weights; transfers: row list; planning: counts
-  kMemoryRoles = 9,  // on GPUs kRows, kRows2 and kTickets (all that lies beside rows), then a handle of two for each
+  kExtra = 5,  // rank order: ids and weights; transfers: row list; planning: counts
+  // On GPUs of one node kRows, kRows2 and kTickets (all that lies beside rows), then a handle of two for each; on GPUs
+  // of several nodes all of the above, then a handle of two for each of kRows and kRows2.
+  kMemoryRoles = 10,
 };
 
 // Flags of a ready cell.

@@ -6,6 +6,8 @@
 #include <cstring>
 #include <tuple>
 
+#include "engine/device/plan_memory.h"
+
 namespace fusco::engine {
 
 using plan::Copy;
@@ -13,8 +15,9 @@ using plan::Entry;
 using plan::kNoRow;
 
 namespace {
-// Rows moved before the other steps get their turn.
+// Rows moved before the other steps get their turn; where they are only launched it may be more.
 constexpr std::size_t kChunkBytes = 512 * 1024;
+constexpr std::size_t kDeferredChunkBytes = 32 * kChunkBytes;
 }  // namespace
 
 Dispatch::Dispatch(Engine& engine, std::shared_ptr<PlanState> plan, const DispatchRequest& request)
@@ -33,6 +36,7 @@ void Dispatch::reset() {
   sources_.clear();
   at_ = 0;
   out_.assign(engine_.streams().out.size(), {});
+  arriving_.assign(engine_.streams().in.size(), {});
   scattering_.assign(engine_.streams().in.size(), {});
 }
 
@@ -67,8 +71,15 @@ void Dispatch::castInput() {
   const auto mostTokens = static_cast<std::size_t>(plan_->view.header->tokens);
   const std::size_t elements = request_.rowBytes / 2;
   const std::size_t scaleBytes = elements / 128 * 4;
-  std::byte* rows = plan_->castRows.need(mostTokens * elements + 64);
-  std::byte* scales = plan_->castScales.need(mostTokens * scaleBytes + 64);
+  std::byte* rows = nullptr;
+  std::byte* scales = nullptr;
+  if (plan_->device != nullptr) {
+    rows = plan_->device->castMemory((mostTokens + 1) * (elements + scaleBytes));
+    scales = rows + mostTokens * elements;
+  } else {
+    rows = plan_->castRows.need(mostTokens * elements + 64);
+    scales = plan_->castScales.need(mostTokens * scaleBytes + 64);
+  }
   std::vector<Copy> copies(tokens + 1);
   std::vector<Entry> entries(tokens);
   for (std::size_t t = 0; t <= tokens; ++t) {
@@ -96,6 +107,12 @@ void Dispatch::castInput() {
 
 Outcome Dispatch::announceReady() {
   PlanState& plan = *plan_;
+  settleTensors(engine_, request_.stream, operationName(kind()),
+                {{"input", request_.input},
+                 {"output", request_.output},
+                 {"input2", request_.input2},
+                 {"output2", request_.output2},
+                 {"outputScales", request_.outputScales}});
   const auto rows = static_cast<std::size_t>(plan.receiveRows());
   if (request_.castToFp8) {
     const std::size_t elements = request_.rowBytes / 2;
@@ -141,7 +158,9 @@ Outcome Dispatch::announceReady() {
     for (std::uint64_t e = 0; e < board->localExperts; ++e) {
       std::atomic_ref<std::uint64_t>(board->counters()[e]).store(0, std::memory_order_relaxed);
     }
-    if (kept == 0) flags_ |= kWantsCounters;
+    clearCounters(plan);
+    // A GPU's are set when all rows are there.
+    if (kept == 0 && engine_.device() == nullptr) flags_ |= kWantsCounters;
   }
   recording_ = !plan.dispatched && !engine_.streams().in.empty();
   if (recording_) plan.inflows.assign(engine_.streams().in.size(), {});
@@ -161,7 +180,11 @@ Outcome Dispatch::announceReady() {
       staging += plan::arenaAlign(bytes);
     }
     landing_.push_back(memory);
-    if (bytes > 0) a.memory[tensor.role] = engine_.fabric().describe(memory, bytes);
+    if (tensor.ofLibrary()) {
+      if (bytes > 0) a.memory[tensor.role] = engine_.fabric().describe(memory, bytes);
+    } else {
+      describeTensor(engine_, a, tensor.role, memory, bytes);
+    }
   }
   if (flags_ & kWantsTickets) a.memory[kTickets] = engine_.fabric().describe(plan.tickets.data(), plan.tickets.size());
   if (flags_ & kWantsLandingList)
@@ -184,7 +207,7 @@ Outcome Dispatch::announceReady() {
   std::vector<std::size_t> rowBytes;
   for (const Tensor& tensor : tensors_) {
     rowBytes.push_back(tensor.rowBytes);
-    sources_.push_back({tensor.input, tensor.rowBytes});
+    sources_.push_back({tensor.input, tensor.rowBytes, tensor.ofLibrary()});
   }
   for (std::size_t i = 0; i < out_.size(); ++i) {
     const Stream& stream = engine_.streams().out[i];
@@ -243,6 +266,7 @@ void Dispatch::putRows(std::size_t begin, std::size_t end) {
     r.entries = view.entries;
     r.begin = begin;
     r.end = end;
+    r.ofLibrary = tensors_[t].ofLibrary();
     placer_.place(r);
   }
 }
@@ -250,7 +274,8 @@ void Dispatch::putRows(std::size_t begin, std::size_t end) {
 Outcome Dispatch::put() {
   const plan::View& view = plan_->view;
   const plan::Flow& own = view.flows[engine_.streams().ownFlow];
-  const std::size_t chunk = std::max<std::size_t>(1, kChunkBytes / std::max<std::size_t>(1, request_.rowBytes));
+  const std::size_t bytes = engine_.executor().defers() ? kDeferredChunkBytes : kChunkBytes;
+  const std::size_t chunk = std::max<std::size_t>(1, bytes / std::max<std::size_t>(1, request_.rowBytes));
   const std::size_t end = std::min<std::size_t>(own.copyEnd, at_ + chunk);
   if (at_ < end) {
     putRows(at_, end);
@@ -263,9 +288,7 @@ Outcome Dispatch::put() {
   return at_ >= own.copyEnd ? Outcome::complete : Outcome::moved;
 }
 
-Outcome Dispatch::extract(std::size_t stream) {
-  return extractSlice(out_[stream], engine_.streams().out[stream], sources_.data());
-}
+Outcome Dispatch::extract(std::size_t stream) { return extractSlice(stream, out_[stream], sources_.data()); }
 
 void Dispatch::record(std::size_t stream, const Slice& slice) {
   InflowRecord& record = plan_->inflows[stream];
@@ -298,8 +321,10 @@ bool Dispatch::findPlaces(const Slice& slice) {
 bool Dispatch::takeIn(transport::PostedLink& link, std::size_t stream, const Slice& slice, bool whole) {
   const transport::SliceHeader& h = *slice.header;
   std::vector<transport::Segment>& rows = scattering_[stream];
+  const Tensor& tensor = tensors_[slice.tensor()];
+  const bool deferred = !tensor.ofLibrary() && engine_.executor().defers();
   if (!whole) {
-    if (rows.empty() && findPlaces(slice)) rows = places_;
+    if (!deferred && rows.empty() && findPlaces(slice)) rows = places_;
     if (!rows.empty()) {
       StageTimer timer(engine_.statistics().placeNs);
       if (!link.receiveRows(rows)) return false;
@@ -313,21 +338,27 @@ bool Dispatch::takeIn(transport::PostedLink& link, std::size_t stream, const Sli
   if (h.rows == 0) return true;
   PlaceRequest r;
   r.tensor = static_cast<int>(slice.tensor());
-  r.rows = slice.payload;
+  exec::Passage& way = passage(kIn, stream);
+  r.rows = deferred ? way.in(slice.payload, h.rows * sliceRowStride(h.rowBytes)) : slice.payload;
   r.stride = sliceRowStride(h.rowBytes);
   r.packed = true;
   r.copies = slice.copies;
   r.entries = slice.entries;
   r.end = h.rows;
-  r.rowBytes = tensors_[slice.tensor()].rowBytes;
+  r.rowBytes = tensor.rowBytes;
   r.rowOffset = h.rowOffset;
   r.partBytes = h.rowBytes;
+  r.ofLibrary = tensor.ofLibrary();
   placer_.place(r);
+  if (deferred) way.close();
   return true;
 }
 
 Outcome Dispatch::place(std::size_t stream) {
   transport::PostedLink& link = linkTo(engine_.streams().in[stream]);
+  Arriving& arriving = arriving_[stream];
+  if (!passage(kIn, stream).done()) return Outcome::moved;
+  if (arriving.last) return Outcome::complete;
   const transport::PostedLink::Arrival arrival = link.peekHead();
   if (arrival.slot == nullptr) return Outcome::idle;
   const Slice slice = readSlice(arrival.slot, link.slotBytes());
@@ -343,9 +374,9 @@ Outcome Dispatch::place(std::size_t stream) {
         slice.tensor() + 1 == tensors_.size() && h.rowOffset + h.rowBytes == tensors_[slice.tensor()].rowBytes;
     if (complete && placer_.counts()) placer_.count(slice.copies, slice.entries, 0, h.rows);
   }
-  const bool last = slice.last();
+  arriving.last = slice.last();
   link.release();
-  return last ? Outcome::complete : Outcome::moved;
+  return arriving.last && passage(kIn, stream).done() ? Outcome::complete : Outcome::moved;
 }
 
 // Groups the landing list by the row that is read, so that each is read once and written to all its places.
@@ -385,7 +416,7 @@ void Dispatch::land(int t) {
   args.entries = plan.landingEntries.data();
   args.end = plan.landingCopies.size() - 1;
   args.bases = &output;
-  engine_.executor().place(args);
+  executorOf(tensor.ofLibrary()).place(args);
   if (args.source != output) engine_.statistics().stagedBytes += plan.landingEntries.size() * tensor.rowBytes;
 }
 
@@ -463,6 +494,7 @@ Outcome Dispatch::finish() {
   if (plan_->tickets.data() != nullptr && plan_->request.options.dedup == plan::Dedup::none && !plan_->dispatched)
     finishTickets();
   if (plan_->counters.data() != nullptr) finishCounters();
+  if (plan_->device != nullptr) bringBeside(*plan_);
   plan_->dispatched = true;
   noLongerUnderWay();
   return Outcome::complete;

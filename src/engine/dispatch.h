@@ -28,6 +28,7 @@ class Dispatch : public ShuffleOperation {
     std::byte* output;
     std::size_t rowBytes;
     MemoryRole role;
+    bool ofLibrary() const { return role == kExtra; }
   };
 
   Outcome announceReady();
@@ -59,6 +60,10 @@ class Dispatch : public ShuffleOperation {
   Placer placer_;
   std::size_t at_ = 0;  // next copy of the own flow
   std::vector<StreamOut> out_;
+  struct Arriving {
+    bool last = false;  // the last slice has been taken in
+  };
+  std::vector<Arriving> arriving_;  // by stream in
   // By stream in: of a slice whose payload is on its way to its rows, where they are.
   std::vector<std::vector<transport::Segment>> scattering_;
   std::vector<transport::Segment> places_;

@@ -11,7 +11,7 @@
 namespace fusco::engine {
 
 Engine::Engine(std::unique_ptr<comm::Fabric> fabric, const EngineConfig& config)
-    : fabric_(std::move(fabric)), config_(config), executor_(exec::hostExecutor()) {
+    : fabric_(std::move(fabric)), config_(config), executor_(&exec::hostExecutor()) {
   const int rank = fabric_->rank();
   const auto members = topology().ranksOf(topology().nodeOf(rank));
   nodeRanks_.assign(members.begin(), members.end());
@@ -50,6 +50,9 @@ std::byte* Engine::staging(int slot, int direction, std::size_t bytes) {
 void Engine::useDevice(int device, int maxSms, std::int64_t timeoutMs) {
   device_ = std::make_shared<DeviceDomain>(*this, device, maxSms, timeoutMs);
   devicePeers_ = std::make_shared<DevicePeers>(*this, *device_, timeoutMs);
+  if (topology().nodes() == 1) return;
+  deviceExecutor_ = std::make_unique<exec::CudaExecutor>(device, maxSms, ledger_.bytes);
+  executor_ = deviceExecutor_.get();
 }
 
 std::shared_ptr<Submission> Engine::submit(std::unique_ptr<Operation> operation, bool async) {
@@ -187,10 +190,10 @@ bool Engine::progress() {
   std::lock_guard lock(mutex_);
   bool moved = false;
   bool onLinks = false;
-  bool channelBusy[kControlChannels];
-  std::copy_n(channelHeld_, kControlChannels, channelBusy);
+  bool channelBusy[kChannels];
+  std::copy_n(channelHeld_, kChannels, channelBusy);
   int active = 0;
-  for (std::size_t i = 0; i < queue_.size() && active <= kOperationSlots; ++i) {
+  for (std::size_t i = 0; i < queue_.size() && active < kChannels; ++i) {
     Submission& submission = *queue_[i];
     if (submission.finished) continue;
     bool& busy = channelBusy[submission.operation->channel()];

@@ -18,6 +18,7 @@
 #include "engine/plan_state.h"
 #include "engine/statistics.h"
 #include "engine/workspace.h"
+#include "exec/cuda_executor.h"
 #include "exec/executor.h"
 #include "plan/planner.h"
 
@@ -50,14 +51,18 @@ class Engine {
 
   comm::Fabric& fabric() { return *fabric_; }
   const plan::Topology& topology() const { return fabric_->topology(); }
-  exec::Executor& executor() { return executor_; }
+  // Of the caller's rows: on the host, or on the GPU. Memory of the library is the host's: see hostExecutor().
+  exec::Executor& executor() { return *executor_; }
+  exec::Executor& hostExecutor() { return exec::hostExecutor(); }
+  // Ranks on GPUs of several nodes: the host drives, with the plan in its memory, and the rows' executor is the GPU's.
+  exec::CudaExecutor* deviceExecutor() const { return deviceExecutor_.get(); }
   Statistics& statistics() { return statistics_; }
   const EngineConfig& config() const { return config_; }
   Ledger& ledger() { return ledger_; }
   // Collective, before the first operation: operations run on this GPU from now on.
   void useDevice(int device, int maxSms, std::int64_t timeoutMs);
   DeviceDomain* device() const { return device_.get(); }  // null on the host
-  DevicePeers& devicePeers() { return *devicePeers_; }            // on a GPU only
+  DevicePeers& devicePeers() { return *devicePeers_; }    // on a GPU only
   Buffer buffer() { return Buffer(&config_.allocator, &ledger_); }
 
   // The ranks of this rank's node, by local index.
@@ -123,7 +128,7 @@ class Engine {
 
   std::unique_ptr<comm::Fabric> fabric_;
   EngineConfig config_;
-  exec::Executor& executor_;
+  exec::Executor* executor_;
   Ledger ledger_;
   Statistics statistics_;
   std::vector<int> nodeRanks_;
@@ -138,11 +143,12 @@ class Engine {
   WindowBuffer countsWindow_[kOperationSlots];
   WindowBuffer listWindow_;
   std::unique_ptr<plan::Planner> planner_;
+  std::unique_ptr<exec::CudaExecutor> deviceExecutor_;
   std::shared_ptr<DeviceDomain> device_;
   std::shared_ptr<DevicePeers> devicePeers_;
 
   std::mutex mutex_;                             // operations, links and scratch
-  bool channelHeld_[kControlChannels + 1] = {};  // by an operation that is run stage by stage
+  bool channelHeld_[kChannels] = {};  // by an operation that is run stage by stage
   std::deque<std::shared_ptr<Submission>> queue_;
   std::deque<std::shared_ptr<Submission>> started_;
 

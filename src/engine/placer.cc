@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 
+#include "engine/device/rows.h"
 #include "engine/engine.h"
 
 namespace fusco::engine {
@@ -36,7 +37,7 @@ void Placer::bind(const Meeting& meeting, int tensors, const MemoryRole* roles, 
     flags_[at] = i == self ? cell.flags & ~(kWantsPrimariesOnly | kWantsLandingList | kStaged) : cell.flags;
     bool vm = false;
     for (int t = 0; t < tensors; ++t) {
-      std::byte* base = i == self ? ownMemory[t] : fabric.reach(rank, cell.memory[roles[t]]);
+      std::byte* base = i == self ? ownMemory[t] : reachTensor(engine_, i, cell, roles[t]);
       if (base == nullptr && cell.memory[roles[t]].kind != transport::MemoryRef::none) {
         remote_[t][at] = cell.memory[roles[t]].address;
         vm = true;
@@ -100,7 +101,7 @@ void Placer::place(const PlaceRequest& r) {
       for (std::byte*& base : shifted_) base = base == nullptr ? nullptr : base + r.rowOffset;
       args.bases = shifted_.data();
     }
-    engine_.executor().place(args);
+    (r.ofLibrary ? engine_.hostExecutor() : engine_.executor()).place(args);
   };
   run(all_[r.tensor], false);
   if (anyPrimaries_) run(primaries_[r.tensor], true);

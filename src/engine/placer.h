@@ -27,6 +27,7 @@ struct PlaceRequest {
   std::size_t rowBytes = 0;   // of the whole row
   std::size_t rowOffset = 0;  // where this part of it lies
   std::size_t partBytes = 0;  // bytes of this part
+  bool ofLibrary = false;     // memory of the library, on the host whatever the communicator is on
 };
 
 class Placer {

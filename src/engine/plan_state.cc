@@ -27,7 +27,7 @@ PlanState::PlanState(Engine& e, const PlanRequest& r)
     device = std::make_shared<DevicePlan>(e, r);
     setRowCapacity();
     if (rowCapacity > 0 || device->countsStayOnDevice()) device->holdBeside(r, rowCapacity);
-    return;
+    if (e.deviceExecutor() == nullptr) return;
   }
   const auto slots = static_cast<std::size_t>(r.map.tokens) * static_cast<std::size_t>(r.map.topk);
   ids.need(slots * static_cast<std::size_t>(r.map.idBytes) + 1);

@@ -55,7 +55,7 @@ struct PlanState {
   Buffer ids;                   // the caller's routing map, kept for replay and counters
   Buffer weights;
   Buffer arena;
-  plan::View view{};  // on GPUs of the arena's head: no copies, entries or weights
+  plan::View view{};                   // planned by a GPU: of the arena's head, no copies, entries or weights
   std::shared_ptr<DevicePlan> device;  // null on the host
   plan::Analysis analysis;
   plan::Exchanged exchanged;
@@ -80,6 +80,9 @@ struct PlanState {
   std::vector<plan::Copy> landingCopies;
   std::vector<plan::Entry> landingEntries;
 
+  // Also on GPUs, where ranks are on several nodes: then everything but the rows is the host's, and what users read in
+  // GPU memory is brought there.
+  bool madeOnHost() const { return arena.data() != nullptr; }
   plan::RoutingMap kept() const;  // the routing map as it was copied
   void packRankOrder();
   std::int64_t receiveRows() const { return view.header->receiveRows; }

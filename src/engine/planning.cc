@@ -458,9 +458,13 @@ Outcome Planning::plan() {
                                   "choose fuscoCapacityDrop",
                                   engine_.fabric().rank(), p.view.header->dropped, p.request.options.maxTokens));
   }
-  if (p.request.options.layout == plan::Layout::rankOrder) p.packRankOrder();
-  p.prepareWindows();
+  prepare();
   return Outcome::complete;
+}
+
+void Planning::prepare() {
+  if (plan_->request.options.layout == plan::Layout::rankOrder) plan_->packRankOrder();
+  plan_->prepareWindows();
 }
 
 std::unique_ptr<Operation> makePlanning(Engine& engine, std::shared_ptr<PlanState> plan) {

@@ -68,6 +68,15 @@ class Planning : public Operation {
   void reset() override;
   Outcome run(const Step& step) override;
 
+ protected:
+  // Brings the caller's routing map into the plan's memory.
+  virtual void copyRouting();
+  // The plan is made.
+  virtual void prepare();
+
+  Engine& engine_;
+  std::shared_ptr<PlanState> plan_;
+
  private:
   Outcome announceCounts();
   Outcome scanNodes();
@@ -82,10 +91,7 @@ class Planning : public Operation {
   void failLater(Code code, const std::string& text);
   Outcome finish();
   bool acrossNodes() const { return engine_.topology().nodes() > 1; }
-  void copyRouting();
 
-  Engine& engine_;
-  std::shared_ptr<PlanState> plan_;
   int slot_ = -1;   // taken when the operation is queued
   bool exchanges_;  // false: slotted, no count round
   Meeting counts_;

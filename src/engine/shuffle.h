@@ -13,7 +13,9 @@ namespace fusco::engine {
 
 class Engine;
 
+// On GPUs the caller's stream says when tensors are valid.
 struct DispatchRequest {
+  void* stream = nullptr;
   const std::byte* input = nullptr;
   std::byte* output = nullptr;
   std::size_t rowBytes = 0;
@@ -25,6 +27,7 @@ struct DispatchRequest {
 };
 
 struct CombineRequest {
+  void* stream = nullptr;
   const std::byte* input = nullptr;
   std::byte* output = nullptr;
   std::size_t elements = 0;
@@ -35,6 +38,7 @@ struct CombineRequest {
 };
 
 struct CombineBackwardRequest {
+  void* stream = nullptr;
   const std::byte* outputGradient = nullptr;
   const std::byte* expertRows = nullptr;
   std::byte* inputGradient = nullptr;
@@ -47,8 +51,8 @@ std::unique_ptr<Operation> makePlanning(Engine& engine, std::shared_ptr<PlanStat
 std::unique_ptr<Operation> makeDispatch(Engine& engine, std::shared_ptr<PlanState> plan,
                                         const DispatchRequest& request);
 std::unique_ptr<Operation> makeCombine(Engine& engine, std::shared_ptr<PlanState> plan, const CombineRequest& request);
-// Where the counts of a plan on a GPU lie, in its memory; and all of its arena, brought to the host behind what is on the
-// plan's stream.
+// Where the counts of a plan on a GPU lie, in its memory; and all of its arena, brought to the host behind what is on
+// the plan's stream.
 struct DeviceCounts {
   const std::int32_t* localExpertRows;
   const std::int32_t* localExpertStart;
@@ -76,7 +80,7 @@ struct BroughtPlan {
 BroughtPlan bringPlan(const PlanState& plan);
 std::vector<std::byte> bringArena(const PlanState& plan);
 
-// On GPUs; `stream` is a cudaStream_t.
+// On GPUs; `stream` is a cudaStream_t. On those of several nodes these are the operations above.
 std::unique_ptr<Operation> makeDevicePlanning(Engine& engine, std::shared_ptr<PlanState> plan, void* stream);
 std::unique_ptr<Operation> makeDeviceDispatch(Engine& engine, std::shared_ptr<PlanState> plan,
                                               const DispatchRequest& request, void* stream);

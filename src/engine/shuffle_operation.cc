@@ -25,6 +25,11 @@ std::string ShuffleOperation::describe() const {
   return text;
 }
 
+void ShuffleOperation::reset() {
+  meeting_.begin();
+  leaving_.assign(std::max(engine_.streams().out.size(), engine_.streams().in.size()), {});
+}
+
 Outcome ShuffleOperation::announceDone() {
   engine_.executor().fence();
   meeting_.sayDone();
@@ -52,13 +57,21 @@ Parameters ShuffleOperation::parameters(std::size_t rowBytes, std::size_t rowByt
 }
 
 ShuffleOperation::Reach ShuffleOperation::reachOf(const void* address, std::size_t bytes) const {
-  if (engine_.fabric().oneProcess() || engine_.nodeRanks() == 1 || bytes == 0 || comm::windowContains(address, bytes))
+  if (engine_.device() != nullptr || engine_.fabric().oneProcess() || engine_.nodeRanks() == 1 || bytes == 0 ||
+      comm::windowContains(address, bytes))
     return Reach::mapped;
   return engine_.fabric().processVm() ? Reach::processVm : Reach::staged;
 }
 
 // Rows that links would take from the caller's memory are the caller's again.
 void ShuffleOperation::giveUp() {
+  if (engine_.deviceExecutor() != nullptr) {
+    try {
+      engine_.executor().fence();
+    } catch (const Error&) {
+      // The GPU has failed.
+    }
+  }
   for (const Stream& stream : engine_.streams().out) {
     try {
       transport::PostedLink& link = linkTo(stream);
@@ -69,12 +82,23 @@ void ShuffleOperation::giveUp() {
   }
 }
 
-Outcome ShuffleOperation::extractSlice(StreamOut& out, const Stream& stream, const SourceRows* tensors) {
-  transport::PostedLink& link = linkTo(stream);
+Outcome ShuffleOperation::postWhenFilled(Leaving& leaving, exec::Passage& passage, transport::PostedLink& link) {
+  if (!leaving.open) return Outcome::complete;
+  if (!passage.done()) return Outcome::moved;
+  leaving.open = false;
+  post(link, leaving.slice, leaving.bytes, leaving.flags, leaving.rowOffset);
+  return Outcome::complete;
+}
+
+Outcome ShuffleOperation::extractSlice(std::size_t stream, StreamOut& out, const SourceRows* tensors) {
+  transport::PostedLink& link = linkTo(engine_.streams().out[stream]);
   const auto outcome = [&] {
     if (!out.finished()) return Outcome::moved;
     return link.gathers() && !link.drained() ? Outcome::idle : Outcome::complete;
   };
+  exec::Passage& way = passage(kOut, stream);
+  Leaving& leaving = leaving_[stream];
+  if (leaving.open) return postWhenFilled(leaving, way, link) == Outcome::complete ? outcome() : Outcome::moved;
   if (out.finished()) return outcome();
   std::byte* slot = link.acquire();
   if (slot == nullptr) return Outcome::idle;
@@ -98,9 +122,14 @@ Outcome ShuffleOperation::extractSlice(StreamOut& out, const Stream& stream, con
   }
   const std::uint32_t flags = (static_cast<std::uint32_t>(cut.tensor) << 8) | (cut.last ? kLastSlice : 0);
   const std::size_t bytes = sliceBytes(rows, entries, cut.partBytes);
+  if (rows == 0) {
+    post(link, slice, bytes, flags, cut.rowOffset);
+    return outcome();
+  }
+  const SourceRows& tensor = tensors[cut.tensor];
+  const bool deferred = !tensor.ofLibrary && engine_.executor().defers();
   // The link copies anyway: from where the rows lie, if they follow each other there as they do in a slice.
-  if (rows > 0 && link.gathers() && cut.partBytes == sliceRowStride(cut.partBytes)) {
-    const SourceRows& tensor = tensors[cut.tensor];
+  if (link.gathers() && !deferred && cut.partBytes == sliceRowStride(cut.partBytes)) {
     gathered_.clear();
     for (const std::int64_t token : tokens) {
       const std::byte* row = tensor.rows + static_cast<std::size_t>(token) * tensor.rowBytes + cut.rowOffset;
@@ -111,20 +140,21 @@ Outcome ShuffleOperation::extractSlice(StreamOut& out, const Stream& stream, con
     count(bytes);
     return outcome();
   }
-  if (rows > 0) {
-    const SourceRows& tensor = tensors[cut.tensor];
-    exec::MoveArgs move;
-    move.source = tensor.rows + cut.rowOffset;
-    move.sourceStride = tensor.rowBytes;
-    move.sourceRows = tokens.data();
-    move.destination = slice.payload;
-    move.destinationStride = sliceRowStride(cut.partBytes);
-    move.rowBytes = cut.partBytes;
-    move.rows = rows;
-    engine_.executor().move(move);
+  exec::MoveArgs move;
+  move.source = tensor.rows + cut.rowOffset;
+  move.sourceStride = tensor.rowBytes;
+  move.sourceRows = tokens.data();
+  move.destinationStride = sliceRowStride(cut.partBytes);
+  move.destination = deferred ? way.out(slice.payload, rows * move.destinationStride) : slice.payload;
+  move.rowBytes = cut.partBytes;
+  move.rows = rows;
+  executorOf(tensor.ofLibrary).move(move);
+  leaving = {true, slice, bytes, cut.rowOffset, flags};
+  if (deferred) {
+    way.close();
+    return Outcome::moved;
   }
-  post(link, slice, bytes, flags, cut.rowOffset);
-  return outcome();
+  return postWhenFilled(leaving, way, link) == Outcome::complete ? outcome() : Outcome::moved;
 }
 
 void ShuffleOperation::checkRows(const Slice& slice, const std::vector<SourceRows>& tensors) const {
@@ -167,7 +197,7 @@ void ShuffleOperation::count(std::size_t bytes) {
 void ShuffleOperation::post(transport::PostedLink& link, Slice& slice, std::size_t bytes, std::uint32_t flags,
                             std::size_t rowOffset) {
   complete(slice, flags, rowOffset);
-  engine_.executor().fence();
+  engine_.hostExecutor().fence();
   link.post(bytes);
   count(bytes);
 }

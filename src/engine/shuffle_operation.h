@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/device/rows.h"
 #include "engine/engine.h"
 #include "engine/meeting.h"
 #include "engine/plan_state.h"
@@ -24,7 +25,7 @@ class ShuffleOperation : public Operation {
 
  protected:
   void takePlace() override;
-  void reset() override { meeting_.begin(); }
+  void reset() override;
   // Steps that are the same for all.
   Outcome announceDone();
   Outcome waitDone() { return meeting_.allDone() ? Outcome::complete : Outcome::idle; }
@@ -40,10 +41,25 @@ class ShuffleOperation : public Operation {
   struct SourceRows {
     const std::byte* rows;
     std::size_t rowBytes;
+    bool ofLibrary = false;  // in memory of the library, on the host whatever the communicator is on
   };
-  // Fills and posts the next slice of a stream; idle without a credit, complete when the last has left the caller's
-  // memory.
-  Outcome extractSlice(StreamOut& out, const Stream& stream, const SourceRows* tensors);
+  exec::Executor& executorOf(bool ofLibrary) { return ofLibrary ? engine_.hostExecutor() : engine_.executor(); }
+  // Fills and posts the next slice of the stream out with this index; idle without a credit, complete when the last has
+  // left the caller's memory.
+  Outcome extractSlice(std::size_t stream, StreamOut& out, const SourceRows* tensors);
+  // How the executor sees slices of a stream; one of each direction at a time.
+  enum Direction { kOut = 0, kIn = 1 };
+  exec::Passage& passage(Direction direction, std::size_t stream) {
+    return engine_.executor().passage((static_cast<std::uint64_t>(slot_) * 2 + direction) << 32 | stream);
+  }
+  // A slice that is posted when the executor has filled it. Complete: there is none, or it has been posted.
+  struct Leaving {
+    bool open = false;
+    Slice slice;
+    std::size_t bytes = 0, rowOffset = 0;
+    std::uint32_t flags = 0;
+  };
+  Outcome postWhenFilled(Leaving& leaving, exec::Passage& passage, transport::PostedLink& link);
   // Throws unless the slice belongs to this operation and every row of it has its place in this node.
   void checkRows(const Slice& slice, const std::vector<SourceRows>& tensors) const;
   void complete(Slice& slice, std::uint32_t flags, std::size_t rowOffset);
@@ -58,6 +74,7 @@ class ShuffleOperation : public Operation {
   Meeting meeting_;
   std::uint64_t signature_ = 0;
   std::vector<transport::Segment> gathered_;
+  std::vector<Leaving> leaving_;  // by stream out, or where slices are sent back by stream in
 };
 
 }  // namespace fusco::engine

@@ -69,12 +69,13 @@ StreamOut::Cut StreamOut::next() {
 }
 
 void StreamBack::begin(transport::PostedLink& link, const plan::View& plan, const std::vector<std::int32_t>& flows,
-                       std::uint64_t signature) {
+                       std::uint64_t signature, exec::Passage* passage) {
   link_ = &link;
+  passage_ = passage;
   signature_ = signature;
   plan_ = plan;
   ranges_ = rangesOf(plan, flows);
-  open_ = spent_ = false;
+  open_ = spent_ = closed_ = false;
   inSlice_ = 0;
   nextPass();
 }
@@ -112,6 +113,8 @@ const std::byte* StreamBack::row(SliceKind kind, std::uint64_t operation, std::s
                        operation, rowOffset, part));
     }
     slice_ = slice;
+    payload_ = slice.payload;
+    if (passage_ != nullptr) payload_ = passage_->in(slice.payload, slice.header->rows * sliceRowStride(part));
     open_ = true;
     inSlice_ = 0;
   }
@@ -119,7 +122,7 @@ const std::byte* StreamBack::row(SliceKind kind, std::uint64_t operation, std::s
     fail(Code::internalError, fmt::format("rank {} sent back token {}, expected token {}", slice_.header->source,
                                           slice_.copies[inSlice_].token, plan_.copies[at_].token));
   }
-  return slice_.payload + inSlice_ * sliceRowStride(part);
+  return payload_ + inSlice_ * sliceRowStride(part);
 }
 
 bool StreamBack::take() {
@@ -135,6 +138,12 @@ bool StreamBack::take() {
 
 void StreamBack::release() {
   if (!spent_) return;
+  if (passage_ != nullptr) {
+    if (!closed_) passage_->close();
+    closed_ = true;
+    if (!passage_->done()) return;
+    closed_ = false;
+  }
   link_->release();
   spent_ = open_ = false;
 }

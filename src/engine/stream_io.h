@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/slice.h"
+#include "exec/executor.h"
 #include "plan/plan.h"
 #include "transport/transport.h"
 
@@ -45,8 +46,9 @@ class StreamOut {
 // Rows of partials that come home in the order of a stream's copies: a cursor over slices, one row at a time.
 class StreamBack {
  public:
+  // `passage`: how whoever reads the rows sees their slices; null: as they lie.
   void begin(transport::PostedLink& link, const plan::View& plan, const std::vector<std::int32_t>& flows,
-             std::uint64_t signature = 0);
+             std::uint64_t signature = 0, exec::Passage* passage = nullptr);
   // Token of the next row to come, or none when all rows of the pass were taken.
   std::optional<std::uint32_t> nextToken() const;
   // Starts over with the copies for the next part of the rows.
@@ -55,11 +57,15 @@ class StreamBack {
   const std::byte* row(SliceKind kind, std::uint64_t operation, std::size_t rowOffset, std::size_t partBytes);
   // Moves past the row; true when it was the last of its slice, which then must be released before the next row() call.
   bool take();
+  // Once what was made of its rows has been launched; the slice is spent until the reading has ended.
   void release();
   bool holdsSpent() const { return spent_; }
 
  private:
   transport::PostedLink* link_ = nullptr;
+  exec::Passage* passage_ = nullptr;
+  const std::byte* payload_ = nullptr;
+  bool closed_ = false;
   std::uint64_t signature_ = 0;
   plan::View plan_{};
   std::vector<std::pair<std::size_t, std::size_t>> ranges_;

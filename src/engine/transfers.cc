@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "engine/device/rows.h"
+
 namespace fusco::engine {
 
 namespace {
@@ -125,6 +127,7 @@ void Transfers::prepareWindows() {
 Outcome Transfers::run(const Step& step) {
   switch (step.kind) {
     case StepKind::ready:
+      settle();
       prepareWindows();
       return Outcome::complete;
     case StepKind::extract:
@@ -145,7 +148,7 @@ Outcome Transfers::advanceSend(int peer) {
     if (sameNode(peer)) {
       finished = sendInNode(queue.items.front(), peer);
     } else {
-      sendAcross(queue.items.front(), peer, finished);
+      moved |= sendAcross(queue.items.front(), peer, finished);
     }
     moved |= finished || queue.items.front().moved != before;
     if (!finished) {
@@ -221,9 +224,51 @@ bool Transfers::sendInNode(Item& item, int peer) {
   return true;
 }
 
+exec::Passage& Transfers::passage(bool out, int peer) {
+  return engine_.executor().passage((std::uint64_t{kTransferChannel} * 2 + (out ? 0 : 1)) << 32 |
+                                    static_cast<std::uint64_t>(peer));
+}
+
+// The caller's rows are valid, and free.
+void Transfers::settle() {
+  if (engine_.device() == nullptr) return;
+  for (const auto* queues : {&sends_, &receives_}) {
+    for (const Queue& queue : *queues) {
+      for (const Item& item : queue.items) {
+        const TransferRequest& r = item.request;
+        settleTensors(engine_, r.stream, operationName(kind()),
+                      {{r.send ? "sendbuff" : "recvbuff", r.bytes() > 0 ? r.base : nullptr},
+                       {"rowIndices", r.listed ? r.deviceList : nullptr}});
+      }
+    }
+  }
+}
+
+void Transfers::moveOnDevice(const Item& item, std::byte* payload, std::size_t bytes) {
+  const TransferRequest& r = item.request;
+  const kernels::RowEnd rows{r.base, r.listed ? r.deviceList : nullptr, r.rowBytes, item.moved, r.narrow};
+  const kernels::RowEnd slice{payload, nullptr, 0, 0, false};
+  engine_.deviceExecutor()->copyRows(r.send ? kernels::RowCopy{rows, slice, bytes}
+                                            : kernels::RowCopy{slice, rows, bytes});
+}
+
+void Transfers::postAcross(Item& item, transport::PostedLink& link, std::size_t bytes) {
+  const std::size_t sliceSize = sliceBytes(1, 0, bytes);
+  link.post(sliceSize);
+  item.leaving = false;
+  engine_.statistics().wireBytes += sliceSize;
+  ++engine_.statistics().wireSlices;
+}
+
 bool Transfers::sendAcross(Item& item, int peer, bool& finished) {
   transport::PostedLink& link =
       engine_.fabric().link(peer, kTransferChannel, engine_.topology().homePath(engine_.fabric().rank(), peer));
+  if (item.leaving) {
+    if (!passage(true, peer).done()) return true;
+    postAcross(item, link, item.leavingBytes);
+    finished = item.moved == item.request.bytes();
+    return true;
+  }
   std::byte* slot = link.acquire();
   if (slot == nullptr) return false;
   StageTimer timer(engine_.statistics().extractNs);
@@ -236,6 +281,17 @@ bool Transfers::sendAcross(Item& item, int peer, bool& finished) {
   slice.header->operation = item.sequence;
   slice.header->rowOffset = item.moved;
   slice.header->source = engine_.fabric().rank();
+  const bool last = item.moved + bytes == r.bytes();
+  slice.header->flags = last ? kLastSlice : 0;
+  if (engine_.device() != nullptr && bytes > 0) {
+    exec::Passage& way = passage(true, peer);
+    moveOnDevice(item, way.out(slice.payload, bytes), bytes);
+    way.close();
+    item.moved += bytes;
+    item.leaving = true;
+    item.leavingBytes = bytes;
+    return true;
+  }
   const PieceWalk mine(r.listed ? r.list.data() : nullptr, r.rowBytes);
   std::size_t packed = 0;
   while (packed < bytes) {
@@ -245,12 +301,8 @@ bool Transfers::sendAcross(Item& item, int peer, bool& finished) {
     packed += piece;
   }
   item.moved += bytes;
-  finished = item.moved == r.bytes();
-  slice.header->flags = finished ? kLastSlice : 0;
-  const std::size_t sliceSize = sliceBytes(1, 0, bytes);
-  link.post(sliceSize);
-  engine_.statistics().wireBytes += sliceSize;
-  ++engine_.statistics().wireSlices;
+  finished = last;
+  postAcross(item, link, bytes);
   return true;
 }
 
@@ -322,8 +374,13 @@ bool Transfers::receiveAcross(Item& item, int peer, bool& finished) {
     mismatch(peer, sent, engine_.fabric().rank(), r.bytes(), item.sequence);
   }
   StageTimer timer(engine_.statistics().placeNs);
+  if (engine_.device() != nullptr && h.rowBytes > 0) {
+    exec::Passage& way = passage(false, peer);
+    moveOnDevice(item, const_cast<std::byte*>(way.in(slice.payload, h.rowBytes)), h.rowBytes);
+    way.close();
+  }
   const PieceWalk mine(r.listed ? r.list.data() : nullptr, r.rowBytes);
-  for (std::size_t unpacked = 0; unpacked < h.rowBytes;) {
+  for (std::size_t unpacked = 0; unpacked < h.rowBytes && engine_.device() == nullptr;) {
     std::size_t piece = 0;
     const std::size_t to = mine.piece(item.moved + unpacked, h.rowBytes - unpacked, piece);
     std::memcpy(r.base + to, slice.payload + unpacked, piece);
@@ -339,6 +396,8 @@ bool Transfers::receiveAcross(Item& item, int peer, bool& finished) {
 Outcome Transfers::advanceReceive(int peer) {
   Queue& queue = receives_[static_cast<std::size_t>(peer)];
   bool moved = false;
+  // On GPUs: what came last is on its way to its rows.
+  if (!sameNode(peer) && !passage(false, peer).done()) return Outcome::moved;
   while (!queue.items.empty()) {
     bool step = false;
     if (sameNode(peer)) {
@@ -353,6 +412,7 @@ Outcome Transfers::advanceReceive(int peer) {
       return moved ? Outcome::moved : Outcome::idle;
     }
     moved = true;
+    if (!sameNode(peer) && !passage(false, peer).done()) return Outcome::moved;
   }
   return Outcome::complete;
 }

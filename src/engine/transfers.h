@@ -43,7 +43,8 @@ class Transfers : public Operation {
  public:
   Transfers(Engine& engine, std::vector<TransferRequest> requests);
   std::string describe() const override;
-  int channel() const override { return kTransferChannel; }
+  // On GPUs it has those with ranks of other nodes only (device/transfers.h has the others).
+  int channel() const override { return engine_.device() == nullptr ? kTransferChannel : kAcrossChannel; }
 
  protected:
   void reset() override;
@@ -57,6 +58,9 @@ class Transfers : public Operation {
     std::size_t moved = 0;
     std::byte* landing = nullptr;  // receive: where peers write, when not in place
     std::size_t listOffset = 0;    // receive: in the list window
+    // Send on GPUs: a slice that is posted when its bytes have come to the host.
+    bool leaving = false;
+    std::size_t leavingBytes = 0;
   };
   // Everything to or from one rank, in order.
   struct Queue {
@@ -68,7 +72,13 @@ class Transfers : public Operation {
   Outcome advanceSend(int peer);
   Outcome advanceReceive(int peer);
   bool sendInNode(Item& item, int peer);
+  // Whether anything moved, or soon will without anybody ringing.
   bool sendAcross(Item& item, int peer, bool& finished);
+  void postAcross(Item& item, transport::PostedLink& link, std::size_t bytes);
+  exec::Passage& passage(bool out, int peer);
+  // Packs bytes of a transfer into a slice, or unpacks them, on the GPU.
+  void moveOnDevice(const Item& item, std::byte* payload, std::size_t bytes);
+  void settle();
   bool receiveInNode(Queue& queue, int peer);
   bool receiveAcross(Item& item, int peer, bool& finished);
   void announce(Item& item, int peer);

@@ -90,6 +90,22 @@ struct MoveArgs {
   bool streaming = false;
 };
 
+// Memory of the library (the payload of a slice) as an executor's rows see it: on the host the memory itself; for a GPU
+// that cannot reach it a copy in its own memory. Used once at a time: in() or out(), the calls that read or write
+// there, close(), and then done() until it says so; one that is used again before that waits.
+class Passage {
+ public:
+  virtual ~Passage() = default;
+  // Where calls find these bytes. The memory itself is not looked at again.
+  virtual const std::byte* in(const std::byte* memory, std::size_t /*bytes*/) { return memory; }
+  // Where calls are to write what belongs into the memory; it lies there when done() says so.
+  virtual std::byte* out(std::byte* memory, std::size_t /*bytes*/) { return memory; }
+  // All calls that use it have been made.
+  virtual void close() {}
+  // They have ended.
+  virtual bool done() { return true; }
+};
+
 class Executor {
  public:
   virtual ~Executor() = default;
@@ -101,7 +117,11 @@ class Executor {
   virtual void fill(void* address, std::size_t bytes) = 0;  // zeros
   // Makes what was written visible to whoever is told afterwards (a store fence where non-temporal stores were used).
   virtual void fence() = 0;
-  virtual const char* name() const = 0;  // "avx512", "avx2", "scalar"
+  virtual const char* name() const = 0;  // "avx512", "avx2", "scalar", "cuda"
+  // Whether calls return before their work is done: in order, and complete after fence(). Lists may be reused at once.
+  virtual bool defers() const { return false; }
+  // The passage with this number, made when first asked for; lives as long as the executor.
+  virtual Passage& passage(std::uint64_t number);
 };
 
 // The best executor for this CPU; and, for tests, the one of a given name (null if this CPU has not got it).

@@ -84,6 +84,12 @@ void checkCast(const CastArgs& args) {
                                   " elements cannot be split into groups of 128 with a scale each; pad the rows");
 }
 
+Passage& Executor::passage(std::uint64_t) {
+  // Has no state: one for all.
+  static Passage memoryItself;
+  return memoryItself;
+}
+
 Executor& hostExecutor() {
   static Executor& best = *bestExecutor();
   return best;

@@ -16,6 +16,7 @@ struct Shape {
   std::size_t elements;
   std::size_t skew;  // of the tensors
   bool counters;
+  std::vector<int> nodes = {};  // by rank; none: one node
 };
 
 // What arrives of a row: codes, then scales.
@@ -130,14 +131,15 @@ class GpuCast : public GpuTest, public ::testing::WithParamInterface<Shape> {};
 
 TEST_P(GpuCast, IsTheHosts) {
   const Shape shape = GetParam();
-  for (const std::string& text :
-       runGpuRanks(shape.ranks, [&](fuscoComm_t comm, int rank) { return castRank(shape, comm, rank); }))
+  for (const std::string& text : runGpuRanks(
+           shape.ranks, [&](fuscoComm_t comm, int rank) { return castRank(shape, comm, rank); }, 0, shape.nodes))
     EXPECT_EQ(text, "");
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, GpuCast,
                          ::testing::Values(Shape{2, 128, 0, false}, Shape{3, 640, 0, true}, Shape{2, 7168, 0, false},
-                                           Shape{2, 384, 1, false}, Shape{2, 1024, 4, true}, Shape{1, 256, 6, false}));
+                                           Shape{2, 384, 1, false}, Shape{2, 1024, 4, true}, Shape{1, 256, 6, false},
+                                           Shape{4, 640, 0, true, {0, 0, 1, 1}}, Shape{3, 7168, 0, false, {0, 1, 1}}));
 
 }  // namespace
 }  // namespace fusco::test

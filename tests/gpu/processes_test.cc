@@ -55,6 +55,8 @@ TEST_F(GpuProcesses, TwoRanks) { runWorld({"two", 2, 1, {}, true, 16384}, 60); }
 TEST_F(GpuProcesses, FourRanks) { runWorld({"four", 4, 1, {}, true, 16384}, 30); }
 TEST_F(GpuProcesses, TwoProcessesOfTwoThreads) { runWorld({"two of two threads", 4, 2, {}, true, 16384}, 30); }
 
+TEST_F(GpuProcesses, TwoNodesOfTwoProcesses) { runWorld({"two nodes of two", 4, 1, {0, 0, 1, 1}, true, 16384}, 20); }
+
 // A rank that dies is told of, and the others' contexts live: they go on shuffling without it.
 TEST_F(GpuProcesses, AKilledRankLeavesTheOthersAlive) {
   const World world{"three, one is killed", 3, 1, {}, true, 16384};

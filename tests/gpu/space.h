@@ -97,9 +97,10 @@ class GpuBytes {
 };
 
 // Communicators of ranks that share the GPU, one for each thread, which runs body(communicator, rank). One text a rank:
-// what the body returned or threw.
+// what the body returned or threw. `nodes` by rank; none: one node.
 inline std::vector<std::string> runGpuRanks(int ranks, const std::function<std::string(fuscoComm_t, int)>& body,
-                                            int maxSms = 0) {
+                                            int maxSms = 0, const std::vector<int>& nodes = {},
+                                            std::int64_t sliceBytes = 0) {
   fuscoUniqueId id;
   FUSCO_OK(fuscoGetUniqueId(&id));
   std::vector<std::string> wrong(static_cast<std::size_t>(ranks));
@@ -108,6 +109,8 @@ inline std::vector<std::string> runGpuRanks(int ranks, const std::function<std::
     config.device = fuscoDeviceCuda;
     config.operationTimeoutMs = 20000;
     if (maxSms > 0) config.maxSms = maxSms;
+    if (!nodes.empty()) config.nodeId = nodes[static_cast<std::size_t>(rank)];
+    if (sliceBytes > 0) config.sliceBytes = sliceBytes;
     fuscoComm_t comm = nullptr;
     FUSCO_OK(fuscoCommInitRankConfig(&comm, ranks, id, rank, &config));
     std::string& text = wrong[static_cast<std::size_t>(rank)];

@@ -76,6 +76,11 @@ void DeviceBackward::launchAll(const std::vector<DeviceOperation*>& all, const k
 
 std::unique_ptr<Operation> makeDeviceBackward(Engine& engine, std::shared_ptr<PlanState> plan,
                                               const CombineBackwardRequest& request, void* stream) {
+  if (engine.deviceExecutor() != nullptr) {
+    CombineBackwardRequest onHost = request;
+    onHost.stream = stream;
+    return makeCombineBackward(engine, std::move(plan), onHost);
+  }
   return std::make_unique<DeviceBackward>(engine, std::move(plan), request, stream);
 }
 

@@ -16,11 +16,6 @@ DeviceOperation::DeviceOperation(OperationKind kind, Engine& engine, std::shared
       plan_(std::move(plan)),
       meeting_(engine, slot_),
       stream_(stream) {
-  if (engine.topology().nodes() > 1) {
-    fail(Code::invalidUsage, fmt::format("rank {}: a communicator on GPUs spans {} nodes; on GPUs all ranks must be on "
-                                         "one node for now",
-                                         engine.fabric().rank(), engine.topology().nodes()));
-  }
   const auto add = [&](StepKind step, int stage) {
     program_.push_back({step, static_cast<std::uint8_t>(stage), static_cast<std::uint8_t>(stage), 0});
   };
@@ -53,9 +48,9 @@ void DeviceOperation::reset() {
 }
 
 std::string DeviceOperation::describe() const {
-  std::string text = fmt::format("{} {} on GPU {}", operationName(kind()),
-                                 meeting_.sequence() * kOperationSlots + static_cast<std::uint64_t>(slot_),
-                                 domain_.device());
+  std::string text =
+      fmt::format("{} {} on GPU {}", operationName(kind()),
+                  meeting_.sequence() * kOperationSlots + static_cast<std::uint64_t>(slot_), domain_.device());
   if (meeting_.missing() >= 0) {
     text += fmt::format(", waiting for {}; one thread that drives several ranks calls for all of them in one group",
                         engine_.fabric().describeRank(meeting_.missing()));

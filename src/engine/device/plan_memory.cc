@@ -18,18 +18,28 @@ std::size_t after(std::size_t at, std::size_t bytes) { return (at + bytes + 255)
 DevicePlan::DevicePlan(Engine& engine, const PlanRequest& request)
     : engine_(engine),
       domain_(*engine.device()),
-      countsStay_(request.options.layout == plan::Layout::slotted ||
-                  (request.options.capacityRows > 0 && request.dropBeyondCapacity)) {
+      countsStay_(engine.topology().nodes() == 1 &&
+                  (request.options.layout == plan::Layout::slotted ||
+                   (request.options.capacityRows > 0 && request.dropBeyondCapacity))) {
   const plan::Topology& topology = engine.topology();
   const int rank = engine.fabric().rank();
   const plan::Frame frame = plan::makeFrame(request.map, topology, rank, request.options);
+  const bool hostPlans = topology.nodes() > 1;
+  frame_ = frame.header;
+  offsets_ = plan::arenaOffsets(frame_);
+  statusAt_ = after(0, headBytes());
+  if (hostPlans) {
+    const cuda::OnDevice on(domain_.device());
+    arenaBytes_ = headBytes();
+    block_ = domain_.pool().take(arenaBytes_, statusAt_ + sizeof(kernels::PlanStatus));
+    clearHead();
+    return;
+  }
   if (request.map.topk > kernels::kMaxPlanTopk || request.map.experts > DeviceDomain::kMaxKeys) {
     fail(Code::invalidArgument,
          fmt::format("rank {}: top-{} of {} experts; GPUs plan at most top-{} of {}", rank, request.map.topk,
                      request.map.experts, kernels::kMaxPlanTopk, DeviceDomain::kMaxKeys));
   }
-  frame_ = frame.header;
-  offsets_ = plan::arenaOffsets(frame_);
   arenaBytes_ = offsets_.end;
   const std::size_t homesBytes = frame.homes.size() * sizeof frame.homes[0];
   const std::size_t flowsBytes = frame.flows.size() * sizeof frame.flows[0];
@@ -38,7 +48,6 @@ DevicePlan::DevicePlan(Engine& engine, const PlanRequest& request)
   flowsAt_ = after(homesAt_, homesBytes);
   scratchAt_ = after(flowsAt_, flowsBytes);
   const std::size_t scratch = cuda::planScratchBytes(request.map.experts, topology.ranks(), topology.nodes());
-  statusAt_ = after(0, headBytes());
   const std::size_t uploadAt = after(statusAt_, sizeof(kernels::PlanStatus));
   const std::size_t uploadBytes = scratchAt_ - frameAt_;
 
@@ -60,14 +69,28 @@ DevicePlan::DevicePlan(Engine& engine, const PlanRequest& request)
   std::memcpy(upload + (homesAt_ - frameAt_), frame.homes.data(), homesBytes);
   std::memcpy(upload + (flowsAt_ - frameAt_), frame.flows.data(), flowsBytes);
   cuda::copyNow(block_.device + frameAt_, upload, uploadBytes);
+  clearHead();
+}
+
+void DevicePlan::clearHead() {
   std::memset(block_.host, 0, headBytes());
   std::memcpy(block_.host, &frame_, sizeof frame_);
   std::memset(static_cast<void*>(&status()), 0, sizeof(kernels::PlanStatus));
 }
 
+std::byte* DevicePlan::castMemory(std::size_t bytes) {
+  if (castBlock_.deviceBytes < bytes) {
+    const cuda::OnDevice on(domain_.device());
+    domain_.pool().drop(std::move(castBlock_));
+    castBlock_ = domain_.pool().take(bytes, 1);
+  }
+  return castBlock_.device;
+}
+
 DevicePlan::~DevicePlan() {
   std::vector<DevicePool::Block> blocks;
   blocks.push_back(std::move(block_));
+  blocks.push_back(std::move(castBlock_));
   if (beside_) blocks.push_back(beside_->release());
   for (DevicePool::Block& block : blocks) {
     if (captured_) {
@@ -134,6 +157,7 @@ DeviceBesideView deviceBeside(const PlanState& plan) {
 }
 
 std::vector<std::byte> bringArena(const PlanState& plan) {
+  if (plan.madeOnHost()) return {plan.arena.data(), plan.arena.data() + plan.view.header->bytes};
   const DevicePlan& device = *plan.device;
   std::vector<std::byte> arena(device.arenaBytes());
   const cuda::OnDevice on(plan.engine.device()->device());

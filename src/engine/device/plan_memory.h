@@ -12,7 +12,8 @@ namespace fusco::engine {
 
 class DevicePlan {
  public:
-  // Uploads what is known before any routing map. Throws invalidArgument where the GPU cannot plan this shape.
+  // Uploads what is known before any routing map; where ranks of several nodes plan on the host, there is only the head
+  // of an arena, for counts. Throws invalidArgument where the GPU cannot plan this shape.
   DevicePlan(Engine& engine, const PlanRequest& request);
   ~DevicePlan();
   DevicePlan(const DevicePlan&) = delete;
@@ -42,12 +43,16 @@ class DevicePlan {
 
   // Plans whose counts the host never learns (capacity, and slotted) can be captured.
   bool countsStayOnDevice() const { return countsStay_; }
+  // For an input that is cast before its rows leave the node; grows, contents are lost then.
+  std::byte* castMemory(std::size_t bytes);
   void usedOn(exec::cuda::Stream stream, bool captured) {
     stream_ = stream;
     captured_ |= captured;
   }
 
  private:
+  void clearHead();
+
   Engine& engine_;
   DeviceDomain& domain_;
   const bool countsStay_;
@@ -59,6 +64,7 @@ class DevicePlan {
   std::size_t statusAt_ = 0;       // in its host memory
   plan::ArenaHeader frame_{};
   DevicePool::Block block_;
+  DevicePool::Block castBlock_;
   std::unique_ptr<DeviceBeside> beside_;
   exec::cuda::Stream stream_ = nullptr;
   bool captured_ = false;

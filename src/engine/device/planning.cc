@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "engine/device/rows.h"
 #include "engine/shuffle.h"
 
 namespace fusco::engine {
@@ -174,6 +175,7 @@ Outcome DevicePlanning::finish() {
 }
 
 std::unique_ptr<Operation> makeDevicePlanning(Engine& engine, std::shared_ptr<PlanState> plan, void* stream) {
+  if (engine.deviceExecutor() != nullptr) return makeNodesPlanning(engine, std::move(plan), stream);
   return std::make_unique<DevicePlanning>(engine, std::move(plan), stream);
 }
 

@@ -52,6 +52,7 @@ void findRoutingMap(const plan::View& view, Engine& engine, BroughtPlan& brought
 }  // namespace
 
 BroughtPlan bringPlan(const PlanState& plan) {
+  if (plan.madeOnHost()) return {plan.kept(), plan.exchanged, {}, {}};
   const DevicePlan& device = *plan.device;
   const plan::RoutingMap& given = plan.request.map;
   const std::vector<std::byte> arena = bringArena(plan);

@@ -251,11 +251,21 @@ void DeviceCombine::launchAll(const std::vector<DeviceOperation*>& all, const ke
 
 std::unique_ptr<Operation> makeDeviceDispatch(Engine& engine, std::shared_ptr<PlanState> plan,
                                               const DispatchRequest& request, void* stream) {
+  if (engine.deviceExecutor() != nullptr) {
+    DispatchRequest onHost = request;
+    onHost.stream = stream;
+    return makeDispatch(engine, std::move(plan), onHost);
+  }
   return std::make_unique<DeviceDispatch>(engine, std::move(plan), request, stream);
 }
 
 std::unique_ptr<Operation> makeDeviceCombine(Engine& engine, std::shared_ptr<PlanState> plan,
                                              const CombineRequest& request, void* stream) {
+  if (engine.deviceExecutor() != nullptr) {
+    CombineRequest onHost = request;
+    onHost.stream = stream;
+    return makeCombine(engine, std::move(plan), onHost);
+  }
   return std::make_unique<DeviceCombine>(engine, std::move(plan), request, stream);
 }
 

@@ -58,11 +58,6 @@ DeviceTransfers::DeviceTransfers(Engine& engine, std::vector<TransferRequest> re
       sends_(static_cast<std::size_t>(engine.fabric().ranks())),
       receives_(static_cast<std::size_t>(engine.fabric().ranks())) {
   const int self = engine.fabric().rank();
-  if (engine.topology().nodes() > 1) {
-    fail(Code::invalidUsage, fmt::format("rank {}: a communicator on GPUs spans {} nodes; on GPUs all ranks must be on "
-                                         "one node for now",
-                                         self, engine.topology().nodes()));
-  }
   const cuda::OnDevice on(domain_.device());
   for (TransferRequest& request : requests) {
     if (request.bytes() > 0) {
