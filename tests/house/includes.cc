@@ -17,7 +17,8 @@ const std::map<std::string, std::vector<std::string>>& allowed() {
       {"base", {}},
       {"plan", {"base/"}},
       {"kernels", {"plan/layout.h"}},
-      {"gpu", {"kernels/", "plan/", "base/"}},  // bench/gpu measures kernels on plans that the host makes
+      // bench/gpu measures kernels on plans that the host makes, and whole calls
+      {"gpu", {"kernels/", "plan/", "base/", "fusco/"}},
       {"exec", {"base/", "plan/layout.h"}},
       {"transport", {"base/", "plan/layout.h"}},
       {"comm", {"base/", "plan/topology.h", "transport/"}},
