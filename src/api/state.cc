@@ -6,9 +6,10 @@
 #include <unordered_map>
 
 #include "api/group.h"
-#include "exec/cuda.h"
 #include "base/environment.h"
 #include "base/log.h"
+#include "exec/cuda.h"
+#include "exec/ranges.h"
 
 namespace fusco::api {
 
@@ -119,6 +120,7 @@ void setLastError(const std::string& text) { lastError = text; }
 const std::string& threadLastError() { return lastError; }
 
 fuscoResult_t guarded(const char* function, const std::function<void()>& body) {
+  const exec::Range range(function);
   Code code = Code::internalError;
   try {
     body();
@@ -221,7 +223,8 @@ fuscoConfig_t resolveConfig(const fuscoConfig_t* given) {
     std::string why;
     const bool there = exec::cuda::available(&why);
     if (!there && c.device == fuscoDeviceCuda) {
-      fail(Code::invalidUsage, fmt::format("device cuda was asked for, but {}; use device host (FUSCO_DEVICE=host)", why));
+      fail(Code::invalidUsage,
+           fmt::format("device cuda was asked for, but {}; use device host (FUSCO_DEVICE=host)", why));
     }
     c.device = there ? fuscoDeviceCuda : fuscoDeviceHost;
   }

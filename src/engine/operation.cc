@@ -1,8 +1,34 @@
 #include "engine/operation.h"
 
 #include <algorithm>
+#include <array>
+#include <iterator>
+#include <string>
+
+#include "exec/ranges.h"
 
 namespace fusco::engine {
+
+namespace {
+
+// What a profiler shows of a step: "dispatch: place".
+const char* rangeName(OperationKind operation, StepKind step) {
+  static constexpr const char* kSteps[] = {"ready",     "wait for ready", "put",  "extract",       "place",
+                                           "send back", "receive back",   "done", "wait for done", "finish"};
+  constexpr std::size_t kOperations = static_cast<std::size_t>(OperationKind::transfers) + 1;
+  using Names = std::array<std::array<std::string, std::size(kSteps)>, kOperations>;
+  static const Names names = [] {
+    Names all;
+    for (std::size_t o = 1; o < kOperations; ++o) {
+      for (std::size_t s = 0; s < std::size(kSteps); ++s)
+        all[o][s] = std::string(operationName(static_cast<OperationKind>(o))) + ": " + kSteps[s];
+    }
+    return all;
+  }();
+  return names[static_cast<std::size_t>(operation)][static_cast<std::size_t>(step)].c_str();
+}
+
+}  // namespace
 
 void Operation::enter() {
   if (entered_) return;
@@ -31,6 +57,7 @@ bool Operation::runSteps(int stageOnly) {
   for (std::size_t i = 0; i < program_.size(); ++i) {
     const Step& step = program_[i];
     if (finished_[i] || (stageOnly >= 0 && step.stage != stageOnly) || !mayRun(step)) continue;
+    const exec::Range range(rangeName(kind_, step.kind));
     const Outcome outcome = run(step);
     if (outcome == Outcome::idle) continue;
     moved = true;

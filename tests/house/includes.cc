@@ -49,16 +49,17 @@ bool isOurs(const std::string& target) {
 
 bool isForeignDevice(const std::string& target) {
   static const std::regex device(
-      "(cuda|cuda_runtime|cuda_runtime_api|cuda_fp16|cuda_bf16|cuda_fp8|nccl|mpi|infiniband/.*)"
+      "(cuda|cuda_runtime|cuda_runtime_api|cuda_fp16|cuda_bf16|cuda_fp8|nccl|mpi|infiniband/.*|nvtx3/.*)"
       "(\\.h|\\.hpp)?");
   return std::regex_match(target, device);
 }
 
 // Where headers of CUDA, NCCL, MPI and verbs may be named at all; everything else opens these libraries at run time.
 bool mayNameDevices(const std::string& path) {
-  return path.starts_with("kernels/") || path.starts_with("plugin/") || path == "src/exec/cuda.cc" || path == "src/exec/cuda_peer.cc" ||
-         path.starts_with("src/transport/peer/") || path.starts_with("src/transport/verbs/") ||
-         path.starts_with("bench/peers/") || path.starts_with("bench/gpu/") || path == "include/fusco/nccl.h";
+  return path.starts_with("kernels/") || path.starts_with("plugin/") || path == "src/exec/cuda.cc" ||
+         path == "src/exec/cuda_peer.cc" || path == "src/exec/ranges.cc" || path.starts_with("src/transport/peer/") ||
+         path.starts_with("src/transport/verbs/") || path.starts_with("bench/peers/") ||
+         path.starts_with("bench/gpu/") || path == "include/fusco/nccl.h";
 }
 
 }  // namespace

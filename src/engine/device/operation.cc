@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "exec/ranges.h"
+
 namespace fusco::engine {
 
 namespace cuda = exec::cuda;
@@ -130,6 +132,7 @@ kernels::Budget DeviceOperation::budgetOf(const std::vector<DeviceOperation*>& a
 }
 
 void DeviceOperation::launchTogether(const std::vector<DeviceOperation*>& all) {
+  const exec::Range range("launch");
   const cuda::OnDevice on(domain_.device());
   const kernels::Budget budget = budgetOf(all);
   // What others have on their streams comes first, and what they do next comes after.
