@@ -251,8 +251,12 @@ cudaError_t launchBulk(PlaceKernelArgs args, int blocks, cudaStream_t stream) {
   args.bufferBytes = (args.pieceBytes + 127) / 128 * 128;
   const std::int64_t units = copies * args.pieces;
   const int used = static_cast<int>(std::clamp<std::int64_t>(units, 1, blocks));
-  return launch(placeBulk<kStages, kWarps>, args, used, kWarps * kWarp,
-                static_cast<std::size_t>(args.bufferBytes) * kStages * kWarps, stream);
+  // A block begins while the planning kernel before it still holds some SMs. One that may share an SM would settle on
+  // those that are free, two or three together, and leave the others idle for the whole launch: more than half of an
+  // SM's shared memory keeps them apart.
+  const auto needed = static_cast<std::size_t>(args.bufferBytes) * kStages * kWarps;
+  const std::size_t alone = static_cast<std::size_t>(deviceShape().sharedBytes) / 2 + 128;
+  return launch(placeBulk<kStages, kWarps>, args, used, kWarps * kWarp, std::max(needed, alone), stream);
 }
 
 }  // namespace
@@ -268,7 +272,7 @@ int launchPlace(const PlaceArgs& place, const Budget& budget, void* stream) {
   for (const std::byte* base : place.bases) bits |= reinterpret_cast<std::uintptr_t>(base);
   if (bits % 16 == 0 && shape.major >= 9 && place.rowBytes < (1u << 31)) {
     // One warp a block reaches the wall when all SMs work; few SMs need more in flight.
-    const int blocks = budget.blocks > 0 ? budget.blocks : shape.sms;
+    const int blocks = budget.blocks > 0 ? std::min(budget.blocks, shape.sms) : shape.sms;
     if (blocks >= shape.sms * 3 / 4) return launchBulk<4, 1>(args, blocks, on);
     return launchBulk<2, 7>(args, blocks, on);
   }
