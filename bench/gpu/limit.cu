@@ -1,12 +1,38 @@
-#include "bench/gpu/limit.h"
-
 #include <cuda_bf16.h>
+
+#include "bench/gpu/limit.h"
 
 namespace fusco::bench {
 
 namespace {
 
 __device__ unsigned shared32(const void* p) { return static_cast<unsigned>(__cvta_generic_to_shared(p)); }
+
+constexpr unsigned kNoPlace = 0xffffffffu;
+
+// Rows that are no multiple of 16 bytes: a warp a row, in the widest vectors that divide it.
+template <typename Vector>
+__global__ void __launch_bounds__(256) anyRow(Replicate w) {
+  const int lane = threadIdx.x % 32;
+  const int vectors = static_cast<int>(w.rowBytes / sizeof(Vector));
+  for (int row = (blockIdx.x * blockDim.x + threadIdx.x) / 32; row < w.rows; row += gridDim.x * blockDim.x / 32) {
+    const auto* from = reinterpret_cast<const Vector*>(w.source + row * w.rowBytes);
+    for (int v = lane; v < vectors; v += 128) {
+      Vector x[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        if (v + 32 * i < vectors) x[i] = __ldcs(from + v + 32 * i);
+      for (int k = 0; k < w.copies; ++k) {
+        const unsigned place = w.places[row * w.copies + k];
+        if (place == kNoPlace) continue;
+        auto* to = reinterpret_cast<Vector*>(w.destination + place * w.rowBytes);
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          if (v + 32 * i < vectors) __stcs(to + v + 32 * i, x[i]);
+      }
+    }
+  }
+}
 
 __global__ void __launch_bounds__(256) warpARow(Replicate w) {
   const int lane = threadIdx.x % 32;
@@ -19,7 +45,9 @@ __global__ void __launch_bounds__(256) warpARow(Replicate w) {
       for (int i = 0; i < 4; ++i)
         if (v + 32 * i < vectors) x[i] = __ldcs(from + v + 32 * i);
       for (int k = 0; k < w.copies; ++k) {
-        auto* to = reinterpret_cast<uint4*>(w.destination + w.places[row * w.copies + k] * w.rowBytes);
+        const unsigned place = w.places[row * w.copies + k];
+        if (place == kNoPlace) continue;
+        auto* to = reinterpret_cast<uint4*>(w.destination + place * w.rowBytes);
 #pragma unroll
         for (int i = 0; i < 4; ++i)
           if (v + 32 * i < vectors) __stcs(to + v + 32 * i, x[i]);
@@ -28,8 +56,8 @@ __global__ void __launch_bounds__(256) warpARow(Replicate w) {
   }
 }
 
-// One warp a block; a row (or a part of kParts of it) is loaded into one of kBuffers and stored `copies` times, a lane a
-// copy. kPolicy: 0 none, 1 loads evict first, 2 loads and stores evict first.
+// One warp a block; a row (or a part of kParts of it) is loaded into one of kBuffers and stored `copies` times, a lane
+// a copy. kPolicy: 0 none, 1 loads evict first, 2 loads and stores evict first.
 template <int kBuffers, int kParts, int kPolicy>
 __global__ void __launch_bounds__(32) bulk(Replicate w) {
 #if __CUDA_ARCH__ >= 900
@@ -69,7 +97,7 @@ __global__ void __launch_bounds__(32) bulk(Replicate w) {
   for (unsigned n = 0; n < count; ++n) {
     const unsigned unit = blockIdx.x + n * gridDim.x;
     const unsigned row = unit / kParts;
-    unsigned place = 0;
+    unsigned place = kNoPlace;
     if (lane < w.copies) place = w.places[row * w.copies + lane];
     if (w.source != nullptr) {
       const unsigned barrier = shared32(&full[n % kBuffers]);
@@ -82,7 +110,7 @@ __global__ void __launch_bounds__(32) bulk(Replicate w) {
             : "memory");
       }
     }
-    if (lane < w.copies) {
+    if (place != kNoPlace) {
       std::byte* to = w.destination + place * w.rowBytes + unit % kParts * part;
       const unsigned from = shared32(buffers + (n % kBuffers) * part);
       if constexpr (kPolicy == 2) {
@@ -118,23 +146,33 @@ cudaError_t launchBulk(const Replicate& w, cudaStream_t stream) {
 struct Way {
   const char* name;
   cudaError_t (*launch)(const Replicate&, cudaStream_t);
+  int buffers, parts;  // of the bulk ways
 };
 cudaError_t launchWarps(const Replicate& w, cudaStream_t stream) {
-  warpARow<<<w.blocks, 256, 0, stream>>>(w);
+  if (w.rowBytes % 16 == 0)
+    warpARow<<<w.blocks, 256, 0, stream>>>(w);
+  else if (w.rowBytes % 8 == 0)
+    anyRow<uint2><<<w.blocks, 256, 0, stream>>>(w);
+  else if (w.rowBytes % 4 == 0)
+    anyRow<unsigned><<<w.blocks, 256, 0, stream>>>(w);
+  else if (w.rowBytes % 2 == 0)
+    anyRow<unsigned short><<<w.blocks, 256, 0, stream>>>(w);
+  else
+    anyRow<unsigned char><<<w.blocks, 256, 0, stream>>>(w);
   return cudaGetLastError();
 }
 const Way kWays[] = {
-    {"warp a row", launchWarps},
-    {"bulk 4 buffers", launchBulk<4, 1, 0>},
-    {"bulk 4 buffers, loads evict first", launchBulk<4, 1, 1>},
-    {"bulk 4 buffers, all evict first", launchBulk<4, 1, 2>},
-    {"bulk 8 buffers", launchBulk<8, 1, 1>},
-    {"bulk 12 buffers", launchBulk<12, 1, 1>},
-    {"bulk halves, 8 buffers", launchBulk<8, 2, 1>},
-    {"bulk quarters, 8 buffers", launchBulk<8, 4, 1>},
-    {"bulk sevenths, 8 buffers", launchBulk<8, 7, 1>},
-    {"bulk 3 buffers", launchBulk<3, 1, 1>},
-    {"bulk 2 buffers", launchBulk<2, 1, 1>},
+    {"warp a row", launchWarps, 0, 1},
+    {"bulk 4 buffers", launchBulk<4, 1, 0>, 4, 1},
+    {"bulk 4 buffers, loads evict first", launchBulk<4, 1, 1>, 4, 1},
+    {"bulk 4 buffers, all evict first", launchBulk<4, 1, 2>, 4, 1},
+    {"bulk 8 buffers", launchBulk<8, 1, 1>, 8, 1},
+    {"bulk 12 buffers", launchBulk<12, 1, 1>, 12, 1},
+    {"bulk halves, 8 buffers", launchBulk<8, 2, 1>, 8, 2},
+    {"bulk quarters, 8 buffers", launchBulk<8, 4, 1>, 8, 4},
+    {"bulk sevenths, 8 buffers", launchBulk<8, 7, 1>, 8, 7},
+    {"bulk 3 buffers", launchBulk<3, 1, 1>, 3, 1},
+    {"bulk 2 buffers", launchBulk<2, 1, 1>, 2, 1},
 };
 
 __global__ void __launch_bounds__(256, 3) sums(Replicate w) {
@@ -148,7 +186,8 @@ __global__ void __launch_bounds__(256, 3) sums(Replicate w) {
 #pragma unroll
         for (int k = 0; k < 8; ++k) {
           if (k0 + k < w.copies)
-            x[k] = __ldcs(reinterpret_cast<const uint4*>(w.destination + w.places[row * w.copies + k0 + k] * w.rowBytes) + v);
+            x[k] = __ldcs(
+                reinterpret_cast<const uint4*>(w.destination + w.places[row * w.copies + k0 + k] * w.rowBytes) + v);
         }
 #pragma unroll
         for (int k = 0; k < 8; ++k) {
@@ -175,6 +214,17 @@ __global__ void __launch_bounds__(256, 3) sums(Replicate w) {
 
 int replicateWays() { return static_cast<int>(sizeof kWays / sizeof *kWays); }
 const char* replicateName(int way) { return kWays[way].name; }
+bool replicateCan(const Replicate& what, int way) {
+  if (kWays[way].buffers == 0) return true;
+  int device = 0, major = 0, shared = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return false;
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  const auto buffers = static_cast<std::size_t>(kWays[way].buffers), parts = static_cast<std::size_t>(kWays[way].parts);
+  // A row's buffer begins where the bulk copies want it; the barriers need a little too.
+  return major >= 9 && what.copies <= 32 && what.rowBytes % (16 * parts) == 0 &&
+         what.rowBytes / parts * buffers + 1024 <= static_cast<std::size_t>(shared);
+}
 cudaError_t replicate(const Replicate& what, int way, cudaStream_t stream) { return kWays[way].launch(what, stream); }
 
 cudaError_t gatherSum(const Replicate& what, cudaStream_t stream) {

@@ -9,8 +9,9 @@
 
 namespace fusco::bench {
 
-// `rows` rows of rowBytes (a multiple of 16) at `source`, each written to the `copies` rows that places[row * copies]
-// names. Ways: 0 a warp a row, 16-byte vectors; 1 and up: the copy engine through shared memory, see replicateWays().
+// `rows` rows of rowBytes at `source`, each written to the `copies` rows that places[row * copies] names; 0xffffffff
+// names none. Ways: 0 a warp a row, in vectors; 1 and up: the copy engine through shared memory, where replicateCan()
+// allows it.
 struct Replicate {
   const std::byte* source;  // null: nothing is read, the same bytes are written everywhere (bulk ways only)
   std::byte* destination;
@@ -22,6 +23,7 @@ struct Replicate {
 };
 int replicateWays();
 const char* replicateName(int way);
+bool replicateCan(const Replicate& what, int way);  // on the current GPU
 cudaError_t replicate(const Replicate& what, int way, cudaStream_t stream);
 
 // out[row] = sum of the rows that places names, each once: BF16, FP32 sums; the traffic of a combine.

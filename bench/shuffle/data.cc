@@ -9,11 +9,17 @@
 namespace fusco::bench {
 namespace {
 
-struct Bits {
-  std::uint64_t keep, set;
-};
+double halfToDouble(std::uint16_t bits) {
+  int exponent = (bits >> 10) & 31, fraction = bits & 1023;
+  double magnitude = exponent == 0    ? std::ldexp(fraction, -24)
+                     : exponent == 31 ? (fraction != 0 ? NAN : INFINITY)
+                                      : std::ldexp(1024 + fraction, exponent - 25);
+  return (bits & 0x8000) != 0 ? -magnitude : magnitude;
+}
 
-Bits bitsOf(Type type) {
+}  // namespace
+
+Pattern patternOf(Type type) {
   switch (type) {
     case Type::bf16:
       return {0x80ff80ff80ff80ffu, 0x3f003f003f003f00u};
@@ -28,16 +34,6 @@ Bits bitsOf(Type type) {
   return {~std::uint64_t{0}, 0};
 }
 
-double halfToDouble(std::uint16_t bits) {
-  int exponent = (bits >> 10) & 31, fraction = bits & 1023;
-  double magnitude = exponent == 0    ? std::ldexp(fraction, -24)
-                     : exponent == 31 ? (fraction != 0 ? NAN : INFINITY)
-                                      : std::ldexp(1024 + fraction, exponent - 25);
-  return (bits & 0x8000) != 0 ? -magnitude : magnitude;
-}
-
-}  // namespace
-
 std::uint64_t tokenKey(std::uint64_t seed, int rank, std::int64_t token) {
   return mix(mix(seed ^ 0x70ce) + (static_cast<std::uint64_t>(rank) << 40) + static_cast<std::uint64_t>(token));
 }
@@ -49,8 +45,8 @@ std::uint64_t slotKey(std::uint64_t seed, int rank, std::int64_t token, int slot
 std::uint64_t bufferKey(std::uint64_t seed, int rank) { return tokenKey(seed ^ 0xb0ff, rank, 0); }
 
 void fillRow(std::byte* out, std::uint64_t key, std::size_t offset, std::size_t bytes, Type type) {
-  Bits bits = bitsOf(type);
-  auto word = [&](std::size_t index) { return (mix(key + index) & bits.keep) | bits.set; };
+  const Pattern pattern = patternOf(type);
+  auto word = [&](std::size_t index) { return patternWord(pattern, key, index); };
   std::size_t done = 0;
   while (done < bytes) {
     std::size_t at = offset + done, inside = at % 8;

@@ -9,9 +9,11 @@
 #include <cstdint>
 
 #include "shuffle/options.h"
+#include "shuffle/pattern.h"
 
 namespace fusco::bench {
 
+Pattern patternOf(Type type);
 std::uint64_t tokenKey(std::uint64_t seed, int rank, std::int64_t token);
 std::uint64_t slotKey(std::uint64_t seed, int rank, std::int64_t token, int slot);
 std::uint64_t bufferKey(std::uint64_t seed, int rank);

@@ -45,6 +45,9 @@ class Implementation {
   // Once, all ranks together, data in and out as the case says.
   virtual void run() = 0;
   virtual std::span<std::byte> output() = 0;
+  // Where the output is not what output() shows (it lies on a GPU): makes it unlike any result, and brings it there.
+  virtual void poisonOutput();
+  virtual void fetchOutput() {}
   // Roundings of a sum on its way home.
   virtual int levels() const { return 1; }
   // Since the beginning; ever growing.

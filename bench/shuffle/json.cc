@@ -13,7 +13,12 @@ std::string jsonOf(const Options& o, const Header& h, const std::vector<Row>& ro
       {"cpu", h.machine.cpu},   {"cores", h.machine.cores},        {"memory_gb", h.machine.memoryGb},
       {"load", h.machine.load}, {"kernel", h.machine.kernel},      {"os", h.machine.os},
       {"host", h.machine.host}, {"limit_stores", h.machine.stores}};
+  if (o.device == "cuda") {
+    machine["gpu"] = h.machine.gpu;
+    machine["driver"] = h.machine.driver;
+  }
   ordered_json versions = {{"library", h.versions.library}, {"compiler", h.versions.compiler}, {"mpi", h.versions.mpi}};
+  if (o.device == "cuda") versions["nccl"] = h.versions.nccl;
   ordered_json array = ordered_json::array();
   for (const Row& row : rows) {
     ordered_json j = {{"impl", row.impl},
@@ -56,7 +61,16 @@ std::string jsonOf(const Options& o, const Header& h, const std::vector<Row>& ro
     j["place_us"] = row.placeUs;
     j["sum_us"] = row.sumUs;
     j["wait_us"] = row.waitUs;
-    if (row.impl == "limit") {
+    if (o.device == "cuda") {
+      j["gpus"] = h.machine.gpus;
+      j["sms"] = row.which.sms;
+      j["graph"] = o.graph;
+      j["scales"] = o.scales;
+      j["write_gbps"] = row.writeGbps;
+      j["read_gbps"] = row.readGbps;
+      for (const auto& [name, value] : row.figures) j[name] = value;
+      j["remark"] = row.remark;
+    } else if (row.impl == "limit") {
       j["read_gbps"] = row.readGbps;
       j["write_gbps"] = row.writeGbps;
       j["fill_gbps"] = row.fillGbps;

@@ -58,7 +58,7 @@ Versions versionsOf(const std::string& mpi) {
 #else
   std::string compiler = "g++ " __VERSION__;
 #endif
-  return {fmt::format("{}.{}.{}", version / 10000, version / 100 % 100, version % 100), compiler, mpi};
+  return {fmt::format("{}.{}.{}", version / 10000, version / 100 % 100, version % 100), compiler, mpi, ""};
 }
 
 std::string utcNow() { return fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr))); }

@@ -12,11 +12,15 @@ struct Machine {
   double memoryGb = 0;
   double load = 0;     // runnable tasks of the last minute, before the benchmark began
   std::string stores;  // of the limit: avx512, avx2, plain
+  // With --device cuda.
+  std::string gpu, driver;
+  int gpus = 0;
 };
 Machine thisMachine();
 
 struct Versions {
   std::string library, compiler, mpi;  // mpi: empty if no peer ran
+  std::string nccl;                    // empty if it did not run
 };
 Versions versionsOf(const std::string& mpi);
 

@@ -4,6 +4,10 @@
 #include <cstdio>
 #include <optional>
 
+#if defined(FUSCO_BENCH_HAS_CUDA)
+#include "shuffle/cuda/process_rank.h"
+#include "shuffle/cuda/run.h"
+#endif
 #include "shuffle/harness.h"
 #include "shuffle/impl_fusco.h"
 #include "shuffle/json.h"
@@ -18,6 +22,15 @@ bool isPeer(const std::string& impl) { return impl.rfind("mpi-", 0) == 0; }
 
 // What a rank of this program does from its first to its last moment.
 int rankMain(Session& session, const Options& options, int rank) {
+#if defined(FUSCO_BENCH_HAS_CUDA)
+  if (options.device == "cuda") {
+    std::unique_ptr<gpu::ProcessRank> ofGpu;
+    return serveRank(session, options, kOwnGroup, rank, [&](const std::string&, const CaseContext& context) {
+      if (!ofGpu) ofGpu = std::make_unique<gpu::ProcessRank>(session, options, rank);
+      return ofGpu->make(context);
+    });
+  }
+#endif
   FuscoRank fusco(session, options, rank);
   return serveRank(session, options, kOwnGroup, rank, [&](const std::string& name, const CaseContext& context) {
     return isLimit(name) ? makeLimit(name, context) : fusco.make(context);
@@ -64,6 +77,20 @@ void startPeers(Harness& harness, const Options& options, bool underMpirun, Head
 
 int measureAll(Harness& harness, const Options& options, const Prepared& prepared, Header header, bool underMpirun) {
   std::vector<std::string> impls = options.impls;
+#if defined(FUSCO_BENCH_HAS_CUDA)
+  if (options.device == "cuda") {
+    // Not before the ranks are there: the driver does not survive a fork.
+    try {
+      gpu::describeGpus(options, header.machine);
+    } catch (const std::exception& error) {
+      fmt::print("# missing: device cuda: {}\n# 0 rows\n", error.what());
+      return 0;
+    }
+    for (const std::string& impl : impls)
+      if (impl != "fusco") header.missing.push_back(impl + ": it runs where all ranks are in one process (--threads)");
+    impls = {"fusco"};
+  }
+#endif
   startPeers(harness, options, underMpirun, header, impls);
   header.versions = versionsOf(harness.session().header().peerVersion);
   printHeader(options, header);
@@ -132,11 +159,15 @@ int run(const std::vector<std::string>& words) {
     options.kind = RankKind::processes;
   }
   if (options.device == "cuda") {
+#if defined(FUSCO_BENCH_HAS_CUDA)
+    if (options.kind == RankKind::threads) return gpu::run(options, words);
+#else
     if (speaks)
       fmt::print(
           "# missing: device cuda: this shuffle_perf was built without CUDA, it drives host memory (--device host)\n# "
           "0 rows\n");
     return 0;
+#endif
   }
   if (speaks) return coordinate(options, words, launched);
   Session session = Session::attach(awaitSession(launched, options.timeoutSeconds));

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "shuffle/harness.h"
@@ -27,6 +28,9 @@ struct Row {
   std::string stores;                                // which stores were the best
   double readGbps = 0, writeGbps = 0, fillGbps = 0;  // of all ranks together; of the plain non-temporal fill
   double wireAloneUs = 0;                            // with --net tcp: what crosses between nodes, and nothing else
+  // Rows of GPUs only: figures by name (parts in microseconds, rates), and what a reader must know.
+  std::vector<std::pair<std::string, double>> figures;
+  std::string remark;
 };
 
 struct CaseResult {

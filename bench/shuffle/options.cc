@@ -86,7 +86,10 @@ void checkTogether(Options& o, const std::string& tokens, const std::string& typ
   oneOf("--net", o.net, {"auto", "tcp", "shm", "verbs"});
   oneOf("--dedup", o.dedup, {"none", "node", "full", "auto"});
   for (const std::string& impl : o.impls)
-    oneOf("--impl", impl, {"fusco", "limit", "mpi-alltoallv", "mpi-alltoallw", "mpi-sendrecv"});
+    if (o.device == "cuda")
+      oneOf("--impl", impl, {"fusco", "limit", "staged", "nccl"});
+    else
+      oneOf("--impl", impl, {"fusco", "limit", "mpi-alltoallv", "mpi-alltoallw", "mpi-sendrecv"});
   o.ops.clear();
   for (const std::string& name : ops) o.ops.push_back(opNamed(name));
   o.bytes = {integer("-b", from), integer("-e", to), static_cast<double>(integer("-f", factor))};
@@ -98,6 +101,25 @@ void checkTogether(Options& o, const std::string& tokens, const std::string& typ
   for (Op op : o.ops)
     if (op == Op::combine && (o.type == Type::u8 || o.type == Type::fp8))
       throw CLI::ValidationError("--dtype", "combine sums bfloat16, half or float");
+}
+
+void checkCuda(Options& o, const std::vector<std::string>& sms) {
+  const bool cuda = o.device == "cuda";
+  o.sms.clear();
+  for (const std::string& text : sms) {
+    const std::int64_t value = integer("--sms", text);
+    if (value > 1024) throw CLI::ValidationError("--sms", "'" + text + "': no GPU has so many");
+    o.sms.push_back(static_cast<int>(value));
+  }
+  if (!cuda && (o.graph || o.scales || o.gpus > 0 || o.sms != std::vector<int>{0}))
+    throw CLI::ValidationError("--device", "--gpus, --sms, --graph and --scales want --device cuda");
+  if (!cuda) return;
+  for (const Op op : o.ops)
+    if (!isShuffle(op)) throw CLI::ValidationError("--op", "on GPUs dispatch and combine are measured");
+  if (o.nodes > 1) throw CLI::ValidationError("--nodes", "on GPUs one node is measured");
+  if (o.kind == RankKind::processes && (o.graph || o.scales))
+    throw CLI::ValidationError("--processes", "--graph and --scales want all ranks in one process");
+  if (o.graph && o.planOnce) throw CLI::ValidationError("--graph", "a replay plans anew each time: no --plan-once");
 }
 
 }  // namespace
@@ -153,7 +175,7 @@ ParsedOptions parseOptions(const std::vector<std::string>& words) {
   ParsedOptions parsed;
   Options& o = parsed.options;
   std::string tokens = "1024", type = "bfloat16", memory = "window", from = "1M", to = "64M", factor = "4";
-  std::vector<std::string> ops{"dispatch", "combine"};
+  std::vector<std::string> ops{"dispatch", "combine"}, sms{"0"};
   int check = 1;
   bool threads = false, processes = false;
 
@@ -185,14 +207,25 @@ ParsedOptions parseOptions(const std::vector<std::string>& words) {
   app.add_option("-f,--stepfactor", factor, "From one size to the next")->capture_default_str();
   app.add_option("--memory", memory, "window (fuscoMemAlloc) or private (the rank's own, as malloc gives)")
       ->capture_default_str();
-  app.add_option("--impl", o.impls, "fusco,mpi-alltoallv,mpi-alltoallw,mpi-sendrecv; the limit always runs beside them")
-      ->delimiter(',')
-      ->capture_default_str();
+  auto* impls = app.add_option("--impl", o.impls,
+                               "fusco,mpi-alltoallv,mpi-alltoallw,mpi-sendrecv (cuda: fusco,staged,nccl); the limit "
+                               "always runs beside them")
+                    ->delimiter(',')
+                    ->capture_default_str();
   app.add_option("--routing", o.routing,
-                 "uniform | single-node | other-node | imbalanced | zipf:S | counts:FILE#MODEL/SET/LAYER | "
+                 "uniform | single-node | other-node | imbalanced | masked | one-expert | zipf:S | "
+                 "counts:FILE#MODEL/SET/LAYER | "
                  "trace:FILE[#LAYER]")
       ->capture_default_str();
   app.add_option("--device", o.device, "host or cuda")->capture_default_str();
+  app.add_option("--gpus", o.gpus, "cuda: GPUs that ranks are dealt to; 0: all, at most one a rank")
+      ->check(CLI::Range(0, 64))
+      ->capture_default_str();
+  app.add_option("--sms", sms, "cuda: multiprocessors of a GPU that fusco may take, one after the other; 0: all")
+      ->delimiter(',')
+      ->capture_default_str();
+  app.add_flag("--graph", o.graph, "cuda: plan in capacity mode, captured in a CUDA graph and replayed");
+  app.add_flag("--scales", o.scales, "cuda: dispatch brings an FP32 scale for each 128 elements beside the rows");
   app.add_option("--balance", o.balance, "Choice of forwarders between nodes: none paper full")->capture_default_str();
   app.add_option("--dedup", o.dedup,
                  "Copies of a token: none (K), node (one a node), full (one a rank), auto (the library's)")
@@ -232,14 +265,16 @@ ParsedOptions parseOptions(const std::vector<std::string>& words) {
     // CLI11 wants the words without the program's name, last one first.
     std::vector<std::string> reversed(words.rbegin(), words.rend() - (words.empty() ? 0 : 1));
     app.parse(reversed);
+    if (o.device == "cuda" && impls->count() == 0) o.impls = {"fusco", "staged", "nccl"};
     checkTogether(o, tokens, type, memory, ops, from, to, factor);
+    o.kind = threads || (o.device == "cuda" && !processes) ? RankKind::threads : RankKind::processes;
+    checkCuda(o, sms);
   } catch (const CLI::ParseError& error) {
     parsed.leave = true;
     parsed.exitCode = app.exit(error) == 0 ? 0 : 2;
     return parsed;
   }
   o.check = check != 0;
-  o.kind = threads ? RankKind::threads : RankKind::processes;
   o.topkGiven = topk->count() > 0;
   o.expertsGiven = experts->count() > 0;
   return parsed;
@@ -248,10 +283,12 @@ ParsedOptions parseOptions(const std::vector<std::string>& words) {
 std::vector<Case> casesOf(const Options& options) {
   std::vector<Case> cases;
   for (Op op : options.ops) {
-    if (isShuffle(op))
-      for (std::int64_t tokens : valuesOf(options.tokens)) cases.push_back({op, tokens, 0});
-    else
-      for (std::int64_t bytes : valuesOf(options.bytes)) cases.push_back({op, 0, bytes});
+    if (isShuffle(op)) {
+      for (std::int64_t tokens : valuesOf(options.tokens))
+        for (int sms : options.sms) cases.push_back({op, tokens, 0, sms});
+    } else {
+      for (std::int64_t bytes : valuesOf(options.bytes)) cases.push_back({op, 0, bytes, 0});
+    }
   }
   return cases;
 }

@@ -57,7 +57,12 @@ struct Options {
   bool verbose = false;
   std::string jsonFile;
   std::string mpiPeer;
-  std::string corrupt;  // tests only: the implementation whose output gets one wrong byte
+  // --device cuda only.
+  int gpus = 0;             // that ranks are dealt to; 0: all that there are, at most one a rank
+  std::vector<int> sms{0};  // multiprocessors of a GPU, in turn; 0: all
+  bool graph = false;       // plan without the host (capacity), captured and replayed
+  bool scales = false;      // dispatch brings FP32 scales of 128 elements each beside the rows
+  std::string corrupt;      // tests only: the implementation whose output gets one wrong byte
 };
 
 // One row group of the table: an operation at one size.
@@ -65,6 +70,7 @@ struct Case {
   Op op = Op::dispatch;
   std::int64_t tokens = 0;  // dispatch, combine: T before the routing scales it
   std::int64_t bytes = 0;   // the others: bytes of a rank's send buffer
+  int sms = 0;              // of a GPU, for fusco's kernels; 0: all
 };
 
 struct ParsedOptions {

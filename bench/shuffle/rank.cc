@@ -77,11 +77,12 @@ class RankServer {
   // Poisons the output, runs once, compares.
   std::uint64_t check(const std::string& name) {
     Implementation& impl = *running_.at(name);
-    std::span<std::byte> output = impl.output();
-    poison(output.data(), output.size());
+    impl.poisonOutput();
     session_.meet(group_);
     impl.run();
     session_.meet(group_);
+    impl.fetchOutput();
+    const std::span<std::byte> output = impl.output();
     if (options_.corrupt == name && !output.empty()) {
       // The last byte of an element is its most significant one: no tolerance hides it.
       std::size_t width = bytesOf(options_.type), middle = output.size() / 2 / width * width;
@@ -119,6 +120,11 @@ class RankServer {
 };
 
 }  // namespace
+
+void Implementation::poisonOutput() {
+  const std::span<std::byte> bytes = output();
+  poison(bytes.data(), bytes.size());
+}
 
 RoutingSource makeRoutingSource(const Options& options) {
   return RoutingSource({options.routing, options.ranks, options.nodes, options.topk, options.experts, options.topkGiven,

@@ -9,6 +9,8 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "shuffle/pattern.h"
+
 namespace fusco::bench {
 namespace {
 
@@ -66,12 +68,7 @@ const json* tokensIn(const json& line) {
 
 }  // namespace
 
-std::uint64_t mix(std::uint64_t value) {
-  value += 0x9e3779b97f4a7c15u;
-  value = (value ^ (value >> 30)) * 0xbf58476d1ce4e5b9u;
-  value = (value ^ (value >> 27)) * 0x94d049bb133111ebu;
-  return value ^ (value >> 31);
-}
+std::uint64_t mix(std::uint64_t value) { return mixed(value); }
 
 std::uint64_t Random::next() {
   std::uint64_t result = mix(state_);
@@ -112,12 +109,17 @@ RoutingSource::RoutingSource(const RoutingOptions& options)
       for (int rank = 0; rank < options_.ranks; ++rank)
         if (nodeOfRank(rank, options_.ranks, options_.nodes) == node)
           held += firstExpertOf(rank + 1, options_.ranks, experts_) - firstExpertOf(rank, options_.ranks, experts_);
-      if (held < topk_)
-        refuse(fmt::format("{}: node {} holds {} experts, fewer than top-{}", text, node, held, topk_));
+      if (held < topk_) refuse(fmt::format("{}: node {} holds {} experts, fewer than top-{}", text, node, held, topk_));
     }
   } else if (text == "imbalanced") {
     imbalanced_ = true;
     remark_ = "tokens of a rank scaled by 1.75 (first of its node) to 0.25 (last), uniform experts";
+  } else if (text == "masked") {
+    kind_ = Kind::masked;
+    remark_ = "uniform, but of every eighth token nothing and of the others one slot in four is not routed (-1)";
+  } else if (text == "one-expert") {
+    kind_ = Kind::oneExpert;
+    remark_ = "all slots of all tokens name one expert";
   } else if (text.rfind("zipf:", 0) == 0) {
     char* end = nullptr;
     double exponent = std::strtod(text.c_str() + 5, &end);
@@ -136,9 +138,10 @@ RoutingSource::RoutingSource(const RoutingOptions& options)
     readTrace(text.substr(6));
   } else {
     refuse("'" + text +
-           "' is not one of uniform, single-node, other-node, imbalanced, zipf:S, counts:FILE#MODEL/SET/LAYER, trace:FILE");
+           "' is not one of uniform, single-node, other-node, imbalanced, masked, one-expert, zipf:S, "
+           "counts:FILE#MODEL/SET/LAYER, trace:FILE");
   }
-  if (kind_ != Kind::trace && topk_ > experts_)
+  if (kind_ != Kind::trace && kind_ != Kind::oneExpert && topk_ > experts_)
     refuse(fmt::format("top-{} of {} experts: a token cannot have so many different ones", topk_, experts_));
   if (experts_ < options_.ranks)
     refuse(fmt::format("{} experts for {} ranks: each rank needs one at least", experts_, options_.ranks));
@@ -323,6 +326,14 @@ Routing RoutingSource::make(std::int64_t tokens, int rank) const {
       }
       case Kind::weighted:
         drawWeighted(random, ids);
+        break;
+      case Kind::masked:
+        drawUniform(random, 0, experts_, ids);
+        for (int k = 0; k < topk_; ++k)
+          if (t % 8 == 7 || random.below(4) == 0) ids[k] = -1;
+        break;
+      case Kind::oneExpert:
+        std::fill_n(ids, topk_, experts_ / 2);
         break;
       case Kind::trace: {
         std::size_t row = static_cast<std::size_t>(before + t) % recorded;

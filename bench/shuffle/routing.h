@@ -53,7 +53,7 @@ class RoutingSource {
   Routing make(std::int64_t tokens, int rank) const;
 
  private:
-  enum class Kind { uniform, singleNode, weighted, trace };
+  enum class Kind { uniform, singleNode, weighted, masked, oneExpert, trace };
 
   void readCounts(const std::string& specification);
   void readTrace(const std::string& specification);

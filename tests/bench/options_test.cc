@@ -30,20 +30,41 @@ TEST(Options, SweepsMultiply) {
 }
 
 TEST(Options, RefusesWhatItDoesNotKnow) {
-  for (std::vector<std::string> words : std::vector<std::vector<std::string>>{{"--op", "nonsense"},
-                                                                              {"--dtype", "int13"},
-                                                                              {"--dtype", "uint8"},
-                                                                              {"--tokens", "8:4"},
-                                                                              {"--tokens", "x"},
-                                                                              {"--impl", "nccl"},
-                                                                              {"--ranks", "2", "--nodes", "3"},
-                                                                              {"--threads", "--processes"},
-                                                                              {"--memory", "disk"},
-                                                                              {"--such"}}) {
+  for (std::vector<std::string> words :
+       std::vector<std::vector<std::string>>{{"--op", "nonsense"},
+                                             {"--dtype", "int13"},
+                                             {"--dtype", "uint8"},
+                                             {"--tokens", "8:4"},
+                                             {"--tokens", "x"},
+                                             {"--impl", "nccl"},
+                                             {"--ranks", "2", "--nodes", "3"},
+                                             {"--threads", "--processes"},
+                                             {"--memory", "disk"},
+                                             {"--sms", "8"},
+                                             {"--graph"},
+                                             {"--device", "cuda", "--op", "alltoallv"},
+                                             {"--device", "cuda", "--impl", "mpi-alltoallv"},
+                                             {"--device", "cuda", "--processes", "--graph"},
+                                             {"--device", "cuda", "--nodes", "2"},
+                                             {"--device", "cuda", "--sms", "many"},
+                                             {"--such"}}) {
     ParsedOptions parsed = parse(words);
     EXPECT_TRUE(parsed.leave) << words[0];
     EXPECT_EQ(parsed.exitCode, 2) << words[0];
   }
+}
+
+TEST(Options, GpusHaveTheirOwn) {
+  const Options o = parse({"--device", "cuda", "--sms", "8,0", "--tokens", "1:4:4", "--op", "dispatch"}).options;
+  EXPECT_THAT(o.impls, testing::ElementsAre("fusco", "staged", "nccl"));
+  EXPECT_EQ(o.kind, RankKind::threads);
+  std::vector<std::pair<std::int64_t, int>> seen;
+  for (const Case& which : casesOf(o)) seen.emplace_back(which.tokens, which.sms);
+  EXPECT_THAT(seen,
+              testing::ElementsAre(testing::Pair(1, 8), testing::Pair(1, 0), testing::Pair(4, 8), testing::Pair(4, 0)));
+  EXPECT_EQ(parse({"--device", "cuda", "--processes"}).options.kind, RankKind::processes);
+  EXPECT_THAT(parse({"--device", "cuda", "--impl", "limit"}).options.impls, testing::ElementsAre("limit"));
+  EXPECT_EQ(parse({}).options.kind, RankKind::processes);
 }
 
 TEST(Options, HelpNamesEveryFlag) {
@@ -52,9 +73,10 @@ TEST(Options, HelpNamesEveryFlag) {
   std::string text = testing::internal::GetCapturedStdout();
   EXPECT_TRUE(parsed.leave);
   EXPECT_EQ(parsed.exitCode, 0);
-  for (const char* flag : {"-w",      "-n",       "-c",       "-J",        "-b",       "-e",        "-f",
-                           "--ranks", "--nodes",  "--tokens", "--hidden",  "--dtype",  "--topk",    "--experts",
-                           "--op",    "--memory", "--impl",   "--routing", "--device", "--balance", "--dedup"})
+  for (const char* flag :
+       {"-w",       "-n",        "-c",      "-J",     "-b",        "-e",      "-f",       "--ranks", "--nodes",
+        "--tokens", "--hidden",  "--dtype", "--topk", "--experts", "--op",    "--memory", "--impl",  "--routing",
+        "--device", "--balance", "--dedup", "--gpus", "--sms",     "--graph", "--scales"})
     EXPECT_THAT(text, testing::HasSubstr(flag));
 }
 

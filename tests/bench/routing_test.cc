@@ -201,5 +201,16 @@ TEST(Routing, ExpertsLieOnRanksInBlocks) {
     }
 }
 
+TEST(Routing, MaskedAndOneExpert) {
+  const Routing masked = RoutingSource(options("masked", 2, 1, 4, 16)).make(64, 1);
+  const auto none = std::count(masked.ids.begin(), masked.ids.end(), -1);
+  EXPECT_GT(none, 64 * 4 / 8);
+  EXPECT_LT(none, 64 * 4 / 2);
+  for (int k = 0; k < 4; ++k) EXPECT_EQ(masked.ids[7 * 4 + k], -1);  // nothing of every eighth token
+  // More slots than experts: they all name the same one.
+  const Routing one = RoutingSource(options("one-expert", 2, 1, 32, 16)).make(3, 0);
+  EXPECT_EQ(std::count(one.ids.begin(), one.ids.end(), 8), 3 * 32);
+}
+
 }  // namespace
 }  // namespace fusco::bench
