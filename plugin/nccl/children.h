@@ -1,5 +1,5 @@
-// Host mode: communicators that come from others. Each adds the making to this thread's group. They need nothing of the
-// parent but the place that its tag leads to, so that they work on a revoked parent too.
+// Communicators that come from others. They need nothing of the parent but the place that its tag leads to, so that
+// they work on a revoked parent too.
 #pragma once
 
 #include "plugin/nccl/host.h"
@@ -8,7 +8,13 @@ namespace fusco::nccl {
 
 // Where the ranks of `parent` that give a colour meet, for the next split of it; each split takes one.
 Tag splitPlace(Communicator& parent, int color);
+// The same for those that are left without some, and for the parent's ranks before it grows; they then tell each other
+// which place the one that made the id has brought. Throws when one of them does not come in time.
+Tag shrinkPlace(Communicator& parent, const std::vector<int>& excluded);
+Tag growthMeeting(Communicator& parent);
+Tag growthPlace(Communicator& parent, const Tag& meeting, const Tag& brought, std::int64_t patienceMs);
 
+// Host mode: each adds the making to this thread's group.
 void addSplit(ncclComm_t handle, int color, int key, ncclComm_t* slot, const ncclConfig_t* config);
 void addShrink(ncclComm_t handle, const int* excluded, int count, ncclComm_t* slot, const ncclConfig_t* config,
                int flags);

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <atomic>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -16,11 +17,18 @@ namespace fusco::nccl {
 
 enum class State : int { starting, ready, failed, revoked, finalized };
 
+// What an ncclConfig_t says, as far as it concerns libfusco.
+struct Wishes {
+  bool blocking = true;
+  bool carry = false;   // by its name, whatever FUSCO_CARRY says
+  std::string refused;  // why FUSCO must not carry, "" if it may
+};
+
 struct Communicator {
   ncclComm_t handle = nullptr;
   std::uint64_t generation = 0;
   int rank = 0, ranks = 0, device = 0;
-  bool blocking = true;
+  Wishes wishes;
 
   std::atomic<State> state{State::starting};
   std::atomic<bool> cancelled{false};  // by an abort, also while it starts
@@ -34,6 +42,11 @@ struct Communicator {
   // Children are made at places that the parent's tag and this count lead to.
   std::mutex childMutex;
   std::map<std::uint64_t, std::uint64_t> children;
+  // Device mode: children that were not there yet when the real library's call returned. Each says whether it is done.
+  std::vector<std::function<bool()>> unfinished;
+
+  // Device mode: held to become ready and to end, and while another thread asks the real library about the handle.
+  std::mutex endMutex;
 
   std::mutex errorMutex;
   ncclResult_t error = ncclSuccess;  // that it failed with

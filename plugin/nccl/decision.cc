@@ -3,8 +3,8 @@
 #include <unistd.h>
 
 #include <cstring>
-#include <fstream>
 
+#include "plugin/nccl/elsewhere.h"
 #include "plugin/nccl/real.h"
 #include "plugin/nccl/report.h"
 
@@ -27,14 +27,6 @@ std::uint64_t hash(const std::string& text) {
   std::uint64_t value = 0xcbf29ce484222325;
   for (const unsigned char letter : text) value = (value ^ letter) * 0x100000001b3;
   return value;
-}
-
-std::string hostIdentity() {
-  std::string text = setting("FUSCO_HOSTID");
-  if (!text.empty()) return text;
-  std::ifstream file("/proc/sys/kernel/random/boot_id");
-  std::getline(file, text);
-  return text;
 }
 
 template <typename Value>
@@ -91,7 +83,7 @@ Choice choose(std::span<const std::optional<Record>> table) {
 Record makeRecord(const std::string& reason) {
   Record record;
   record.settings = hash(setting("FUSCO_CARRY") + "," + setting("FUSCO_DEVICE"));
-  record.host = hash(hostIdentity());
+  record.host = machineIdentity();
   record.ready = reason.empty() ? 1 : 0;
   copyText(record.reason, sizeof record.reason, reason);
   gethostname(record.hostName, sizeof record.hostName - 1);
@@ -111,7 +103,9 @@ Decision decide(const Tag& tag, int rank, int ranks, std::int64_t patienceMs, bo
     }
     const Choice choice = choose(table);
     if (!choice.carry) {
-      decision.reason = choice.reason;
+      decision.reason = meeting.elsewhere() < 0 ? choice.reason
+                                                : "rank " + std::to_string(meeting.elsewhere()) +
+                                                      " is on another machine than the process that made the id";
       return decision;
     }
     try {

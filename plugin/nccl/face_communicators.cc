@@ -28,8 +28,7 @@ ncclResult_t CommInitRankConfig(ncclComm_t* comm, int nranks, ncclUniqueId id, i
                       [&] { addInit(comm, nranks, rank, readTag(id), readConfig(config)); });
   }
   const ncclResult_t result = FUSCO_REAL(CommInitRankConfig, comm, nranks, id, rank, config);
-  noteMade(result, comm, readTag(id));
-  return result;
+  return noteMade(result, {noteInit(&id, comm, config)});
 }
 
 ncclResult_t CommInitRank(ncclComm_t* comm, int nranks, ncclUniqueId id, int rank) {
@@ -37,8 +36,7 @@ ncclResult_t CommInitRank(ncclComm_t* comm, int nranks, ncclUniqueId id, int ran
   if (mode() == Mode::host)
     return makeOnHost("ncclCommInitRank", comm, nullptr, [&] { addInit(comm, nranks, rank, readTag(id), {}); });
   const ncclResult_t result = FUSCO_REAL(CommInitRank, comm, nranks, id, rank);
-  noteMade(result, comm, readTag(id));
-  return result;
+  return noteMade(result, {noteInit(&id, comm, nullptr)});
 }
 
 ncclResult_t CommInitRankScalable(ncclComm_t* comm, int nranks, int rank, int nId, ncclUniqueId* ids,
@@ -52,8 +50,7 @@ ncclResult_t CommInitRankScalable(ncclComm_t* comm, int nranks, int rank, int nI
     });
   }
   const ncclResult_t result = FUSCO_REAL(CommInitRankScalable, comm, nranks, rank, nId, ids, config);
-  noteMade(result, comm, nId > 0 && ids != nullptr ? readTag(ids[0]) : Tag{});
-  return result;
+  return noteMade(result, {noteInit(nId > 0 ? ids : nullptr, comm, config)});
 }
 
 ncclResult_t CommInitAll(ncclComm_t* comms, int ndev, const int* devlist) {
@@ -66,17 +63,20 @@ ncclResult_t CommInitAll(ncclComm_t* comms, int ndev, const int* devlist) {
     });
   }
   const ncclResult_t result = FUSCO_REAL(CommInitAll, comms, ndev, devlist);
-  for (int r = 0; result == ncclSuccess && r < ndev; ++r) noteMade(result, comms + r, Tag{});
-  return result;
+  if (result != ncclSuccess && result != ncclInProgress) return result;
+  // All ranks are here: the place needs no id to be known by.
+  ncclUniqueId id{};
+  markId(id);
+  std::vector<Making> makings;
+  for (int r = 0; r < ndev; ++r) makings.push_back(noteInit(&id, comms + r, nullptr));
+  return noteMade(result, std::move(makings));
 }
 
 ncclResult_t CommSplit(ncclComm_t comm, int color, int key, ncclComm_t* newcomm, ncclConfig_t* config) {
   FUSCO_PASS_INSIDE(CommSplit, comm, color, key, newcomm, config)
   if (mode() == Mode::host) return hostCall("ncclCommSplit", [&] { addSplit(comm, color, key, newcomm, config); });
-  const Tag place = noteSplit(comm, color);
-  const ncclResult_t result = FUSCO_REAL(CommSplit, comm, color, key, newcomm, config);
-  noteMade(result, newcomm, place, true);
-  return result;
+  const Making making = noteSplit(comm, color, newcomm, config);
+  return noteMade(FUSCO_REAL(CommSplit, comm, color, key, newcomm, config), {making});
 }
 
 ncclResult_t CommShrink(ncclComm_t comm, int* excluded, int excludedCount, ncclComm_t* newcomm, ncclConfig_t* config,
@@ -84,9 +84,9 @@ ncclResult_t CommShrink(ncclComm_t comm, int* excluded, int excludedCount, ncclC
   FUSCO_PASS_INSIDE(CommShrink, comm, excluded, excludedCount, newcomm, config, flags)
   if (mode() == Mode::host)
     return hostCall("ncclCommShrink", [&] { addShrink(comm, excluded, excludedCount, newcomm, config, flags); });
-  const ncclResult_t result = FUSCO_REAL(CommShrink, comm, excluded, excludedCount, newcomm, config, flags);
-  noteMade(result, newcomm, Tag{});
-  return result;
+  const Making making = noteShrink(comm, excluded, excludedCount, newcomm, config);
+  if ((flags & NCCL_SHRINK_ABORT) != 0) deviceRevoke(comm);
+  return noteMade(FUSCO_REAL(CommShrink, comm, excluded, excludedCount, newcomm, config, flags), {making});
 }
 
 ncclResult_t CommGetUniqueId(ncclComm_t comm, ncclUniqueId* id) {
@@ -99,7 +99,9 @@ ncclResult_t CommGetUniqueId(ncclComm_t comm, ncclUniqueId* id) {
       writeTag(*id, openMeeting());
     });
   }
-  return FUSCO_REAL(CommGetUniqueId, comm, id);
+  const ncclResult_t result = FUSCO_REAL(CommGetUniqueId, comm, id);
+  if (result == ncclSuccess) markId(*id);
+  return result;
 }
 
 ncclResult_t CommGrow(ncclComm_t comm, int nranks, const ncclUniqueId* id, int rank, ncclComm_t* newcomm,
@@ -108,9 +110,8 @@ ncclResult_t CommGrow(ncclComm_t comm, int nranks, const ncclUniqueId* id, int r
   if (mode() == Mode::host) {
     return makeOnHost("ncclCommGrow", newcomm, config, [&] { addGrow(comm, nranks, id, rank, newcomm, config); });
   }
-  const ncclResult_t result = FUSCO_REAL(CommGrow, comm, nranks, id, rank, newcomm, config);
-  noteMade(result, newcomm, Tag{});
-  return result;
+  const Making making = noteGrow(comm, id, newcomm, config);
+  return noteMade(FUSCO_REAL(CommGrow, comm, nranks, id, rank, newcomm, config), {making});
 }
 
 ncclResult_t CommFinalize(ncclComm_t comm) {
@@ -160,7 +161,10 @@ ncclResult_t CommAbort(ncclComm_t comm) {
 
 ncclResult_t CommRevoke(ncclComm_t comm, int flags) {
   FUSCO_PASS_INSIDE(CommRevoke, comm, flags)
-  if (mode() != Mode::host) return FUSCO_REAL(CommRevoke, comm, flags);
+  if (mode() != Mode::host) {
+    deviceRevoke(comm);
+    return FUSCO_REAL(CommRevoke, comm, flags);
+  }
   return guarded("ncclCommRevoke", [&] {
     if (flags != 0) fail(Code::invalidArgument, "revokeFlags is " + std::to_string(flags) + ", must be 0");
     revoke(*usable(comm));
@@ -186,7 +190,10 @@ ncclResult_t CommGetAsyncError(ncclComm_t comm, ncclResult_t* error) {
     const ncclResult_t result = FUSCO_REAL(CommGetAsyncError, comm, error);
     if (result != ncclSuccess || error == nullptr || *error != ncclSuccess) return result;
     // Ready is who is ready on both sides.
-    if (const CommunicatorRef communicator = findCommunicator(comm)) *error = carriedError(*communicator);
+    if (const CommunicatorRef communicator = findCommunicator(comm)) {
+      *error = carriedError(*communicator);
+      if (*error == ncclSuccess) *error = childrenState(*communicator);
+    }
     return result;
   }
   return guarded("ncclCommGetAsyncError", [&] {

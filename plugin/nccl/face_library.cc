@@ -1,5 +1,4 @@
 // Calls that need no communicator.
-#include "plugin/nccl/children.h"
 #include "plugin/nccl/device.h"
 #include "plugin/nccl/face.h"
 #include "plugin/nccl/real.h"
@@ -38,18 +37,7 @@ ncclResult_t GetUniqueId(ncclUniqueId* id) {
     });
   }
   const ncclResult_t result = FUSCO_REAL(GetUniqueId, id);
-  if (result != ncclSuccess || !deviceVotes()) return result;
-  try {
-    // Looked at before a place is opened: this NCCL may use all of the id.
-    ncclUniqueId probe = *id;
-    if (writeTag(probe, Tag{.magic = Tag::kMagic})) {
-      writeTag(*id, openMeeting());
-    } else {
-      warnOnce("id", "this NCCL uses all 128 bytes of ncclUniqueId, so that no mark fits: nothing is carried");
-    }
-  } catch (const std::exception& error) {
-    warn(std::string("the id bears no mark, and its communicator is passed on: ") + error.what());
-  }
+  if (result == ncclSuccess) markId(*id);
   return result;
 }
 

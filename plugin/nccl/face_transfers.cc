@@ -65,7 +65,7 @@ bool carried(ncclResult_t& result, const char* name, ncclComm_t comm, cudaStream
   }
   const CommunicatorRef communicator = carrier(comm, stream);
   if (!communicator) return false;
-  result = deviceCall(name, [&] { add(communicator); });
+  result = deviceCall(name, communicator, [&] { add(communicator); });
   return true;
 }
 
@@ -220,8 +220,8 @@ ncclResult_t ncclAllToAllv(const void* sendbuff, const size_t sendcounts[], cons
     for (int peer = 0; peer < communicator->ranks; ++peer) {
       addBytes(communicator, true, at(sendbuff, bytesOf(datatype, sdispls[peer])), bytesOf(datatype, sendcounts[peer]),
                peer, stream);
-      addBytes(communicator, false, at(recvbuff, bytesOf(datatype, rdispls[peer])),
-               bytesOf(datatype, recvcounts[peer]), peer, stream);
+      addBytes(communicator, false, at(recvbuff, bytesOf(datatype, rdispls[peer])), bytesOf(datatype, recvcounts[peer]),
+               peer, stream);
     }
   };
   if (carried(result, "ncclAllToAllv", comm, stream, add)) return result;

@@ -45,8 +45,9 @@ struct Group {
   int depth = 0;
   ncclResult_t error = ncclSuccess;
   std::string errorText;
-  std::vector<std::function<void()>> jobs;   // communicators to be made, side by side
-  std::vector<std::function<void()>> later;  // device mode: to be looked at when the real group has ended
+  std::vector<std::function<void()>> jobs;  // communicators to be made, side by side
+  // Device mode: what is looked at when the real group has ended, with its result; true: it goes on by itself.
+  std::vector<std::function<bool(ncclResult_t)>> later;
   std::vector<Work> work;
 
   Work& workOf(const CommunicatorRef& communicator);

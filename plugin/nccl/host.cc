@@ -19,6 +19,16 @@ Wishes readConfig(const ncclConfig_t* config) {
       fail(Code::invalidArgument, "blocking is " + std::to_string(config->blocking) + ", must be 0 or 1");
     wishes.blocking = config->blocking != 0;
   }
+  const auto reaches = [&](std::size_t end) { return config->size >= end; };
+  if (reaches(offsetof(ncclConfig_t, commName) + sizeof config->commName) && config->commName != nullptr) {
+    const std::string_view name = config->commName;
+    wishes.carry = name.starts_with("fusco");
+    if (name.starts_with("nccl")) wishes.refused = "its name begins with nccl";
+  }
+  if (reaches(offsetof(ncclConfig_t, CTAPolicy) + sizeof config->CTAPolicy) &&
+      config->CTAPolicy != NCCL_CONFIG_UNDEF_INT && (config->CTAPolicy & NCCL_CTA_POLICY_ZERO) != 0) {
+    wishes.refused = "its CTA policy is zero: NCCL copies without multiprocessors";
+  }
   return wishes;
 }
 
@@ -68,7 +78,7 @@ CommunicatorRef begin(int ranks, int rank, const Tag& tag, Wishes wishes, int de
   made->rank = rank;
   made->ranks = ranks;
   made->device = device;
-  made->blocking = wishes.blocking;
+  made->wishes = wishes;
   made->tag = tag;
   return enter(nullptr, std::move(made));
 }
@@ -122,13 +132,18 @@ CommunicatorRef known(ncclComm_t handle) {
 
 CommunicatorRef usable(ncclComm_t handle) {
   CommunicatorRef communicator = known(handle);
-  switch (communicator->state.load()) {
+  requireUsable(*communicator);
+  return communicator;
+}
+
+void requireUsable(const Communicator& communicator) {
+  switch (communicator.state.load()) {
     case State::ready:
-      return communicator;
+      return;
     case State::starting:
       fail(Code::invalidUsage, "the communicator is not ready yet: wait until ncclCommGetAsyncError says ncclSuccess");
     case State::failed:
-      fail(static_cast<Code>(communicator->error), "the communicator could not be made: " + communicator->errorText);
+      fail(static_cast<Code>(communicator.error), "the communicator could not be made: " + communicator.errorText);
     case State::revoked:
       fail(Code::invalidUsage, "the communicator was revoked: it can only be split, shrunk, destroyed or aborted");
     case State::finalized:
@@ -190,9 +205,10 @@ std::vector<int> ranksOf(const Communicator& parent, const std::vector<int>& wit
 }
 
 // The parent's ranks tell each other something.
-std::vector<std::string> tellAll(Communicator& parent, const Tag& place, const std::string& words, const char* what) {
+std::vector<std::string> tellAll(Communicator& parent, const Tag& place, const std::string& words, const char* what,
+                                 std::int64_t patienceMs) {
   if (parent.rank == 0) openMeeting(place);
-  Meeting meeting(place, parent.rank, parent.ranks, numberSetting("FUSCO_INIT_TIMEOUT_MS"), true, &parent.cancelled);
+  Meeting meeting(place, parent.rank, parent.ranks, patienceMs, true, &parent.cancelled);
   return everybody(meeting.exchange(words), what);
 }
 
@@ -217,11 +233,28 @@ Tag splitPlace(Communicator& parent, int color) {
   return color < 0 ? place : place.derived(static_cast<std::uint64_t>(color) + 1);
 }
 
+Tag shrinkPlace(Communicator& parent, const std::vector<int>& excluded) {
+  return childTag(parent, ranksOf(parent, excluded));
+}
+
+Tag growthMeeting(Communicator& parent) { return childTag(parent, ranksOf(parent, {})); }
+
+Tag growthPlace(Communicator& parent, const Tag& meeting, const Tag& brought, std::int64_t patienceMs) {
+  Tag found;
+  const std::string words(reinterpret_cast<const char*>(&brought), sizeof brought);
+  for (const std::string& theirs : tellAll(parent, meeting, words, "growth", patienceMs)) {
+    Tag tag;
+    std::memcpy(&tag, theirs.data(), sizeof tag);
+    if (tag.valid()) found = tag;
+  }
+  return found;
+}
+
 void addSplit(ncclComm_t handle, int color, int key, ncclComm_t* slot, const ncclConfig_t* config) {
   CommunicatorRef parent = parentOf(handle, slot);
   if (color < 0 && color != NCCL_SPLIT_NOCOLOR)
     fail(Code::invalidArgument, "color is " + std::to_string(color) + ", must be at least 0 or NCCL_SPLIT_NOCOLOR");
-  const Wishes wishes = config != nullptr ? readConfig(config) : Wishes{parent->blocking};
+  const Wishes wishes = config != nullptr ? readConfig(config) : parent->wishes;
   const Tag place = childTag(*parent, ranksOf(*parent, {}));
   group().jobs.emplace_back([parent, color, key, slot, wishes, place] {
     struct Wish {
@@ -229,7 +262,8 @@ void addSplit(ncclComm_t handle, int color, int key, ncclComm_t* slot, const ncc
     };
     const Wish mine{color, key};
     std::vector<std::pair<int, int>> members;  // key, rank of the parent
-    const auto table = tellAll(*parent, place, std::string(reinterpret_cast<const char*>(&mine), sizeof mine), "split");
+    const auto table = tellAll(*parent, place, std::string(reinterpret_cast<const char*>(&mine), sizeof mine), "split",
+                               numberSetting("FUSCO_INIT_TIMEOUT_MS"));
     for (int r = 0; r < parent->ranks; ++r) {
       Wish wish;
       std::memcpy(&wish, table[static_cast<std::size_t>(r)].data(), sizeof wish);
@@ -265,8 +299,8 @@ void addShrink(ncclComm_t handle, const int* excluded, int count, ncclComm_t* sl
   } else if (parent->state != State::revoked) {
     usable(handle);
   }
-  const Wishes wishes = config != nullptr ? readConfig(config) : Wishes{parent->blocking};
-  const Tag place = childTag(*parent, left);
+  const Wishes wishes = config != nullptr ? readConfig(config) : parent->wishes;
+  const Tag place = shrinkPlace(*parent, without);
   const int rank = static_cast<int>(me - left.begin());
   group().jobs.emplace_back([parent, place, rank, ranks = static_cast<int>(left.size()), wishes, slot] {
     makeChild(place, rank == 0, ranks, rank, parent, wishes, slot);
@@ -284,18 +318,12 @@ void addGrow(ncclComm_t handle, int ranks, const ncclUniqueId* id, int rank, ncc
     fail(Code::invalidArgument,
          "nRanks is " + std::to_string(ranks) + ", the communicator has " + std::to_string(parent->ranks) + " already");
   }
-  const Wishes wishes = config != nullptr ? readConfig(config) : Wishes{parent->blocking};
-  const Tag place = childTag(*parent, ranksOf(*parent, {}));
+  const Wishes wishes = config != nullptr ? readConfig(config) : parent->wishes;
+  const Tag meeting = growthMeeting(*parent);
   const Tag mine = id != nullptr ? readTag(*id) : Tag{};
-  group().jobs.emplace_back([parent, place, mine, ranks, wishes, slot] {
-    Tag found;
-    const std::string words(reinterpret_cast<const char*>(&mine), sizeof mine);
-    for (const std::string& theirs : tellAll(*parent, place, words, "growth")) {
-      Tag tag;
-      std::memcpy(&tag, theirs.data(), sizeof tag);
-      if (tag.valid()) found = tag;
-    }
-    makeChild(found, false, ranks, parent->rank, parent, wishes, slot);
+  group().jobs.emplace_back([parent, meeting, mine, ranks, wishes, slot] {
+    const Tag place = growthPlace(*parent, meeting, mine, numberSetting("FUSCO_INIT_TIMEOUT_MS"));
+    makeChild(place, false, ranks, parent->rank, parent, wishes, slot);
   });
 }
 

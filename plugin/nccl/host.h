@@ -5,10 +5,7 @@
 
 namespace fusco::nccl {
 
-// What ncclConfig_t says, read as far as it reaches.
-struct Wishes {
-  bool blocking = true;
-};
+// Read as far as it reaches.
 Wishes readConfig(const ncclConfig_t* config);
 
 // Adds the making of a communicator to this thread's group. Non-blocking: *slot is set and a thread goes on.
@@ -18,6 +15,7 @@ void addInit(ncclComm_t* slot, int ranks, int rank, const Tag& tag, Wishes wishe
 CommunicatorRef known(ncclComm_t handle);
 // The same, ready to be used.
 CommunicatorRef usable(ncclComm_t handle);
+void requireUsable(const Communicator& communicator);
 
 std::size_t bytesOf(ncclDataType_t type, std::size_t count);  // throws for unknown types and overflow
 

@@ -28,6 +28,7 @@ Tag Tag::derived(std::uint64_t salt) const {
     x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
     word = x ^ (x >> 31);
   }
+  other.port = 0;
   return other;
 }
 
@@ -77,9 +78,11 @@ Meeting::Meeting(const Tag& tag, int rank, int ranks, std::int64_t patienceMs, b
     if (::connect(socket_.get(), reinterpret_cast<sockaddr*>(&address), bytes) == 0) break;
     const bool mayCome = errno == EINTR || errno == EAGAIN || (retry && errno == ECONNREFUSED);
     if (!mayCome || deadline.passed()) {
-      fail(Code::remoteError, "rank " + std::to_string(rank) + " of " + std::to_string(ranks) +
-                                  " found nobody where the ranks meet: the process that made the id has ended, or runs "
-                                  "on another machine or in another network namespace");
+      fail(Code::remoteError,
+           "rank " + std::to_string(rank) + " of " + std::to_string(ranks) +
+               " found nobody where the ranks meet: the process that opens the place (that which made "
+               "the id, or rank 0) has ended, has no libfusco, or runs on another machine or in "
+               "another network namespace");
     }
     if (cancelled_ != nullptr && *cancelled_) fail(Code::remoteError, "given up by an abort");
     ::poll(nullptr, 0, 2);
@@ -137,7 +140,8 @@ std::vector<std::optional<std::string>> Meeting::exchange(const std::string& wor
   const std::size_t each = 1 + words.size();
   if (body.size() != each * table.size()) fail(Code::internalError, "malformed answer where the ranks meet");
   for (std::size_t r = 0; r < table.size(); ++r) {
-    if (body[r * each] != 0) table[r] = body.substr(r * each + 1, words.size());
+    if (body[r * each] == wire::kThere) table[r] = body.substr(r * each + 1, words.size());
+    if (body[r * each] == wire::kElsewhere && elsewhere_ < 0) elsewhere_ = static_cast<int>(r);
   }
   return table;
 }

@@ -24,9 +24,11 @@ struct Tag {
   std::uint64_t magic = 0;
   std::uint32_t protocol = 0;
   std::uint32_t reserved = 0;
-  std::uint64_t name[2] = {};     // of the abstract socket
-  std::uint8_t key[32] = {};      // who does not know it is not heard
-  std::uint8_t address[24] = {};  // zero: a socket of this machine
+  std::uint64_t name[2] = {};  // of the abstract socket
+  std::uint8_t key[32] = {};   // who does not know it is not heard
+  std::uint64_t machine = 0;   // where the place is
+  std::uint16_t port = 0;      // where ranks of other machines say so; 0: it is opened by rank 0, and they cannot
+  std::uint8_t unused[14] = {};
 
   bool valid() const { return magic == kMagic && protocol == kProtocol; }
   // The place that ranks who hold this tag agree on without a word, one for each `salt`.
@@ -38,9 +40,13 @@ static_assert(sizeof(Tag) == NCCL_UNIQUE_ID_BYTES - Tag::kOffset);
 bool writeTag(ncclUniqueId& id, const Tag& tag);
 Tag readTag(const ncclUniqueId& id);
 
+// A tag that nobody else has, of a place that is not open yet.
+Tag newTag();
 // Opens a meeting place, with a new tag or the given one, and the thread that serves it until all have come and gone.
 Tag openMeeting();
 void openMeeting(const Tag& tag);
+// One that hears of ranks on other machines as well (elsewhere.h).
+Tag openWideMeeting();
 
 // Owns a socket.
 class Socket {
@@ -69,6 +75,8 @@ class Meeting {
   // Everybody's words by rank, as many bytes as ours; nothing for who is absent. Ours may be missing too, when we came
   // too late.
   std::vector<std::optional<std::string>> exchange(const std::string& words);
+  // The first rank that has said that it is on another machine, or -1.
+  int elsewhere() const { return elsewhere_; }
 
  private:
   void send(const void* data, std::size_t bytes);
@@ -76,6 +84,7 @@ class Meeting {
 
   Socket socket_;
   int ranks_;
+  int elsewhere_ = -1;
   std::int64_t patienceMs_;
   const std::atomic<bool>* cancelled_;
 };

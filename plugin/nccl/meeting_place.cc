@@ -15,6 +15,7 @@
 
 #include "base/clock.h"
 #include "base/status.h"
+#include "plugin/nccl/elsewhere.h"
 #include "plugin/nccl/meeting_wire.h"
 
 namespace fusco::nccl {
@@ -28,7 +29,8 @@ constexpr std::int64_t kNobodyMs = 24 * 3600 * 1000;
 
 class Place {
  public:
-  Place(const Tag& tag, Socket listener) : tag_(tag), listener_(std::move(listener)) {}
+  Place(const Tag& tag, Socket listener, Socket wide)
+      : tag_(tag), listener_(std::move(listener)), wide_(std::move(wide)) {}
   void serve();
   std::atomic<bool> stop{false};
   std::atomic<bool> finished{false};
@@ -38,6 +40,7 @@ class Place {
  private:
   struct Caller {
     Socket socket;
+    bool local = true;
     int rank = -1;
     std::string in;
     Deadline silent = Deadline::afterMs(kSilentCallerMs);
@@ -45,7 +48,9 @@ class Place {
     bool gone = false;
   };
 
-  void acceptCallers();
+  void acceptCallers(const Socket& listener, bool local);
+  bool admit(std::int32_t rank, std::int32_t ranks);
+  void hearOfElsewhere(Caller& caller);
   void hear(Caller& caller);
   void welcome(Caller& caller);
   void takeWords(Caller& caller);
@@ -54,14 +59,15 @@ class Place {
   void answer(Caller& caller, std::int32_t code, const std::string& body);
 
   const Tag tag_;
-  Socket listener_;
+  Socket listener_, wide_;
   std::list<Caller> callers_;
   std::int32_t ranks_ = 0;
   std::int64_t patienceMs_ = 0;
   std::vector<std::optional<std::string>> words_;  // of this round
   std::size_t wordBytes_ = 0;
-  std::vector<bool> missing_;  // ranks that were absent in an earlier round, or have left
-  int rounds_ = 0;             // answered
+  std::vector<bool> missing_;  // ranks that were absent in an earlier round, have left, or are elsewhere
+  std::vector<bool> elsewhere_;
+  int rounds_ = 0;  // answered
   bool everyoneCame_ = false;
   std::string firstTable_;
   Deadline round_ = Deadline::never();
@@ -84,6 +90,29 @@ void Place::answer(Caller& caller, std::int32_t code, const std::string& body) {
   }
 }
 
+// By the first one that comes it is known how many there are.
+bool Place::admit(std::int32_t rank, std::int32_t ranks) {
+  if (ranks < 1 || ranks > wire::kMostRanks || rank < 0 || rank >= ranks) return false;
+  if (ranks_ == 0) {
+    ranks_ = ranks;
+    words_.resize(static_cast<std::size_t>(ranks));
+    missing_.resize(static_cast<std::size_t>(ranks));
+    elsewhere_.resize(static_cast<std::size_t>(ranks));
+  }
+  return ranks == ranks_;
+}
+
+void Place::hearOfElsewhere(Caller& caller) {
+  Elsewhere words;
+  if (caller.in.size() < sizeof words) return;
+  std::memcpy(&words, caller.in.data(), sizeof words);
+  caller.gone = true;
+  if (words.magic != Elsewhere::kMagic || std::memcmp(words.name, tag_.name, sizeof words.name) != 0) return;
+  if (!admit(words.rank, words.ranks) || words_[static_cast<std::size_t>(words.rank)]) return;
+  missing_[static_cast<std::size_t>(words.rank)] = true;
+  elsewhere_[static_cast<std::size_t>(words.rank)] = true;
+}
+
 void Place::welcome(Caller& caller) {
   wire::Hello hello;
   std::memcpy(&hello, caller.in.data(), sizeof hello);
@@ -97,13 +126,12 @@ void Place::welcome(Caller& caller) {
   }
   caller.silent = Deadline::never();
   std::string wrong;
-  if (ranks_ == 0) {
-    ranks_ = hello.ranks;
-    patienceMs_ = hello.patienceMs;
-    words_.resize(static_cast<std::size_t>(ranks_));
-    missing_.resize(static_cast<std::size_t>(ranks_));
+  const bool admitted = admit(hello.rank, hello.ranks);
+  if (patienceMs_ == 0) {
+    patienceMs_ = std::max<std::int64_t>(hello.patienceMs, 1);
     round_ = Deadline::afterMs(patienceMs_);
-  } else if (hello.ranks != ranks_) {
+  }
+  if (!admitted) {
     wrong = "rank " + std::to_string(hello.rank) + " wants a communicator of " + std::to_string(hello.ranks) +
             " ranks, another one says " + std::to_string(ranks_);
   } else {
@@ -153,6 +181,7 @@ void Place::hear(Caller& caller) {
     return;
   }
   caller.in.append(buffer, static_cast<std::size_t>(got));
+  if (!caller.local) return hearOfElsewhere(caller);
   if (caller.rank < 0) {
     if (caller.in.size() < sizeof(wire::Hello)) return;
     welcome(caller);
@@ -177,7 +206,7 @@ void Place::answerRound() {
       missing_[r] = true;
       words_[r].reset();
     }
-    table += words_[r] ? '\1' : '\0';
+    table += words_[r] ? wire::kThere : elsewhere_[r] ? wire::kElsewhere : wire::kAbsent;
     table += words_[r].value_or(std::string(wordBytes_, 0));
   }
   if (rounds_++ == 0) {
@@ -192,15 +221,16 @@ void Place::answerRound() {
   round_ = Deadline::never();
 }
 
-void Place::acceptCallers() {
+void Place::acceptCallers(const Socket& listener, bool local) {
   for (;;) {
-    Socket socket(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
+    Socket socket(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
     if (socket.get() < 0) return;
     const timeval patience{5, 0};
     ::setsockopt(socket.get(), SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
     if (callers_.size() >= kMostCallers) return;
     callers_.emplace_back();
     callers_.back().socket = std::move(socket);
+    callers_.back().local = local;
   }
 }
 
@@ -208,22 +238,24 @@ void Place::serve() {
   Deadline end = Deadline::afterMs(kNobodyMs);
   bool lingers = false;
   while (!stop) {
-    std::vector<pollfd> polled{{listener_.get(), POLLIN, 0}};
+    // No second listener: poll passes over -1.
+    std::vector<pollfd> polled{{listener_.get(), POLLIN, 0}, {wide_.get(), POLLIN, 0}};
     Deadline next = end.earlier(round_);
     for (const Caller& caller : callers_) {
       polled.push_back({caller.socket.get(), POLLIN, 0});
       next = next.earlier(caller.silent);
     }
     ::poll(polled.data(), polled.size(), std::min(next.isNever() ? 60000 : next.leftMs(), 60000));
-    std::size_t k = 1;
+    std::size_t k = 2;
     for (Caller& caller : callers_) {
       if (polled[k++].revents != 0) hear(caller);
       if (caller.silent.passed()) caller.gone = true;
     }
-    acceptCallers();
+    acceptCallers(listener_, true);
+    if (wide_.get() >= 0) acceptCallers(wide_, false);
     if (roundComplete()) answerRound();
     callers_.remove_if([](const Caller& caller) { return caller.gone; });
-    if (ranks_ > 0) end = Deadline::never();
+    if (patienceMs_ > 0) end = Deadline::never();
     const bool allLeft = ranks_ > 0 && callers_.empty() && rounds_ > 0;
     if (!allLeft) {
       lingers = false;
@@ -269,7 +301,9 @@ void endAll() {
 
 }  // namespace
 
-void openMeeting(const Tag& tag) {
+namespace {
+
+void open(const Tag& tag, Socket wide) {
   Socket listener(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   sockaddr_un address;
   const socklen_t bytes = wire::nameSocket(tag, address);
@@ -284,7 +318,7 @@ void openMeeting(const Tag& tag) {
     place->thread.join();
     return true;
   });
-  all.open.push_back(std::make_unique<Place>(tag, std::move(listener)));
+  all.open.push_back(std::make_unique<Place>(tag, std::move(listener), std::move(wide)));
   Place* const place = all.open.back().get();
   place->thread = std::thread([place] {
     try {
@@ -297,12 +331,29 @@ void openMeeting(const Tag& tag) {
   });
 }
 
-Tag openMeeting() {
+}  // namespace
+
+void openMeeting(const Tag& tag) { open(tag, {}); }
+
+Tag openWideMeeting() {
+  Tag tag = newTag();
+  Socket wide = listenForElsewhere(tag.port);
+  open(tag, std::move(wide));
+  return tag;
+}
+
+Tag newTag() {
   Tag tag;
+  tag.machine = machineIdentity();
   tag.magic = Tag::kMagic;
   tag.protocol = Tag::kProtocol;
   if (getentropy(tag.name, sizeof tag.name) != 0 || getentropy(tag.key, sizeof tag.key) != 0)
     fail(Code::systemError, "the kernel gives no random numbers");
+  return tag;
+}
+
+Tag openMeeting() {
+  const Tag tag = newTag();
   openMeeting(tag);
   return tag;
 }

@@ -1,5 +1,5 @@
 // What travels between a rank and the place where the ranks meet: the hello once, then in each round a head with words
-// up, and a head with the table down: for each rank a byte, 1 if it is there, and its words.
+// up, and a head with the table down: for each rank a byte, whether it is there, and its words.
 #pragma once
 
 #include <sys/un.h>
@@ -25,6 +25,8 @@ struct Head {
   std::int32_t code;    // down: not 0 when they are an error's text
 };
 static_assert(sizeof(Head) == 8);
+
+constexpr char kAbsent = 0, kThere = 1, kElsewhere = 2;
 
 constexpr std::uint32_t kMostWords = 1024;
 constexpr std::int32_t kMostRanks = 65536;

@@ -62,10 +62,27 @@ void* open(const char* path, int extra = 0) {
 }
 
 int collectLoaded(dl_phdr_info* info, std::size_t, void* data) {
-  const std::string_view path = info->dlpi_name == nullptr ? "" : info->dlpi_name;
-  const std::string_view name = path.substr(path.rfind('/') + 1);
-  if (name.starts_with("libnccl.so")) static_cast<std::vector<std::string>*>(data)->emplace_back(path);
+  if (info->dlpi_name != nullptr && info->dlpi_name[0] != 0)
+    static_cast<std::vector<std::string>*>(data)->emplace_back(info->dlpi_name);
   return 0;
+}
+
+bool bearsNcclsName(const std::string& path) {
+  return std::string_view(path).substr(path.rfind('/') + 1).starts_with("libnccl.so");
+}
+
+// A library that has NCCL linked into it, as torch may have.
+void* openIfNcclIsInside(const std::string& path) {
+  void* const handle = open(path.c_str(), RTLD_NOLOAD);
+  if (handle == nullptr) return nullptr;
+  Dl_info info;
+  link_map* map = nullptr;
+  void* const symbol = dlsym(handle, "ncclCommInitRank");  // its own, or that of a library which it needs
+  if (symbol != nullptr && dladdr(symbol, &info) != 0 && dlinfo(handle, RTLD_DI_LINKMAP, &map) == 0 &&
+      info.dli_fname != nullptr && path == map->l_name && path == info.dli_fname)
+    return handle;
+  dlclose(handle);
+  return nullptr;
 }
 
 // Where the loader looks, without the names that are loaded already.
@@ -103,7 +120,16 @@ void* find() {
   std::vector<std::string> loaded;
   dl_iterate_phdr(&collectLoaded, &loaded);
   for (const std::string& path : loaded) {
+    if (!bearsNcclsName(path)) continue;
     if (void* const handle = open(path.c_str(), RTLD_NOLOAD)) return handle;
+  }
+  for (const std::string& path : loaded) {
+    void* const handle = openIfNcclIsInside(path);
+    if (handle == nullptr) continue;
+    warnOnce("linked in", "NCCL is linked into " + path +
+                              ": its own calls cannot be told from NCCL's, and are passed on. They can be carried only "
+                              "where NCCL is a library of its own, libnccl.so.2");
+    return handle;
   }
   if (void* const handle = open("libnccl.so.2")) return handle;
   for (const std::string& folder : searchFolders()) {

@@ -1,4 +1,5 @@
 // FUSCO_STATS=1: one line for each communicator at exit. A fall-back that nobody sees looks like success.
+#include <dlfcn.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -27,12 +28,13 @@ Lines& lines() {
 }
 
 std::string lineOf(const Communicator& c) {
+  if (c.state == State::starting) return "communicator " + std::to_string(c.generation) + " was never ready";
   std::string text = "communicator " + std::to_string(c.generation) + ", rank " + std::to_string(c.rank) + " of " +
                      std::to_string(c.ranks) + ": carried " + std::to_string(c.carriedCalls) + " calls, " +
                      std::to_string(c.carriedBytes) + " bytes sent; passed on " + std::to_string(c.passedCalls) +
                      " calls";
   if (c.collectives > 0) text += "; " + std::to_string(c.collectives) + " collectives of host mode";
-  if (!c.carried) text += "; not carried: " + (c.reason.empty() ? "not decided" : c.reason);
+  if (!c.carried) text += "; not carried: " + c.reason;
   return text;
 }
 
@@ -47,13 +49,28 @@ void print() {
   [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, all.data(), all.size());
 }
 
+std::atomic<bool> prepared{false};
+
 bool wanted() {
   static const bool value = [] {
     if (mode() == Mode::off || setting("FUSCO_STATS") != "1") return false;
     std::atexit(&print);
+    prepared = true;
     return true;
   }();
   return value;
+}
+
+// Nothing at load; and at the end only this, where torch is and has not called: a torch whose NCCL is linked in, and is
+// not seen from outside, looks the same as one that works.
+__attribute__((destructor)) void tellThatNobodyCalled() {
+  if (prepared) return;
+  void* const torch = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+  if (torch == nullptr || setting("FUSCO_STATS") != "1") return;
+  const std::string text = "fusco: " + std::to_string(getpid()) +
+                           " stats: libtorch_cuda.so is loaded and has made no communicator through libfusco: its NCCL "
+                           "may be linked in, which nothing can be put in front of\n";
+  [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, text.data(), text.size());
 }
 
 }  // namespace

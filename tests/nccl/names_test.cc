@@ -135,6 +135,27 @@ TEST(Names, OfEveryInstalledHeaderAreKnown) {
   }
 }
 
+// The forwarders of the other architecture at least assemble, with all names, each with its slot. clang has an
+// assembler for both; what it makes is not run.
+TEST(Names, AreThereForBothArchitectures) {
+  if (std::system("clang --version > /dev/null 2>&1") != 0) GTEST_SKIP() << "no clang to assemble for another machine";
+  for (const std::string machine : {"x86_64", "aarch64"}) {
+    const std::string object = testing::TempDir() + "forward-" + machine + "-" + std::to_string(getpid()) + ".o";
+    const std::string output =
+        outputOf("clang --target=" + machine +
+                 "-linux-gnu -I" FUSCO_SOURCE_FOLDER " -c " FUSCO_SOURCE_FOLDER "/plugin/nccl/forward.S -o " + object);
+    EXPECT_EQ(output, "") << machine;
+    const std::string symbols = outputOf("readelf --wide --symbols " + object);
+    std::filesystem::remove(object);
+    for (const FunctionInfo& function : kFunctions) {
+      for (const std::string prefix : {"nccl", "pnccl"})
+        EXPECT_THAT(symbols, testing::ContainsRegex("FUNC +GLOBAL +DEFAULT +[0-9]+ " + prefix + function.name + "\n"));
+    }
+    for (const char* own : {"fuscoNcclSlots", "fuscoNcclMissing", "fuscoNcclResolve", "fuscoNcclAnswerMissing"})
+      EXPECT_THAT(symbols, testing::HasSubstr(own)) << machine;
+  }
+}
+
 // Through libfusco as a user has it: what is passed on answers the number of the double's own function.
 TEST(Names, LeadToTheDouble) {
   EXPECT_EQ(inChild(FUSCO_NCCL_DOUBLE,

@@ -66,6 +66,22 @@ TEST(Library, NeedsOnlyTheCoreAndTheRunTime) {
   EXPECT_THAT(result.output, HasSubstr("Library soname: [libfusco.so.1]"));
 }
 
+// A torch with NCCL inside: where its symbols are seen the calls are passed to it, and where they are not nobody asks
+// us.
+TEST(LinkedIn, IsFoundAndSaid) {
+  if (!isThere("python3")) GTEST_SKIP() << "no python3";
+  const std::string torch = FUSCO_NCCL_LINKED_IN "/libtorch_cuda.so";
+  const auto python = [&](const std::string& more) {
+    return run("FUSCO_STATS=1 LD_LIBRARY_PATH=" FUSCO_NCCL_LINKED_IN " LD_PRELOAD=" FUSCO_NCCL_LIBRARY,
+               "python3 -c 'import ctypes; t = ctypes.CDLL(\"libtorch_cuda.so\"); v = ctypes.c_int(); " + more + "'")
+        .output;
+  };
+  EXPECT_THAT(python("pass"), HasSubstr("libtorch_cuda.so is loaded and has made no communicator"));
+  const std::string asked = python("ctypes.CDLL(None).ncclGetVersion(ctypes.byref(v)); print(v.value)");
+  EXPECT_THAT(asked, HasSubstr("NCCL is linked into " + torch));
+  EXPECT_THAT(asked, HasSubstr("23003\n"));
+}
+
 // What a loader does that opens NCCL by name and looks into the handle.
 TEST(Shim, leadsToLibfusco) {
   if (!isThere("python3")) GTEST_SKIP() << "no python3";

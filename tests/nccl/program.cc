@@ -39,6 +39,11 @@ ncclComm_t Rank::connect(int k) const {
   return comm;
 }
 
+bool hasCollectives() {
+  static const bool has = std::getenv("FUSCO_TEST_NO_COLLECTIVES") == nullptr;
+  return has;
+}
+
 int runRanks(int ranks, const std::function<void(const Rank&)>& body, int seconds) {
   void* const memory = mmap(nullptr, sizeof(Board), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) return ranks;
@@ -83,31 +88,3 @@ int runRanks(int ranks, const std::function<void(const Rank&)>& body, int second
 }
 
 }  // namespace fusco::test
-
-using namespace fusco::test;
-
-// program SCENARIO RANKS [SEED [GROUPS [THREADS]]]: the exit status is the number of ranks that failed.
-int main(int count, char** arguments) {
-  if (count < 3) return 100;
-  const std::string scenario = arguments[1];
-  const int ranks = std::atoi(arguments[2]);
-  const auto number = [&](int i, long otherwise) { return count > i ? std::atol(arguments[i]) : otherwise; };
-  const auto seed = static_cast<std::uint64_t>(number(3, 1));
-  const auto groups = static_cast<int>(number(4, 100)), threads = static_cast<int>(number(5, 1));
-  if (scenario == "random")
-    return runRanks(
-        ranks, [&](const Rank& self) { randomGroups(self, seed, groups, threads); }, 100);
-  if (scenario == "collectives") return runRanks(ranks, collectives);
-  if (scenario == "operations") return runRanks(ranks, operations);
-  if (scenario == "one-thread") return runRanks(1, [&](const Rank&) { oneThreadForAll(ranks); });
-  if (scenario == "communicators") return runRanks(ranks, communicators);
-  if (scenario == "misuse") return runRanks(ranks, misuse);
-  if (scenario == "abort") return runRanks(ranks, abortWhileWaiting);
-  if (scenario == "one-missing") return runRanks(ranks, oneMissing);
-  if (scenario == "passed-on") return runRanks(ranks, passedOn);
-  if (scenario == "answers") {
-    answers();
-    return 0;
-  }
-  return 101;
-}

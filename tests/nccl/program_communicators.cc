@@ -23,7 +23,13 @@ void checkWorks(ncclComm_t comm, int rank, int ranks) {
   OK(ncclCommCount(comm, &gotRanks));
   require(gotRank == rank && gotRanks == ranks, "rank " + std::to_string(gotRank) + " of " + std::to_string(gotRanks));
   std::vector<int> all(static_cast<std::size_t>(ranks), -1);
-  OK(ncclAllGather(&rank, all.data(), 1, ncclInt32, comm, nullptr));
+  if (hasCollectives()) OK(ncclAllGather(&rank, all.data(), 1, ncclInt32, comm, nullptr));
+  for (int r = 0; !hasCollectives() && r < ranks; ++r) {
+    OK(ncclGroupStart());
+    OK(ncclSend(&rank, 1, ncclInt32, r, comm, nullptr));
+    OK(ncclRecv(&all[static_cast<std::size_t>(r)], 1, ncclInt32, r, comm, nullptr));
+    OK(ncclGroupEnd());
+  }
   for (int r = 0; r < ranks; ++r) require(all[static_cast<std::size_t>(r)] == r, "all-gather of ranks");
 }
 

@@ -181,7 +181,7 @@ void oneGroup(const Rank& self, const World& world, std::mt19937_64& shared, std
   const std::size_t count = pick(shared, 0, 12);
   std::vector<Message> messages;
   for (std::size_t i = 0; i < count; ++i) messages.push_back(randomMessage(shared, world));
-  const bool reduces = pick(shared, 0, 7) == 0;
+  const bool reduces = pick(shared, 0, 7) == 0 && hasCollectives();
   std::vector<std::unique_ptr<End>> ends;
   for (const Message& m : messages) {
     if (m.from == self.rank) ends.push_back(std::make_unique<End>(m, true));

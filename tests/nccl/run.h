@@ -1,5 +1,5 @@
-// Runs a command under a shell with a limit on its time. ctest has FUSCO_DEVICE=host for tests; here each says itself, and none
-// sees a GPU: the doubles have none.
+// Runs a command under a shell with a limit on its time. ctest has FUSCO_DEVICE=host for tests; here each says itself,
+// and none sees a GPU: the doubles have none.
 #pragma once
 
 #include <sys/wait.h>
@@ -16,8 +16,8 @@ struct Result {
 
 inline Result run(const std::string& settings, const std::string& command, int seconds = 100) {
   Result result;
-  const std::string line =
-      "env -u FUSCO_DEVICE CUDA_VISIBLE_DEVICES= " + settings + " timeout -k 2 " + std::to_string(seconds) + " " + command + " 2>&1";
+  const std::string line = "env -u FUSCO_DEVICE CUDA_VISIBLE_DEVICES= " + settings + " timeout -k 2 " +
+                           std::to_string(seconds) + " " + command + " 2>&1";
   FILE* const pipe = popen(line.c_str(), "r");
   if (pipe == nullptr) return result;
   char buffer[4096];

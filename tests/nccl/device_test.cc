@@ -1,0 +1,72 @@
+// Device mode in front of a double of libnccl, on host memory (on_host.cc): which communicators are carried, and that
+// what is carried arrives.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+
+#include "nccl/run.h"
+
+namespace fusco::test {
+namespace {
+
+using testing::HasSubstr;
+using testing::Not;
+
+std::string expectWell(const std::string& arguments, const std::string& settings = "") {
+  const Result result =
+      run("FUSCO_STATS=1 FUSCO_TEST_NO_COLLECTIVES=1 FUSCO_NCCL_LIB=" FUSCO_NCCL_DOUBLE " " + settings,
+          FUSCO_NCCL_PROGRAMS "/nccl_program_on_host " + arguments);
+  EXPECT_EQ(result.status, 0) << arguments << "\n" << result.output;
+  return result.output;
+}
+
+long sumOf(const std::string& output, const std::string& words) {
+  long calls = 0;
+  for (std::size_t at = 0; (at = output.find(words, at)) != std::string::npos;)
+    calls += std::strtol(output.c_str() + (at += words.size()), nullptr, 10);
+  return calls;
+}
+
+TEST(Device, CarriesCommunicatorsHoweverTheyCome) {
+  for (const char* ranks : {"2", "4"}) {
+    const std::string output = expectWell(std::string("carried ") + ranks);
+    EXPECT_THAT(output, HasSubstr("its name begins with nccl"));
+    EXPECT_THAT(output, HasSubstr("its CTA policy is zero"));
+    EXPECT_GT(sumOf(output, ": carried "), 50);
+    // Those that were captured, and they alone.
+    EXPECT_EQ(sumOf(output, "passed on "), 2 * std::atol(ranks));
+  }
+}
+
+TEST(Device, CarriesByName) {
+  const std::string output = expectWell("carried-by-name 3", "FUSCO_CARRY=none");
+  EXPECT_THAT(output, HasSubstr("not carried: FUSCO_CARRY=none"));
+}
+
+TEST(Device, NobodyWaitsForRanksOfOtherMachines) {
+  expectWell("elsewhere 2");
+  expectWell("elsewhere 4");
+}
+
+TEST(Device, CarriesRandomGroups) {
+  EXPECT_GT(sumOf(expectWell("random 4 21 150 2"), ": carried "), 1000);
+  EXPECT_GT(sumOf(expectWell("random 3 22 150 1"), ": carried "), 500);
+}
+
+TEST(Device, CarriesOperationsOfNcclTests) {
+  for (const char* ranks : {"1", "2", "5"})
+    EXPECT_GT(sumOf(expectWell(std::string("operations ") + ranks), ": carried "), 100);
+}
+
+TEST(Device, OneThreadDrivesAllRanks) {
+  for (const char* ranks : {"1", "4"}) {
+    const std::string output = expectWell(std::string("one-thread ") + ranks);
+    EXPECT_THAT(output, Not(HasSubstr("not carried")));
+  }
+}
+
+TEST(Device, AbortEndsAGroupThatWaits) { expectWell("abort 4"); }
+
+}  // namespace
+}  // namespace fusco::test
