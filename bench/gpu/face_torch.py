@@ -4,8 +4,13 @@
     bench/gpu/face_torch.py --library build/plugin/nccl/libfusco.so.1 [--ranks 2 4] [--parts check time kill]
 
 check: every operation with and without libfusco, outputs compared bit by bit, and FUSCO's counters above zero with it.
-time:  all_to_all_single of 1, 16 and 128 MB a rank, both ways in turn.
-kill:  one rank is killed while the others wait for it; they must end within 30 s.
+time:  all_to_all_single of 1, 16 and 128 MB a rank, both ways.
+kill:  with libfusco the last rank is killed while the others wait for it; they must end within 30 s.
+
+For each number of ranks the ranks are started once without libfusco and once with it, and at the end once more to be
+killed. About a minute for 2 and 4 ranks; --budget ends it after 90 s whatever happens. --mode: lazy (torch makes communicators when they are used), eager (one at
+the start, groups by split), nonblocking (eager, and torch polls until they are made); default: lazy for 2 ranks, else
+eager.
 
 NCCL takes several ranks on a GPU when each has a host id of its own; it then uses sockets. So the times tell whether
 libfusco chooses the path that is there, and nothing about NCCL. Ends with 1 when anything is wrong.
@@ -19,6 +24,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 MB = 1 << 20
@@ -177,135 +183,136 @@ def times(rank, ranks, sizes, seconds):
     return found
 
 
-def run_rank(options):
+def start_torch(options):
     import datetime
     import torch
     import torch.distributed as dist
-    rank, ranks = options.rank, options.ranks[0]
     torch.cuda.set_device(0)
-    dist.init_process_group("nccl", rank=rank, world_size=ranks, timeout=datetime.timedelta(seconds=20),
-                            init_method=f"file://{options.meeting}")
+    eager = {} if options.mode == "lazy" else {"device_id": torch.device("cuda", 0)}
+    dist.init_process_group("nccl", rank=options.rank, world_size=options.ranks[0],
+                            timeout=datetime.timedelta(seconds=20), init_method=f"file://{options.meeting}", **eager)
+    return torch, dist
+
+
+def run_rank(options):
+    """Prints what it has found as one line of JSON after each part, so that a part that fails leaves the others."""
+    torch, dist = start_torch(options)
+    rank, ranks = options.rank, options.ranks[0]
     report = {"rank": rank}
-    if options.work == "check":
+
+    def tell():
+        print(json.dumps(report), flush=True)
+
+    if "check" in options.parts:
         checks = Checks(rank, ranks)
-        for name in CHECKS:
-            if name not in options.checks:
-                continue
+        for name in options.checks:
             try:
                 report[name] = digest(getattr(checks, name)())
             except Exception as error:  # told, and the other ranks are not kept waiting
                 report[name] = f"failed: {error}"
-                print(json.dumps(report), flush=True)
+                tell()
                 os._exit(1)
-    elif options.work == "time":
+        tell()
+    if "time" in options.parts:
         report["times"] = times(rank, ranks, [int(float(size) * MB) for size in options.sizes], options.seconds)
-    else:
-        given = torch.ones(ranks * MB, device="cuda")
-        out = torch.empty_like(given)
-        dist.all_to_all_single(out, given)
-        torch.cuda.synchronize()
-        print(json.dumps({"rank": rank, "ready": True}), flush=True)
-        if rank == ranks - 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        dist.all_to_all_single(out, given)
-        torch.cuda.synchronize()
-        report["survived"] = True
-    print(json.dumps(report), flush=True)
-    dist.destroy_process_group()
+        tell()
+    if "kill" not in options.parts:
+        dist.destroy_process_group()
+        return
+    given = torch.ones(ranks * MB, device="cuda")
+    out = torch.empty_like(given)
+    dist.all_to_all_single(out, given)
+    torch.cuda.synchronize()
+    report["killed_at"] = time.time()
+    tell()
+    if rank == ranks - 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.all_to_all_single(out, given)
+    torch.cuda.synchronize()
+    report["survived"] = True
+    tell()
 
 
-def run_ranks(options, ranks, work, library, seconds):
-    """Returns each rank's last report, what they printed, and how long it took."""
-    with tempfile.TemporaryDirectory() as folder:
-        processes = []
-        for rank in range(ranks):
-            environment = dict(os.environ, NCCL_HOSTID=f"host{rank}", NCCL_SOCKET_IFNAME="lo", NCCL_IB_DISABLE="1",
-                               FUSCO_STATS="1", TORCH_NCCL_DUMP_ON_TIMEOUT="0")
-            if library:
-                environment["LD_PRELOAD"] = library
-            command = [sys.executable, os.path.abspath(__file__), "--rank", str(rank), "--ranks", str(ranks), "--work",
-                       work, "--meeting", os.path.join(folder, "meeting"), "--seconds", str(options.seconds),
-                       "--sizes", *map(str, options.sizes), "--checks", *options.checks]
-            output = open(os.path.join(folder, f"{rank}.txt"), "w+")
-            processes.append((subprocess.Popen(command, env=environment, stdout=output, stderr=output), output))
-        start = time.monotonic()
-        for process, _ in processes:
-            try:
-                process.wait(max(0.1, seconds - (time.monotonic() - start)))
-            except subprocess.TimeoutExpired:
-                pass
-        took = time.monotonic() - start
-        late = [rank for rank, (process, _) in enumerate(processes) if process.poll() is None]
-        for rank in late:
-            processes[rank][0].kill()
-            processes[rank][0].wait()
-        reports, texts = [], []
-        for process, output in processes:
-            output.seek(0)
-            texts.append(output.read())
-            output.close()
-            lines = [line for line in texts[-1].splitlines() if line.startswith("{")]
-            reports.append(json.loads(lines[-1]) if lines else {})
-        return reports, texts, took, late, [process.returncode for process, _ in processes]
+class Run:
+    """All ranks once: their last reports, what they printed, how they ended, and when."""
+
+    def __init__(self, options, ranks, parts, library, seconds):
+        mode = options.mode or ("lazy" if ranks == 2 else "eager")
+        environment = dict(os.environ, NCCL_SOCKET_IFNAME="lo", NCCL_IB_DISABLE="1", FUSCO_STATS="1",
+                           TORCH_NCCL_DUMP_ON_TIMEOUT="0")
+        if mode == "nonblocking":
+            environment["TORCH_NCCL_USE_COMM_NONBLOCKING"] = "1"
+        if library:
+            environment["LD_PRELOAD"] = library
+        with tempfile.TemporaryDirectory() as folder:
+            processes, outputs = [], []
+            for rank in range(ranks):
+                command = [sys.executable, os.path.abspath(__file__), "--rank", str(rank), "--ranks", str(ranks),
+                           "--parts", *parts, "--mode", mode, "--meeting", os.path.join(folder, "meeting"),
+                           "--seconds", str(options.seconds), "--sizes", *map(str, options.sizes), "--checks",
+                           *options.checks]
+                outputs.append(open(os.path.join(folder, f"{rank}.txt"), "w+"))
+                processes.append(subprocess.Popen(command, env=dict(environment, NCCL_HOSTID=f"host{rank}"),
+                                                  stdout=outputs[-1], stderr=outputs[-1]))
+            end = time.monotonic() + seconds
+            self.ended = [None] * ranks
+            while None in self.ended and time.monotonic() < end:
+                time.sleep(0.05)
+                for rank, process in enumerate(processes):
+                    if self.ended[rank] is None and process.poll() is not None:
+                        self.ended[rank] = time.time()
+            self.late = [rank for rank in range(ranks) if self.ended[rank] is None]
+            for rank in self.late:
+                processes[rank].kill()
+                processes[rank].wait()
+            self.codes = [process.returncode for process in processes]
+            self.texts = []
+            for output in outputs:
+                output.seek(0)
+                self.texts.append(output.read())
+                output.close()
+        self.reports = []
+        for text in self.texts:
+            lines = [line for line in text.splitlines() if line.startswith("{")]
+            self.reports.append(json.loads(lines[-1]) if lines else {})
+        self.carried = [sum(int(n) for n in re.findall(r": carried (\d+) calls", text)) for text in self.texts]
+
+    def show(self, title):
+        for rank, text in enumerate(self.texts):
+            print(f"--- {title}, rank {rank}, ended with {self.codes[rank]}\n{text[-2000:]}", flush=True)
 
 
-def carried(texts):
-    return [sum(int(n) for n in re.findall(r": carried (\d+) calls", text)) for text in texts]
-
-
-def check(options, ranks):
-    wrong = 0
-    plain, plain_texts, *_ = run_ranks(options, ranks, "check", None, options.limit)
-    ours, texts, took, late, _ = run_ranks(options, ranks, "check", options.library, options.limit)
+def check(options, plain, ours, row):
+    wrong = []
     for name in options.checks:
-        expected = [report.get(name, "nothing") for report in plain]
-        got = [report.get(name, "nothing") for report in ours]
-        same = expected == got and not any(word.startswith(("failed", "nothing")) for word in got)
-        wrong += not same
-        print(f"{ranks} ranks, {name}: {'the same' if same else f'WRONG: {got}, NCCL {expected}'}", flush=True)
-    counts = carried(texts)
-    wrong += min(counts) == 0 or bool(late)
-    print(f"{ranks} ranks: carried {counts} calls, {took:.1f} s, late {late}", flush=True)
-    if wrong:
-        for rank, text in enumerate(texts):
-            print(f"--- rank {rank}\n{text[-3000:]}", flush=True)
-        for rank, text in enumerate(plain_texts):
-            print(f"--- plain rank {rank}\n{text[-600:]}", flush=True)
-    return wrong
+        expected = [report.get(name, "nothing") for report in plain.reports]
+        got = [report.get(name, "nothing") for report in ours.reports]
+        if expected != got or any(word.startswith(("failed", "nothing")) for word in got):
+            wrong.append(f"{name} (NCCL {expected}, with libfusco {got})")
+    row(f"{len(options.checks)} operations: " + ("the same bits" if not wrong else "WRONG: " + "; ".join(wrong)), not wrong)
 
 
-def measure(options, ranks):
-    plain, plain_texts, *_ = run_ranks(options, ranks, "time", None, options.limit)
-    ours, texts, _, late, _ = run_ranks(options, ranks, "time", options.library, options.limit)
-    wrong = 0
+def measure(options, plain, ours, row):
     for size in options.sizes:
         key = str(int(float(size) * MB))
         try:
-            before = max(report["times"][key] for report in plain)
-            after = max(report["times"][key] for report in ours)
+            before = max(report["times"][key] for report in plain.reports)
+            after = max(report["times"][key] for report in ours.reports)
         except KeyError:
-            print(f"{ranks} ranks, {size} MB: WRONG: no time", flush=True)
-            wrong += 1
+            row(f"all_to_all_single {size:>4} MB: WRONG: no time", False)
             continue
-        print(f"{ranks} ranks, all_to_all_single, {size} MB a rank: NCCL {before * 1e3:.3f} ms, FUSCO "
-              f"{after * 1e3:.3f} ms ({int(key) / after / 1e9:.1f} GB/s a rank), {before / after:.1f} times", flush=True)
-    wrong += min(carried(texts)) == 0 or bool(late)
-    print(f"{ranks} ranks: carried {carried(texts)} calls", flush=True)
-    if wrong:
-        for text in texts + plain_texts:
-            print(f"---\n{text[-2000:]}", flush=True)
-    return wrong
+        row(f"all_to_all_single {size:>4} MB: NCCL {before * 1e3:8.3f} ms, libfusco {after * 1e3:8.3f} ms, "
+            f"{before / after:6.1f} times", True)
 
 
-def kill(options, ranks):
-    _, texts, took, late, codes = run_ranks(options, ranks, "kill", options.library, 45)
-    good = not late and took < 40 and codes[-1] == -signal.SIGKILL and all(code not in (None, 0) for code in codes[:-1])
-    print(f"{ranks} ranks, the last killed: all ended {took:.1f} s after the start, with {codes}"
-          f"{'' if good else ': WRONG'}", flush=True)
-    if not good:
-        for text in texts:
-            print(f"---\n{text[-2000:]}", flush=True)
-    return not good
+def kill(ours, row):
+    killed = ours.reports[-1].get("killed_at")
+    others = ours.ended[:-1]
+    good = (killed is not None and None not in others and max(others) - killed < 30 and
+            ours.codes[-1] == -signal.SIGKILL and all(code != 0 for code in ours.codes[:-1]) and
+            not any("survived" in report for report in ours.reports))
+    seconds = f"{max(others) - killed:.1f} s" if killed and None not in others else "never"
+    row(f"last rank killed: the others ended after {seconds}, with {ours.codes[:-1]}{'' if good else ': WRONG'}", good)
 
 
 def main():
@@ -314,22 +321,59 @@ def main():
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--parts", nargs="+", default=["check", "time", "kill"], choices=["check", "time", "kill"])
     parser.add_argument("--checks", nargs="+", default=list(CHECKS), choices=CHECKS)
+    parser.add_argument("--mode", choices=["lazy", "eager", "nonblocking"])
     parser.add_argument("--sizes", nargs="+", default=["1", "16", "128"], help="MB a rank")
-    parser.add_argument("--seconds", type=float, default=1.0, help="for each size")
-    parser.add_argument("--limit", type=float, default=60.0, help="seconds for a run of all ranks")
+    parser.add_argument("--seconds", type=float, default=0.5, help="for each size")
+    parser.add_argument("--limit", type=float, default=40.0, help="seconds for one start of all ranks")
+    parser.add_argument("--budget", type=float, default=90.0, help="seconds for everything")
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--work", help=argparse.SUPPRESS)
     parser.add_argument("--meeting", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rank is not None:
         return run_rank(options)
     if not options.library or not os.path.exists(options.library):
         parser.error("--library must name libfusco.so.1")
-    options.library = os.path.abspath(options.library)
-    wrong = 0
-    for ranks in options.ranks:
-        for part in options.parts:
-            wrong += {"check": check, "time": measure, "kill": kill}[part](options, ranks)
+    library = os.path.abspath(options.library)
+    start, wrong = time.monotonic(), 0
+
+    def run(ranks, parts, library):
+        left = options.budget - (time.monotonic() - start)
+        return Run(options, ranks, parts, library, max(1.0, min(options.limit, left)))
+
+    def row(text, good):
+        nonlocal wrong
+        wrong += not good
+        print(f"{ranks} ranks | {text}", flush=True)
+
+    parts = [part for part in options.parts if part != "kill"]
+    for ranks in options.ranks if parts else []:
+        before = wrong
+        plain, ours = run(ranks, parts, None), run(ranks, parts, library)
+        if "check" in parts:
+            check(options, plain, ours, row)
+        if "time" in parts:
+            measure(options, plain, ours, row)
+        row(f"calls carried by each: {ours.carried}, late: {plain.late} and {ours.late}, "
+            f"{time.monotonic() - start:.0f} s since the start", min(ours.carried) > 0 and not plain.late and not ours.late)
+        if wrong > before:
+            plain.show("NCCL alone")
+            ours.show("with libfusco")
+    if "kill" in options.parts:
+        runs = {}
+
+        def one(ranks):
+            runs[ranks] = run(ranks, ["kill"], library)
+
+        threads = [threading.Thread(target=one, args=(ranks,)) for ranks in options.ranks]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for ranks in options.ranks:
+            before = wrong
+            kill(runs[ranks], row)
+            if wrong > before:
+                runs[ranks].show("one killed")
     return 1 if wrong else 0
 
 
