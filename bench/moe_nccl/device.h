@@ -28,8 +28,7 @@ struct Chunk {
 };
 
 // The slots of a rank's tokens by expert, then token, then slot: what a framework's router makes. A slot is token x
-// topk
-// + k.
+// topk + k.
 struct SortedSlots {
   std::int64_t* counts;     // [experts] slots of each
   std::int64_t* order;      // [slots] which slot is at each place; places beyond the routed slots are not written
@@ -42,6 +41,9 @@ class Device {
  public:
   virtual ~Device() = default;
   virtual cudaStream_t stream() = 0;
+  // As users have it: ncclMemAlloc on the host, what frameworks' allocators take from on a GPU.
+  virtual void* allocate(std::size_t bytes) = 0;
+  virtual void release(void* memory) = 0;
   // Until all that was issued is done.
   virtual void wait() = 0;
   virtual void toDevice(void* to, const void* fromHost, std::size_t bytes) = 0;
@@ -61,19 +63,25 @@ class Device {
 
 std::vector<std::string> deviceNames();
 std::unique_ptr<Device> makeDevice(const std::string& name, const Shape& shape);
+// Before a rank asks anything of NCCL: ranks that have to share a GPU get what NCCL takes that by.
+void prepareRank(const std::string& name, int rank, int ranks);
 
-// Memory from ncclMemAlloc, of the kind that the communicators of this program use.
+// The kinds. That of GPUs is there where CUDA is.
+std::unique_ptr<Device> makeHostDevice(const Shape& shape);
+std::unique_ptr<Device> makeCudaDevice(const Shape& shape);
+void prepareCudaRank(int rank, int ranks);
+
+// Memory of a device, which outlives it.
 class Buffer {
  public:
-  Buffer() = default;
-  explicit Buffer(std::size_t bytes);
-  ~Buffer();
-  Buffer(Buffer&& other) noexcept : pointer_(other.pointer_), bytes_(other.bytes_) { other.pointer_ = nullptr; }
-  Buffer& operator=(Buffer&& other) noexcept {
-    std::swap(pointer_, other.pointer_);
-    std::swap(bytes_, other.bytes_);
-    return *this;
+  explicit Buffer(Device& device, std::size_t bytes = 0) : device_(device) {
+    if (bytes > 0) grow(bytes);
   }
+  ~Buffer() {
+    if (pointer_ != nullptr) device_.release(pointer_);
+  }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
   // At least that large from now on; what was in it is lost when it grows.
   void grow(std::size_t bytes);
   std::byte* bytes() const { return static_cast<std::byte*>(pointer_); }
@@ -83,6 +91,7 @@ class Buffer {
   }
 
  private:
+  Device& device_;
   void* pointer_ = nullptr;
   std::size_t bytes_ = 0;
 };

@@ -17,6 +17,12 @@ class HostDevice : public Device {
   explicit HostDevice(const Shape& shape) : shape_(shape), experts_(shape) {}
 
   cudaStream_t stream() override { return nullptr; }
+  void* allocate(std::size_t bytes) override {
+    void* memory = nullptr;
+    OK(ncclMemAlloc(&memory, bytes));
+    return memory;
+  }
+  void release(void* memory) override { ncclMemFree(memory); }
   void wait() override {}
   void toDevice(void* to, const void* fromHost, std::size_t bytes) override { std::memcpy(to, fromHost, bytes); }
   void toHost(void* toHost, const void* from, std::size_t bytes) override { std::memcpy(toHost, from, bytes); }
@@ -114,24 +120,6 @@ class HostDevice : public Device {
 
 }  // namespace
 
-std::vector<std::string> deviceNames() { return {"host"}; }
-
-std::unique_ptr<Device> makeDevice(const std::string&, const Shape& shape) {
-  return std::make_unique<HostDevice>(shape);
-}
-
-Buffer::Buffer(std::size_t bytes) { grow(bytes); }
-
-Buffer::~Buffer() {
-  if (pointer_ != nullptr) ncclMemFree(pointer_);
-}
-
-void Buffer::grow(std::size_t bytes) {
-  if (bytes <= bytes_ && pointer_ != nullptr) return;
-  if (pointer_ != nullptr) OK(ncclMemFree(pointer_));
-  pointer_ = nullptr;
-  OK(ncclMemAlloc(&pointer_, bytes + 64));
-  bytes_ = bytes;
-}
+std::unique_ptr<Device> makeHostDevice(const Shape& shape) { return std::make_unique<HostDevice>(shape); }
 
 }  // namespace fusco::bench::moe

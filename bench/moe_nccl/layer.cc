@@ -32,8 +32,13 @@ void Timer::ends(Part part) {
 
 Counts::Counts(const World& world)
     : world_(world),
-      counts_(sizeof(std::int64_t) * static_cast<std::size_t>(world.shape.experts)),
-      incoming_(sizeof(std::int64_t) * static_cast<std::size_t>(world.shape.ranks * world.shape.localExperts)) {
+      counts_(world.device, sizeof(std::int64_t) * static_cast<std::size_t>(world.shape.experts)),
+      incoming_(world.device,
+                sizeof(std::int64_t) * static_cast<std::size_t>(world.shape.ranks * world.shape.localExperts)),
+      order_(world.device),
+      tokenOf_(world.device),
+      sumPlaces_(world.device),
+      sumSlots_(world.device) {
   const std::size_t bytes = sizeof(std::int64_t) * static_cast<std::size_t>(world.shape.slots());
   for (Buffer* buffer : {&order_, &tokenOf_, &sumPlaces_, &sumSlots_}) buffer->grow(bytes);
   sorted_ = {counts_.as<std::int64_t>(), order_.as<std::int64_t>(), tokenOf_.as<std::int64_t>(),

@@ -8,7 +8,13 @@ namespace {
 
 class IndexedLayer : public Layer {
  public:
-  explicit IndexedLayer(const World& world) : world_(world), counts_(world) {
+  explicit IndexedLayer(const World& world)
+      : world_(world),
+        counts_(world),
+        byExpert_(world.device),
+        results_(world.device),
+        slotRows_(world.device),
+        places_(world.device) {
     slotRows_.grow(static_cast<std::size_t>(world.shape.slots()) * world.shape.rowBytes());
   }
 

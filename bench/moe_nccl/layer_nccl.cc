@@ -8,7 +8,13 @@ namespace {
 
 class NcclLayer : public Layer {
  public:
-  explicit NcclLayer(const World& world) : world_(world), counts_(world) {
+  explicit NcclLayer(const World& world)
+      : world_(world),
+        counts_(world),
+        permuted_(world.device),
+        received_(world.device),
+        byExpert_(world.device),
+        results_(world.device) {
     permuted_.grow(static_cast<std::size_t>(world.shape.slots()) * world.shape.rowBytes());
   }
 

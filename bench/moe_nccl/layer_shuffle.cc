@@ -14,7 +14,9 @@ void check(fuscoResult_t result, const char* what) {
 
 class ShuffleLayer : public Layer {
  public:
-  explicit ShuffleLayer(const World& world) : world_(world) { OK(fuscoNcclComm(world.comm, &comm_)); }
+  explicit ShuffleLayer(const World& world) : world_(world), byExpert_(world.device), results_(world.device) {
+    OK(fuscoNcclComm(world.comm, &comm_));
+  }
 
   void step(const Tensors& tensors, Timer& timer) override {
     const Shape& shape = world_.shape;

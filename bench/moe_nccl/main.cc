@@ -22,7 +22,11 @@ class Rank {
       : options_(options),
         board_(board),
         world_{shapeOf(options, source, rank), device(options, source, rank), connect(options, board, rank)},
-        routing_(source.make(options.tokens, rank)) {
+        routing_(source.make(options.tokens, rank)),
+        x_(*device_),
+        y_(*device_),
+        ids_(*device_),
+        weights_(*device_) {
     const Shape& shape = world_.shape;
     const auto slots = static_cast<std::size_t>(shape.slots());
     std::vector<std::byte> x(static_cast<std::size_t>(shape.tokens) * shape.rowBytes());
@@ -183,6 +187,7 @@ int run(const Options& options) {
       options.routing);
   if (!source.remark().empty()) fmt::print("# {}\n", source.remark());
   const bool well = board.run([&](int number) {
+    prepareRank(options.device, number, options.ranks);
     Rank rank(options, source, board, number);
     rank.check();
     rank.measure();
