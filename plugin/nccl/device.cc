@@ -44,6 +44,11 @@ ncclResult_t carriedError(const Communicator& communicator) {
 
 void deviceEnd(Communicator& communicator, bool abort) {
   communicator.cancelled = true;
+  {
+    // They refer to it.
+    std::lock_guard lock(communicator.childMutex);
+    communicator.unfinished.clear();
+  }
   std::lock_guard lock(communicator.endMutex);
   if (communicator.state == State::starting || communicator.state.exchange(State::finalized) != State::ready) return;
   if (!communicator.carried) return;

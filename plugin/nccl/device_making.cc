@@ -18,6 +18,17 @@ namespace {
 // A rank that has not come by then, after the real init has brought all ranks together, has no libfusco.
 constexpr std::int64_t kPatienceMs = 5000;
 
+// Why this rank must not carry, or cannot; "" if it may.
+std::string refusal(const Wishes& wishes) {
+  if (!wishes.refused.empty()) return wishes.refused;
+  const std::string policy = setting("FUSCO_CTA_POLICY");
+  if (policy == "2" || policy == "3" || policy.find("ZERO") != std::string::npos)
+    return "NCCL_CTA_POLICY is " + policy + ": NCCL copies without multiprocessors";
+  if (setting("FUSCO_P2P_DISABLE") == "1")
+    return "NCCL_P2P_DISABLE is 1: ranks are not to reach each other's GPU memory";
+  return deviceReason();
+}
+
 Decision decideFor(Communicator& communicator, const Making& making) {
   Decision no;
   if (!deviceVotes(making.wishes)) {
@@ -42,8 +53,7 @@ Decision decideFor(Communicator& communicator, const Making& making) {
     }
     if (!open && communicator.rank == 0) openMeeting(place);
     return decide(
-        place, communicator.rank, communicator.ranks, kPatienceMs, !open,
-        makeRecord(making.wishes.refused.empty() ? deviceReason() : making.wishes.refused),
+        place, communicator.rank, communicator.ranks, kPatienceMs, !open, makeRecord(refusal(making.wishes)),
         [&](const fuscoUniqueId& id) { return makeDeviceEngine(communicator, id, static_cast<int>(4 * kPatienceMs)); },
         &communicator.cancelled);
   } catch (const std::exception& error) {

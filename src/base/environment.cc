@@ -6,7 +6,9 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <numeric>
 #include <optional>
 #include <utility>
@@ -26,7 +28,8 @@ constexpr SettingInfo kTable[] = {
      "auto: the GPU where there is one and FUSCO was built for it, else the host."},
     {Setting::hostId, "FUSCO_HOSTID", text, "", "", 0, 0, "",
      "What tells this host from others, beside the kernel's boot id and the network namespace: ranks with different "
-     "values share no memory and reach each other as if they were on different machines. NCCL_HOSTID is not read: it is "
+     "values share no memory and reach each other as if they were on different machines. NCCL_HOSTID is not read: it "
+     "is "
      "what makes NCCL take several ranks on a GPU, which do share memory."},
     {Setting::node, "FUSCO_NODE", integer, "", "", 0, 1 << 20, "",
      "The node that this process's ranks belong to, for trying several nodes on one host. Default: by host."},
@@ -60,12 +63,14 @@ constexpr SettingInfo kTable[] = {
     {Setting::maxStagingBytes, "FUSCO_MAX_STAGING_BYTES", bytes, "0", "", 0, kMostBytes, "",
      "Bound on the library's own window for each direction; 0: none."},
     {Setting::maxSms, "FUSCO_MAX_SMS", integer, "0", "NCCL_MAX_CTAS", 0, 1024, "",
-     "Multiprocessors of a GPU that a rank's kernels may take; ranks that share a GPU and a process add theirs up. 0: all."},
+     "Multiprocessors of a GPU that a rank's kernels may take; ranks that share a GPU and a process add theirs up. 0: "
+     "all."},
     {Setting::hugePages, "FUSCO_HUGE_PAGES", flag, "1", "", 0, 1, "",
      "1: ask the kernel for huge pages behind windows and workspace; without them work goes on in small ones."},
     {Setting::net, "FUSCO_NET", choice, "auto", "", 0, 0, "auto|tcp|shm|verbs",
      "How ranks of different nodes reach each other. auto: through shared memory where they are on one machine and in "
-     "one network namespace, else by RDMA where both have a port for it, else by TCP. tcp: always by TCP. shm: never by "
+     "one network namespace, else by RDMA where both have a port for it, else by TCP. tcp: always by TCP. shm: never "
+     "by "
      "TCP. verbs: always by RDMA."},
     {Setting::socketInterfaces, "FUSCO_SOCKET_IFNAME", text, "", "NCCL_SOCKET_IFNAME", 0, 0, "",
      "The network interfaces to use: a list of prefixes (eth,ib); with = in front, of whole names; with ^, all but "
@@ -88,12 +93,14 @@ constexpr SettingInfo kTable[] = {
     {Setting::ibAddressRange, "FUSCO_IB_ADDR_RANGE", text, "", "NCCL_IB_ADDR_RANGE", 0, 0, "",
      "Addresses of a RoCE port outside of this range (10.1.0.0/16, fd00::/8) are not used."},
     {Setting::ibTimeout, "FUSCO_IB_TIMEOUT", integer, "20", "NCCL_IB_TIMEOUT", 1, 31, "",
-     "How long a queue pair waits for an acknowledgement before it sends again: 4.1 us times two to the power of this."},
+     "How long a queue pair waits for an acknowledgement before it sends again: 4.1 us times two to the power of "
+     "this."},
     {Setting::ibRetryCount, "FUSCO_IB_RETRY_CNT", integer, "7", "NCCL_IB_RETRY_CNT", 0, 7, "",
      "How often a queue pair sends again before it gives up."},
     {Setting::ibTrafficClass, "FUSCO_IB_TC", integer, "0", "NCCL_IB_TC", 0, 255, "",
      "The traffic class of RDMA packets that are routed, as RoCE's always are."},
-    {Setting::ibServiceLevel, "FUSCO_IB_SL", integer, "0", "NCCL_IB_SL", 0, 15, "", "The service level of RDMA packets."},
+    {Setting::ibServiceLevel, "FUSCO_IB_SL", integer, "0", "NCCL_IB_SL", 0, 15, "",
+     "The service level of RDMA packets."},
     {Setting::ibPkey, "FUSCO_IB_PKEY", integer, "0", "NCCL_IB_PKEY", 0, 65535, "",
      "The entry of a port's table of partition keys to use."},
     {Setting::ibAdaptiveThreshold, "FUSCO_IB_AR_THRESHOLD", bytes, "8192", "NCCL_IB_AR_THRESHOLD", 0, kMostBytes, "",
@@ -111,6 +118,12 @@ constexpr SettingInfo kTable[] = {
     {Setting::carry, "FUSCO_CARRY", choice, "mapped", "", 0, 0, "none|mapped|all",
      "Whose point-to-point traffic libfusco takes over from NCCL: nobody's; that of communicators whose ranks can all "
      "reach each other's memory; everybody's."},
+    {Setting::ctaPolicy, "FUSCO_CTA_POLICY", text, "", "NCCL_CTA_POLICY", 0, 0, "",
+     "NCCL's policy for its blocks on a GPU. 2, or a list with ZERO in it: copies are made without multiprocessors, "
+     "and "
+     "libfusco carries nothing on a GPU."},
+    {Setting::p2pDisable, "FUSCO_P2P_DISABLE", flag, "0", "NCCL_P2P_DISABLE", 0, 1, "",
+     "1: ranks are not to reach each other's GPU memory: libfusco carries nothing on a GPU."},
     {Setting::statistics, "FUSCO_STATS", flag, "0", "", 0, 1, "",
      "1: at exit libfusco prints what it carried and what it passed on, for each communicator, and why."},
     {Setting::install, "FUSCO_INSTALL", flag, "1", "", 0, 1, "",
@@ -209,7 +222,33 @@ Environment::Variables processVariables() {
   return variables;
 }
 
+// NCCL's order: what is set, then the user's file, then the system's.
+void addNcclFiles(Environment::Variables& variables) {
+  std::string users;
+  if (const char* named = ::getenv("NCCL_CONF_FILE"); named != nullptr && named[0] != 0) {
+    users = named;
+  } else if (const char* home = ::getenv("HOME")) {
+    users = std::string(home) + "/.nccl.conf";
+  }
+  for (const std::string& path : {users, std::string("/etc/nccl.conf")}) {
+    std::ifstream file(path);
+    if (file) addNcclFile(variables, file);
+  }
+}
+
 }  // namespace
+
+void addNcclFile(Environment::Variables& variables, std::istream& file) {
+  for (std::string line; std::getline(file, line);) {
+    const std::size_t equals = line.find('=');
+    if (!line.starts_with("NCCL_") || equals == std::string::npos) continue;
+    const std::string name = line.substr(0, equals);
+    std::string value = line.substr(equals + 1);
+    value.erase(value.find_last_not_of(" \t\r") + 1);
+    if (std::none_of(variables.begin(), variables.end(), [&](const auto& known) { return known.first == name; }))
+      variables.emplace_back(name, value);
+  }
+}
 
 std::span<const SettingInfo> settingTable() { return kTable; }
 
@@ -269,7 +308,9 @@ Environment::Environment(const Variables& variables) : values_(std::size(kTable)
 const Environment& environment() {
   static const Environment* const settings = [] {
     // Never freed: threads may log while the process ends.
-    static const Environment& read = *new Environment(processVariables());
+    Environment::Variables variables = processVariables();
+    addNcclFiles(variables);
+    static const Environment& read = *new Environment(variables);
     const std::string wrong = startLog({static_cast<LogLevel>(read.number(Setting::debug)),
                                         read.text(Setting::debugSubsystems), read.text(Setting::debugFile)});
     for (const std::string& warning : read.warnings()) FUSCO_WARN("{}", warning);
@@ -288,7 +329,8 @@ const Environment& environment() {
 std::string environmentMarkdown() {
   std::string page =
       "# Which settings are there?\n\n"
-      "A setting is read from its `FUSCO_` variable, else from the NCCL variable beside it, else it has its default. "
+      "A setting is read from its `FUSCO_` variable, else from the NCCL variable beside it (that is set, or stands in\n"
+      "NCCL's files: that of `NCCL_CONF_FILE` or `~/.nccl.conf`, then `/etc/nccl.conf`), else it has its default. "
       "Values\n"
       "that a program gives in `fuscoConfig_t` come before all of these. They are read once, at the first use of the\n"
       "library. An unknown `FUSCO_` name or a value that is not understood is told in one warning and changes "

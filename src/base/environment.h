@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <iosfwd>
 #include <span>
 #include <string>
 #include <string_view>
@@ -50,6 +51,8 @@ enum class Setting : int {
   enable,
   ncclLibrary,
   carry,
+  ctaPolicy,
+  p2pDisable,
   statistics,
   // Read by the commands tests/run and bench/run, not by the library.
   install,
@@ -108,6 +111,9 @@ class Environment {
   std::vector<Value> values_;
   std::vector<std::string> warnings_;
 };
+
+// The NAME=value lines of a configuration file of NCCL's; a variable that is there already stays.
+void addNcclFile(Environment::Variables& variables, std::istream& file);
 
 // The settings of this process, read by the first call; from any thread. Warnings have been logged.
 const Environment& environment();

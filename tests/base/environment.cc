@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <sstream>
+
 namespace fusco {
 namespace {
 
@@ -30,7 +32,8 @@ TEST(Environment, DefaultsWithoutVariables) {
 TEST(Environment, OwnNameComesBeforeNccl) {
   const Environment both = read({{"NCCL_DEBUG", "TRACE"}, {"FUSCO_DEBUG", "info"}});
   EXPECT_EQ(both.number(Setting::debug), 3);
-  const Environment fallback = read({{"NCCL_DEBUG", "TRACE"}, {"NCCL_SOCKET_IFNAME", "eth7"}, {"NCCL_HOSTID", "rack-7"}});
+  const Environment fallback =
+      read({{"NCCL_DEBUG", "TRACE"}, {"NCCL_SOCKET_IFNAME", "eth7"}, {"NCCL_HOSTID", "rack-7"}});
   EXPECT_EQ(fallback.number(Setting::debug), 4);
   EXPECT_EQ(fallback.text(Setting::socketInterfaces), "eth7");
   EXPECT_TRUE(fallback.isSet(Setting::socketInterfaces));
@@ -41,6 +44,19 @@ TEST(Environment, OwnNameComesBeforeNccl) {
 TEST(Environment, OtherNcclVariablesAreNotOurBusiness) {
   EXPECT_THAT(read({{"NCCL_IB_HCA", "mlx5"}, {"NCCL_SLICE_BYTES", "7"}}).warnings(), IsEmpty());
   EXPECT_EQ(read({{"NCCL_SLICE_BYTES", "8192"}}).number(Setting::sliceBytes), 262144);
+}
+
+TEST(Environment, NcclFilesComeAfterVariables) {
+  Environment::Variables variables = {{"NCCL_DEBUG", "TRACE"}};
+  std::istringstream users("# a remark\nNCCL_DEBUG=INFO\nNCCL_SOCKET_IFNAME=eth7 \nnonsense\nFUSCO_NET=tcp\n");
+  std::istringstream systems("NCCL_SOCKET_IFNAME=lo\nNCCL_P2P_DISABLE=1");
+  addNcclFile(variables, users);
+  addNcclFile(variables, systems);
+  const Environment read(variables);
+  EXPECT_EQ(read.number(Setting::debug), 4);
+  EXPECT_EQ(read.text(Setting::socketInterfaces), "eth7");
+  EXPECT_TRUE(read.flag(Setting::p2pDisable));
+  EXPECT_FALSE(read.isSet(Setting::net));
 }
 
 TEST(Environment, BytesTakeSuffixes) {

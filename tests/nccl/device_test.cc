@@ -49,6 +49,11 @@ TEST(Device, NobodyWaitsForRanksOfOtherMachines) {
   expectWell("elsewhere 4");
 }
 
+TEST(Device, SettingsOfNcclForbidIt) {
+  EXPECT_THAT(expectWell("not-carried 2", "NCCL_P2P_DISABLE=1"), HasSubstr("NCCL_P2P_DISABLE is 1"));
+  EXPECT_THAT(expectWell("not-carried 2", "NCCL_CTA_POLICY='EFFICIENCY|ZERO'"), HasSubstr("NCCL_CTA_POLICY is"));
+}
+
 TEST(Device, CarriesRandomGroups) {
   EXPECT_GT(sumOf(expectWell("random 4 21 150 2"), ": carried "), 1000);
   EXPECT_GT(sumOf(expectWell("random 3 22 150 1"), ": carried "), 500);

@@ -137,12 +137,23 @@ void children(const Rank& self, ncclComm_t first) {
   OK(ncclCommDestroy(more));
 }
 
+// Fields that older headers have not.
+ncclConfig_t configWith(const char* name, int policy) {
+  ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+#if NCCL_VERSION_CODE >= NCCL_VERSION(2, 27, 0)
+  config.commName = name;
+  config.CTAPolicy = policy;
+#else
+  (void)name, (void)policy;
+  throw std::runtime_error("this header's configuration has no names");
+#endif
+  return config;
+}
+
 // What is asked for by the configuration of a communicator.
 void wishes(const Rank& self) {
   const auto made = [&](int id, const char* name, int policy) {
-    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
-    config.commName = name;
-    config.CTAPolicy = policy;
+    ncclConfig_t config = configWith(name, policy);
     ncclComm_t comm = nullptr;
     OK(ncclCommInitRankConfig(&comm, self.ranks, self.id(id), self.rank, &config));
     const bool carried = isCarried(comm);
@@ -201,6 +212,12 @@ void carriedCommunicators(const Rank& self) {
   OK(ncclCommDestroy(first));
 }
 
+void notCarried(const Rank& self) {
+  const ncclComm_t comm = self.connect(0);
+  require(!isCarried(comm), "nothing was to be carried");
+  OK(ncclCommDestroy(comm));
+}
+
 // The last rank is on another machine, as far as libfusco can tell: nobody waits for it.
 void elsewhere(const Rank& self) {
   setenv("FUSCO_HOSTID", self.rank == self.ranks - 1 ? "there" : "here", 1);
@@ -219,8 +236,7 @@ void elsewhere(const Rank& self) {
 void carriedByName(const Rank& self) {
   const ncclComm_t first = self.connect(0);
   require(!isCarried(first), "nothing was to be carried");
-  ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
-  config.commName = "fusco experts";
+  ncclConfig_t config = configWith("fusco experts", NCCL_CONFIG_UNDEF_INT);
   ncclComm_t named = nullptr;
   OK(ncclCommInitRankConfig(&named, self.ranks, self.id(1), self.rank, &config));
   expectCarried(named, self.rank, self.ranks, "by its name");

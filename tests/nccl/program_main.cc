@@ -24,6 +24,7 @@ int main(int count, char** arguments) {
   if (scenario == "one-missing") return runRanks(ranks, oneMissing);
   if (scenario == "passed-on") return runRanks(ranks, passedOn);
   if (scenario == "carried") return runRanks(ranks, carriedCommunicators);
+  if (scenario == "not-carried") return runRanks(ranks, notCarried);
   if (scenario == "elsewhere") return runRanks(ranks, elsewhere);
   if (scenario == "carried-by-name") return runRanks(ranks, carriedByName);
   if (scenario == "answers") {
