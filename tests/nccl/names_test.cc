@@ -3,9 +3,11 @@
 #include <dlfcn.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -14,6 +16,7 @@
 #include <sstream>
 
 #include "plugin/nccl/functions.h"
+#include "plugin/nccl/meeting.h"
 #include "plugin/nccl/real.h"
 
 // Reached by its symbol alone: the list of names knows no signatures.
@@ -249,6 +252,26 @@ TEST(Slots, LeadToEveryInstalledLibrary) {
   if (libraries().empty()) GTEST_SKIP() << "no libnccl.so.2 on this machine";
   for (const std::string& library : libraries()) {
     EXPECT_EQ(inChild(library, [&] { return slotsLeadTo(library); }), "") << library;
+  }
+}
+
+// Where the real library leaves room for a mark, and where its own address stands: no GPU is needed to ask for an id.
+TEST(Ids, OfEveryInstalledLibraryTakeTheMark) {
+  if (libraries().empty()) GTEST_SKIP() << "no libnccl.so.2 on this machine";
+  for (const std::string& library : libraries()) {
+    const std::string wrong = inChild(library, [] {
+      setenv("FUSCO_CARRY", "all", 1);
+      setenv("NCCL_SOCKET_IFNAME", "lo", 1);
+      ncclUniqueId id{};
+      if (::ncclGetUniqueId(&id) != ncclSuccess) return std::string("no id: ") + ::ncclGetLastError(nullptr);
+      const Tag tag = readTag(id);
+      if (!tag.valid()) return std::string("the id bears no mark");
+      if (tag.port == 0) return std::string("nobody listens for ranks of other machines");
+      sa_family_t family = 0;
+      std::memcpy(&family, id.internal + 8, sizeof family);
+      return std::string(family == AF_INET || family == AF_INET6 ? "" : "no address where it is expected");
+    });
+    EXPECT_EQ(wrong, "") << library;
   }
 }
 
