@@ -45,7 +45,7 @@ Tag newTag();
 // Opens a meeting place, with a new tag or the given one, and the thread that serves it until all have come and gone.
 Tag openMeeting();
 void openMeeting(const Tag& tag);
-// One that hears of ranks on other machines as well (elsewhere.h).
+// One that hears of ranks on other machines as well (elsewhere.h); where that cannot be, it is left to rank 0 to open.
 Tag openWideMeeting();
 
 // Owns a socket.
