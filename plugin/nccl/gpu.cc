@@ -25,9 +25,10 @@ fuscoComm_t makeDeviceEngine(const Communicator& communicator, const fuscoUnique
   check(fuscoCommInitRankConfig(&engine, communicator.ranks, id, communicator.rank, &config));
   for (int rank = 0; rank < communicator.ranks; ++rank) {
     int node = 0;
-    if (fuscoCommNode(engine, rank, &node) == fuscoSuccess && node == 0) continue;
+    const bool asked = communicator.wishes.carry || setting("FUSCO_CARRY") == "all";
+    if (asked || (fuscoCommNode(engine, rank, &node) == fuscoSuccess && node == 0)) continue;
     fuscoCommAbort(engine);
-    fail(Code::invalidUsage, "its ranks are on several nodes, and GPU memory moves within one");
+    fail(Code::invalidUsage, "its ranks are on several nodes; FUSCO_CARRY=all would carry it all the same");
   }
   return engine;
 }
