@@ -29,12 +29,22 @@ class Measure : public testing::Test {
     chmod((folder_ + "/" + name).c_str(), 0755);
   }
   // Writes rows as shuffle_perf does, dispatch and combine, at `share` of the limit.
-  void writePerf(const std::string& share, const std::string& more = ""){write("shuffle_perf", more + R"(
-while [ $# -gt 0 ]; do case $1 in -J) out=$2; shift ;; --tokens) tokens=${2%%:*}; shift ;; --ranks) ranks=$2; shift ;; esac; shift; done
-row() { echo "{\"impl\":\"$1\",\"op\":\"$2\",\"gpus\":1,\"sms\":0,\"ranks\":$ranks,\"tokens\":$tokens,\"p50_us\":$3,\"of_limit\":$4,\"plan_us\":18,\"wrong\":0,\"write_gbps\":2300}"; }
-echo "[$(row limit dispatch 1570 1),$(row fusco dispatch 1600 )") " + share + R"(
-      "),$(row fusco combine 1500 1),$(row staged dispatch 8000 0.2)]" > "$out") ");
-  } std::string folder_;
+  void writePerf(const std::string& share, const std::string& more = "") {
+    write("shuffle_perf", more + R"SH(
+while [ $# -gt 0 ]; do
+  case $1 in -J) out=$2; shift ;; --tokens) tokens=${2%%:*}; shift ;; --ranks) ranks=$2; shift ;; esac
+  shift
+done
+row() {
+  echo "{\"impl\":\"$1\",\"op\":\"$2\",\"gpus\":1,\"sms\":0,\"ranks\":$ranks,\"tokens\":$tokens,\"p50_us\":$3,\"of_limit\":$4"
+  echo ",\"plan_us\":18,\"wrong\":0,\"write_gbps\":2300}"
+}
+share=)SH" + share + R"SH(
+echo "[$(row limit dispatch 1570 1),$(row fusco dispatch 1600 $share),$(row fusco combine 1500 1)" >"$out"
+echo ",$(row staged dispatch 8000 0.2)]" >>"$out"
+)SH");
+  }
+  std::string folder_;
 };
 
 TEST_F(Measure, SaysWhatWasReachedAndWhatWasMissed) {
