@@ -55,6 +55,7 @@ double median(std::vector<double> values) {
 // What a rank measures; all ranks begin together, and the slowest counts.
 struct Times {
   std::vector<std::vector<double>> dispatch, combine, wire;  // by rank
+  std::vector<std::size_t> crossing;                         // bytes of rows that a rank gives to links
   std::vector<double> slowest(const std::vector<std::vector<double>>& of) const {
     std::vector<double> worst(of[0].size(), 0);
     for (const auto& rank : of)
@@ -63,25 +64,24 @@ struct Times {
   }
 };
 
-// Sends and receives `bytes` on each connection at once, as one thread can.
-void carry(const std::vector<int>& sockets, std::size_t bytes, std::vector<char>& out, std::vector<char>& in) {
+// Sends `out[i]` bytes on each connection and receives `in[i]`, all at once, as one thread can.
+void carry(const std::vector<int>& sockets, const std::vector<std::size_t>& out, const std::vector<std::size_t>& in,
+           std::vector<char>& from, std::vector<char>& to) {
   std::vector<std::size_t> sent(sockets.size(), 0), got(sockets.size(), 0);
   for (;;) {
     std::vector<pollfd> polled;
     for (std::size_t i = 0; i < sockets.size(); ++i) {
-      const int events = (sent[i] < bytes ? POLLOUT : 0) | (got[i] < bytes ? POLLIN : 0);
+      const int events = (sent[i] < out[i] ? POLLOUT : 0) | (got[i] < in[i] ? POLLIN : 0);
       if (events != 0) polled.push_back({sockets[i], static_cast<short>(events), 0});
     }
     if (polled.empty()) return;
     poll(polled.data(), polled.size(), -1);
     for (const pollfd& p : polled) {
       const auto i = static_cast<std::size_t>(std::find(sockets.begin(), sockets.end(), p.fd) - sockets.begin());
+      const auto moved = [](ssize_t bytes) { return static_cast<std::size_t>(std::max<ssize_t>(0, bytes)); };
       if (p.revents & POLLOUT)
-        sent[i] += static_cast<std::size_t>(
-            std::max<ssize_t>(0, send(p.fd, out.data(), std::min(out.size(), bytes - sent[i]), MSG_DONTWAIT)));
-      if (p.revents & POLLIN)
-        got[i] += static_cast<std::size_t>(
-            std::max<ssize_t>(0, recv(p.fd, in.data(), std::min(in.size(), bytes - got[i]), MSG_DONTWAIT)));
+        sent[i] += moved(send(p.fd, from.data(), std::min(from.size(), out[i] - sent[i]), MSG_DONTWAIT));
+      if (p.revents & POLLIN) got[i] += moved(recv(p.fd, to.data(), std::min(to.size(), in[i] - got[i]), MSG_DONTWAIT));
     }
   }
 }
@@ -147,8 +147,14 @@ void runRank(const Setting& s, int rank, const fuscoUniqueId& id, std::barrier<>
   home.weighted = 0;
   std::vector<char> out(std::size_t{1} << 19), in(std::size_t{1} << 19);
   const auto at = static_cast<std::size_t>(rank);
-  const auto crossing = static_cast<std::size_t>(info.copiesRemote) * s.rowBytes();
-  const std::size_t ofConnection = sockets.empty() ? 0 : crossing / sockets.size();
+  times.crossing[at] = static_cast<std::size_t>(info.copiesRemote) * s.rowBytes();
+  together.arrive_and_wait();
+  std::vector<std::size_t> leaving, coming;
+  for (int peer = rank % s.ofNode; peer < s.ranks(); peer += s.ofNode) {
+    if (peer == rank) continue;
+    leaving.push_back(times.crossing[at] / sockets.size());
+    coming.push_back(times.crossing[static_cast<std::size_t>(peer)] / sockets.size());
+  }
   const auto timed = [&](std::vector<double>* into, auto&& body) {
     together.arrive_and_wait();
     const double begin = seconds();
@@ -160,7 +166,7 @@ void runRank(const Setting& s, int rank, const fuscoUniqueId& id, std::barrier<>
     const bool counts = round >= 0;
     timed(counts ? &times.dispatch[at] : nullptr, [&] { FUSCO(fuscoDispatchEx(plan, &there, stream)); });
     timed(counts ? &times.combine[at] : nullptr, [&] { FUSCO(fuscoCombineEx(plan, &home, stream)); });
-    timed(counts ? &times.wire[at] : nullptr, [&] { carry(sockets, ofConnection, out, in); });
+    timed(counts ? &times.wire[at] : nullptr, [&] { carry(sockets, leaving, coming, out, in); });
   }
   CUDA(cudaMemcpyAsync(back.data(), sums, back.size() * 2, cudaMemcpyDefault, stream));
   CUDA(cudaStreamSynchronize(stream));
@@ -216,6 +222,7 @@ std::vector<std::vector<int>> connections(const Setting& s) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
   Setting s;
   int* const fields[] = {&s.nodes, &s.ofNode, &s.tokens, &s.hidden, &s.rounds, &s.sliceBytes, &s.slices};
   for (int i = 1; i < argc && i <= 7; ++i) *fields[i - 1] = std::atoi(argv[i]);
@@ -224,6 +231,7 @@ int main(int argc, char** argv) {
     FUSCO(fuscoGetUniqueId(&id));
     Times times;
     for (auto* of : {&times.dispatch, &times.combine, &times.wire}) of->resize(static_cast<std::size_t>(s.ranks()));
+    times.crossing.assign(static_cast<std::size_t>(s.ranks()), 0);
     std::barrier<> together(s.ranks());
     const auto sockets = connections(s);
     std::vector<std::thread> threads;
