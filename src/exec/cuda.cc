@@ -198,7 +198,16 @@ Exported exportMemory(const void* pointer) {
   const auto address = reinterpret_cast<std::uintptr_t>(pointer);
   check(reinterpret_cast<GetRange>(entry)(&start, &bytes, address), "cuMemGetAddressRange");
   cudaIpcMemHandle_t handle;
-  CHECK(cudaIpcGetMemHandle(&handle, reinterpret_cast<void*>(start)));
+  const cudaError_t told = cudaIpcGetMemHandle(&handle, reinterpret_cast<void*>(start));
+  if (told == cudaErrorInvalidValue || told == cudaErrorNotSupported) {
+    cudaGetLastError();
+    fail(Code::invalidUsage,
+         "a tensor lies in GPU memory that has no handle for other processes (virtual memory management, as torch's "
+         "expandable segments; a pool; managed or pinned memory): take it from cudaMalloc (torch: "
+         "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:False), run the ranks as threads, or give each process a node of "
+         "its own (nodeId, FUSCO_NODE): then the host carries the rows");
+  }
+  check(told, "cudaIpcGetMemHandle");
   Exported exported;
   static_assert(sizeof handle == sizeof exported.handle);
   std::memcpy(exported.handle.data(), &handle, sizeof handle);
