@@ -20,14 +20,17 @@ struct Part {
 // goes to its home as far as there is room, then what is left over goes where there still is room.
 class Filling {
  public:
-  explicit Filling(std::vector<std::int64_t> room) : room_(std::move(room)) {}
+  explicit Filling(std::vector<std::int64_t> room) : room_(std::move(room)), slack_(room_) {
+    for (std::int64_t& slack : slack_) slack /= 64;
+  }
 
   std::int64_t takeAtHome(int home, std::int64_t load) {
-    const std::int64_t taken = std::min(load, room_[home]);
-    room_[home] -= taken;
+    const std::int64_t taken = std::min(load, room_[home] + slack_[home]);
+    slack_[home] -= std::max(std::int64_t{0}, taken - room_[home]);
+    room_[home] -= std::min(taken, room_[home]);
     return taken;
   }
-  // Never runs out: the rooms add up to the loads.
+  // Never runs out: the rooms add up to the loads or more.
   void spill(std::int64_t load, std::vector<Part>& parts) {
     while (load > 0) {
       while (room_[next_] == 0) ++next_;
@@ -39,16 +42,34 @@ class Filling {
   }
 
  private:
-  std::vector<std::int64_t> room_;
+  std::vector<std::int64_t> room_, slack_;
   int next_ = 0;
 };
 
 // `total` in `count` parts that differ by at most 1.
 std::int64_t evenPart(std::int64_t total, int count, int i) { return total * (i + 1) / count - total * i / count; }
 
+// `total` in parts by weight.
+std::vector<std::int64_t> weightedParts(std::int64_t total, std::span<const std::int32_t> weights) {
+  const std::int64_t sum = std::accumulate(weights.begin(), weights.end(), std::int64_t{0});
+  std::vector<std::int64_t> parts;
+  std::int64_t cumulated = 0, done = 0;
+  for (const std::int32_t weight : weights) {
+    cumulated += weight;
+    const std::int64_t end = total * cumulated / sum;
+    parts.push_back(end - done);
+    done = end;
+  }
+  return parts;
+}
+
 class FullBalancer {
  public:
-  FullBalancer(Topology& topology, std::span<const std::int32_t> copies) : topology_(topology), copies_(copies) {}
+  FullBalancer(Topology& topology, std::span<const std::int32_t> copies, const LaneSpeeds* speeds)
+      : topology_(topology), copies_(copies) {
+    const int lanes = topology.lanesPerNode();
+    speeds_ = speeds != nullptr ? speeds->speeds() : LaneSpeeds(topology.nodes(), lanes).speeds();
+  }
 
   void run() {
     forwarderParts_.resize(static_cast<std::size_t>(topology_.ranks()) * topology_.nodes());
@@ -67,18 +88,24 @@ class FullBalancer {
     return topology_.nodeOf(source) == node ? 0 : copies_[static_cast<std::size_t>(source) * topology_.nodes() + node];
   }
 
-  // The receiving side of a node: each reachable lane takes in as much as the others, and so does each forwarder of a
-  // lane.
+  std::span<const std::int32_t> speedsOf(int node, int lanes) const {
+    const auto all = static_cast<std::size_t>(topology_.lanesPerNode());
+    return {speeds_.data() + static_cast<std::size_t>(node) * all, static_cast<std::size_t>(lanes)};
+  }
+
+  // The receiving side of a node: each reachable lane takes in as much as its speed allows, each forwarder of a lane as
+  // much as the others.
   void chooseForwarders(int node) {
     const auto members = topology_.ranksOf(node);
     const int size = static_cast<int>(members.size());
     const int lanes = std::min(topology_.lanesPerNode(), size);
     std::int64_t total = 0;
     for (int source = 0; source < topology_.ranks(); ++source) total += load(source, node);
+    const std::vector<std::int64_t> ofLane = weightedParts(total, speedsOf(node, lanes));
     std::vector<std::int64_t> room(size);
     for (int i = 0; i < size; ++i) {
       const int lane = i % lanes;
-      room[i] = evenPart(evenPart(total, lanes, lane), (size - lane + lanes - 1) / lanes, i / lanes);
+      room[i] = evenPart(ofLane[lane], (size - lane + lanes - 1) / lanes, i / lanes);
     }
     Filling filling(std::move(room));
     std::vector<std::int64_t> atHome(topology_.ranks());
@@ -94,8 +121,8 @@ class FullBalancer {
     }
   }
 
-  // The sending side of a node: each lane takes as much as the others. A rank fills its own lanes first (its local
-  // index modulo lanes; with more lanes than ranks it has several), then those of ranks that have less to send.
+  // The sending side of a node: each lane takes as much as its speed allows. A rank fills its own lanes first (its
+  // local index modulo lanes; with more lanes than ranks it has several), then those of ranks that have less to send.
   void chooseLanes(int node) {
     const auto members = topology_.ranksOf(node);
     const int size = static_cast<int>(members.size()), lanes = topology_.lanesPerNode();
@@ -104,9 +131,7 @@ class FullBalancer {
       for (int to = 0; to < topology_.nodes(); ++to) out[i] += load(members[i], to);
     }
     const std::int64_t total = std::accumulate(out.begin(), out.end(), std::int64_t{0});
-    std::vector<std::int64_t> room(lanes);
-    for (int lane = 0; lane < lanes; ++lane) room[lane] = evenPart(total, lanes, lane);
-    Filling filling(std::move(room));
+    Filling filling(weightedParts(total, speedsOf(node, lanes)));
     std::vector<std::vector<Part>> parts(size);
     for (int i = 0; i < size; ++i) {
       for (int lane = i % lanes; lane < lanes; lane += size) {
@@ -152,6 +177,7 @@ class FullBalancer {
 
   Topology& topology_;
   std::span<const std::int32_t> copies_;
+  std::vector<std::int32_t> speeds_;  // [node * lanes + lane]
   std::vector<Part> pool_;
   std::vector<Parts> forwarderParts_;  // [source * nodes + node]
   std::vector<FlowShare> flows_;       // of the pair in hand
@@ -210,7 +236,7 @@ Balance parseBalance(std::string_view text) {
   fail(Code::invalidArgument, "balance '" + std::string(text) + "'; give none, paper or full");
 }
 
-void balanceFlows(Topology& topology, std::span<const std::int32_t> copies, Balance balance) {
+void balanceFlows(Topology& topology, std::span<const std::int32_t> copies, Balance balance, const LaneSpeeds* speeds) {
   const std::size_t pairs = static_cast<std::size_t>(topology.ranks()) * topology.nodes();
   if (copies.size() != pairs) {
     fail(Code::invalidArgument, "balance: " + std::to_string(copies.size()) + " loads for " + std::to_string(pairs) +
@@ -225,7 +251,7 @@ void balanceFlows(Topology& topology, std::span<const std::int32_t> copies, Bala
   }
   topology.resetFlows();
   if (balance == Balance::paper) balanceByGroups(topology, copies);
-  if (balance == Balance::full) FullBalancer(topology, copies).run();
+  if (balance == Balance::full) FullBalancer(topology, copies, speeds).run();
   topology.setVersion(topology.version() + 1);
 }
 

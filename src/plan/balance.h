@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "plan/lanes.h"
 #include "plan/plan.h"
 #include "plan/topology.h"
 
@@ -15,7 +16,8 @@ namespace fusco::plan {
 enum class Balance {
   none,   // the default flows: local index to local index
   paper,  // the paper's groups (arXiv 2512.22036): one rank of each node, sorted by load, shifted by the node's index
-  full,   // lanes of the source and forwarders of the destination filled evenly; what does not fit spills to idle ones
+  full,   // lanes of the source and forwarders of the destination filled evenly, each lane by its speed; what does not
+          // fit spills to idle ones
 };
 
 const char* balanceName(Balance balance);
@@ -24,8 +26,12 @@ Balance parseBalance(std::string_view text);
 
 // Enters flows for the coming step into the topology and raises its version by 1. copies[source * nodes + node]: rows
 // that each source had for each node in the previous step (Analysis::copiesOfNode); those to the own node do not count.
-// Takes time in the order of ranks x nodes.
-void balanceFlows(Topology& topology, std::span<const std::int32_t> copies, Balance balance);
+// Takes time in the order of ranks x nodes. `speeds`, which only `full` asks: null, all lanes are alike.
+//
+// `full` leaves a load at home (its own lanes, the forwarder of its local index) until that is 1/64 above its share, so
+// that loads which are as good as even cost no flows.
+void balanceFlows(Topology& topology, std::span<const std::int32_t> copies, Balance balance,
+                  const LaneSpeeds* speeds = nullptr);
 
 // The lane of its node by which a forwarder takes rows in.
 int laneInto(const Topology& topology, int forwarder);

@@ -85,21 +85,27 @@ TEST(Balance, FullIsEvenOnAnyTopology) {
     // A share is 1/65536 of less than 60000 copies: each end of a flow is off by less than 2 copies.
     const std::int64_t slack = 4 * topology.ranks() + 4;
     for (int node = 0; node < nodes; ++node) {
-      const auto check = [&](const std::vector<std::int64_t>& load, int reachable) {
+      const auto check = [&](const std::vector<std::int64_t>& load, int reachable) -> std::int64_t {
         const std::int64_t* mine = &load[node * lanes];
         const std::int64_t sum = std::accumulate(mine, mine + lanes, std::int64_t{0});
+        // What is at home may stay there up to 1/64 above the mean.
         for (int lane = 0; lane < reachable; ++lane) {
-          ASSERT_NEAR(static_cast<double>(mine[lane]), static_cast<double>(sum) / reachable,
-                      static_cast<double>(slack) * nodes);
+          EXPECT_LE(static_cast<double>(mine[lane]),
+                    static_cast<double>(sum) / reachable * (1 + 1.0 / 64) + static_cast<double>(slack) * nodes);
         }
+        return sum;
       };
       check(carried.lanes.out, lanes);
-      check(carried.lanes.in, std::min<int>(lanes, static_cast<int>(topology.ranksOf(node).size())));
+      const int reachable = std::min<int>(lanes, static_cast<int>(topology.ranksOf(node).size()));
+      const std::int64_t in = check(carried.lanes.in, reachable);
       // Forwarders of one lane share alike.
       const auto members = topology.ranksOf(node);
-      for (std::size_t i = lanes; i < members.size(); ++i) {
-        ASSERT_NEAR(static_cast<double>(carried.forwarders[members[i]]),
-                    static_cast<double>(carried.forwarders[members[i - lanes]]), static_cast<double>(slack));
+      for (std::size_t i = 0; i < members.size(); ++i) {
+        const std::size_t lane = i % static_cast<std::size_t>(reachable);
+        const std::size_t ofLane = (members.size() - lane + reachable - 1) / reachable;
+        ASSERT_LE(static_cast<double>(carried.forwarders[members[i]]),
+                  static_cast<double>(in) / reachable / static_cast<double>(ofLane) * (1 + 1.0 / 64) +
+                      static_cast<double>(slack));
       }
     }
     // Cutting costs few flows: those that there must be, and one more for each cut.
