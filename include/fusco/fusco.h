@@ -144,7 +144,8 @@ typedef struct {
   int operationTimeoutMs; /* an operation that has not finished by then fails; default 300000; 0: no limit */
   int64_t sliceBytes;     /* size of a slice between nodes; default 262144 */
   int slices;             /* slices in flight for each peer on another node and operation slot; default 4 */
-  int balance;            /* fuscoBalance_t; default none */
+  int balance; /* fuscoBalance_t; default none. Else each plan's forwarders and lanes follow the loads of the plan before
+                * it (docs/design.md, "How are lanes balanced?"); full also the speeds that lanes have shown */
   /* Memory of the library that grows with the work (plans, staging windows excluded: those must be shareable). NULL:
    * the C library's. `allocate` returns memory aligned to `alignment` or NULL. Called from calls on this communicator
    * and from its own thread, never by two at once. */

@@ -243,7 +243,8 @@ fuscoResult_t fuscoPlanCreate(fuscoPlan_t* plan, const fuscoPlanConfig_t* config
     auto made = std::make_shared<PlanHandleState>();
     made->comm = state;
     const engine::PlanRequest request = planRequest(c);
-    require(request.tokensOnDevice == nullptr || state->gpu >= 0, "tokensOnDevice goes with communicators on GPUs only");
+    require(request.tokensOnDevice == nullptr || state->gpu >= 0,
+            "tokensOnDevice goes with communicators on GPUs only");
     made->plan = std::make_shared<engine::PlanState>(*state->engine, request);
     auto planning = state->gpu >= 0 ? engine::makeDevicePlanning(*state->engine, made->plan, stream)
                                     : engine::makePlanning(*state->engine, made->plan);
@@ -273,7 +274,7 @@ fuscoResult_t fuscoPlanGetInfo(fuscoPlan_t plan, fuscoPlanInfo_t* info) {
     out.droppedRows = h.dropped;
     out.localExperts = h.localExperts;
     out.firstExpert = state->comm->engine->topology().firstExpert(state->comm->rank, h.experts);
-    const plan::Flow& own = p.view.flows[state->comm->engine->streams().ownFlow];
+    const plan::Flow& own = p.view.flows[p.streams().ownFlow];
     out.copiesLocal = own.copyEnd - own.copyBegin;
     out.copiesRemote = h.copies - out.copiesLocal;
     out.localExpertRows = p.localExpertRows.data();
@@ -371,10 +372,9 @@ fuscoResult_t fuscoPlanSave(fuscoPlan_t plan, const char* path) {
     const engine::BroughtPlan brought = onGpu(*state) ? engine::bringPlan(p) : engine::BroughtPlan{};
     std::ofstream file(path, std::ios::binary);
     if (!file) failErrno(fmt::format("cannot write the plan to {}", path));
-    plan::save(
-        plan::record(onGpu(*state) ? brought.map : p.kept(), state->comm->engine->topology(), state->comm->rank,
-                     p.request.options, onGpu(*state) ? brought.exchanged : p.exchanged),
-        file);
+    plan::save(plan::record(onGpu(*state) ? brought.map : p.kept(), p.topology(), state->comm->rank, p.request.options,
+                            onGpu(*state) ? brought.exchanged : p.exchanged),
+               file);
     file.close();
     if (!file) failErrno(fmt::format("cannot write the plan to {}", path));
   });

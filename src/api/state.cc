@@ -254,6 +254,8 @@ std::shared_ptr<engine::Engine> connect(const CommState& state, const char id[12
   e.allocator = {c.allocate, c.release, c.allocatorContext};
   e.operationTimeoutMs = c.operationTimeoutMs;
   e.maxStagingBytes = c.maxStagingBytes;
+  // What is brought to a GPU of a plan is laid out for the default flows.
+  if (state.gpu < 0) e.balance = static_cast<plan::Balance>(c.balance);
   auto engine = std::make_shared<engine::Engine>(comm::Fabric::connect(f, id), e);
   if (state.gpu >= 0) engine->useDevice(state.gpu, c.maxSms, c.initTimeoutMs);
   return engine;

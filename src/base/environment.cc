@@ -51,7 +51,7 @@ constexpr SettingInfo kTable[] = {
     {Setting::lanes, "FUSCO_LANES", integer, "1", "", 1, 1024, "",
      "Independent ways out of a node (NICs), which the balancer shares out."},
     {Setting::balance, "FUSCO_BALANCE", choice, "none", "", 0, 0, "none|paper|full",
-     "How forwarders are chosen: by local index; by the paper's groups; by groups, receive side and spill-over."},
+     "How forwarders are chosen: by local index; by the paper's groups; by loads and speeds of lanes, with spill-over."},
     {Setting::dedup, "FUSCO_DEDUP", choice, "auto", "", 0, 0, "none|node|full|auto",
      "Copies of a token that travel: one for each slot; one for each node; one for each node and rank; auto: node "
      "where the "

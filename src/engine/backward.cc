@@ -24,9 +24,9 @@ CombineBackward::CombineBackward(Engine& engine, std::shared_ptr<PlanState> plan
 void CombineBackward::reset() {
   ShuffleOperation::reset();
   at_ = 0;
-  out_.assign(engine_.streams().out.size(), {});
-  home_.assign(engine_.streams().out.size(), {});
-  dots_.assign(engine_.streams().in.size(), {});
+  out_.assign(plan_->streams().out.size(), {});
+  home_.assign(plan_->streams().out.size(), {});
+  dots_.assign(plan_->streams().in.size(), {});
 }
 
 Outcome CombineBackward::run(const Step& step) {
@@ -92,10 +92,10 @@ Outcome CombineBackward::announceReady() {
     weightGradient_ = broughtGradient_.data();
   }
   std::fill_n(weightGradient_, slots, 0.0f);
-  const plan::Flow& own = view.flows[engine_.streams().ownFlow];
+  const plan::Flow& own = view.flows[plan_->streams().ownFlow];
   at_ = own.copyBegin;
   for (std::size_t i = 0; i < out_.size(); ++i) {
-    const Stream& stream = engine_.streams().out[i];
+    const Stream& stream = plan_->streams().out[i];
     out_[i].begin(view, stream.flows, {rowBytes_}, linkTo(stream).slotBytes());
   }
   return Outcome::complete;
@@ -200,7 +200,7 @@ void CombineBackward::backByVm(const exec::PlaceArgs& rows, const float* weights
 
 Outcome CombineBackward::put() {
   const plan::View& view = plan_->view;
-  const plan::Flow& own = view.flows[engine_.streams().ownFlow];
+  const plan::Flow& own = view.flows[plan_->streams().ownFlow];
   const std::size_t bytes = engine_.executor().defers() ? kDeferredChunkBytes : kChunkBytes;
   const std::size_t chunk = std::max<std::size_t>(1, bytes / std::max<std::size_t>(1, rowBytes_));
   const std::size_t end = std::min<std::size_t>(own.copyEnd, at_ + chunk);
@@ -234,7 +234,7 @@ Outcome CombineBackward::extract(std::size_t stream) {
 }
 
 Outcome CombineBackward::place(std::size_t stream) {
-  transport::PostedLink& link = linkTo(engine_.streams().in[stream]);
+  transport::PostedLink& link = linkTo(plan_->streams().in[stream]);
   const std::byte* slot = link.peek();
   if (slot == nullptr) return Outcome::idle;
   const Slice slice = readSlice(slot, link.slotBytes());
@@ -275,7 +275,7 @@ Outcome CombineBackward::place(std::size_t stream) {
 Outcome CombineBackward::sendBack(std::size_t stream) {
   StreamDots& dots = dots_[stream];
   if (dots.dots.empty()) return Outcome::complete;
-  transport::PostedLink& link = linkTo(engine_.streams().in[stream]);
+  transport::PostedLink& link = linkTo(plan_->streams().in[stream]);
   std::byte* slot = link.acquire();
   if (slot == nullptr) return Outcome::idle;
   const std::size_t room = (link.slotBytes() - sliceHead(1, 0)) / sizeof(float) & ~std::size_t{15};
@@ -292,7 +292,7 @@ Outcome CombineBackward::sendBack(std::size_t stream) {
 
 Outcome CombineBackward::receiveBack(std::size_t stream) {
   const plan::View& view = plan_->view;
-  const Stream& out = engine_.streams().out[stream];
+  const Stream& out = plan_->streams().out[stream];
   Home& home = home_[stream];
   const auto skipDone = [&] {
     while (home.flow < out.flows.size()) {

@@ -104,8 +104,8 @@ void Combine::reset() {
   ShuffleOperation::reset();
   partAt_ = 0;
   token_ = 0;
-  back_.assign(engine_.streams().out.size(), {});
-  sent_.assign(engine_.streams().in.size(), {});
+  back_.assign(plan_->streams().out.size(), {});
+  sent_.assign(plan_->streams().in.size(), {});
   out_.clear();
   bias_.clear();
   terms_.clear();
@@ -135,7 +135,7 @@ Outcome Combine::announceReady() {
   PlanState& plan = *plan_;
   settleTensors(engine_, request_.stream, operationName(kind()),
                 {{"input", request_.input}, {"output", request_.output}, {"bias", request_.bias}});
-  if (!engine_.streams().in.empty() && !plan.dispatched) {
+  if (!plan_->streams().in.empty() && !plan.dispatched) {
     fail(Code::invalidUsage,
          fmt::format("rank {}: combine before the first dispatch of its plan: on several nodes the way back follows "
                      "what dispatch brought; dispatch first",
@@ -160,15 +160,15 @@ Outcome Combine::announceReady() {
   std::size_t slot = SIZE_MAX;
   const std::size_t partialBytes = exec::elementBytes(partialType_);
   for (std::size_t i = 0; i < back_.size(); ++i) {
-    const Stream& stream = engine_.streams().out[i];
+    const Stream& stream = plan_->streams().out[i];
     transport::PostedLink& link = linkTo(stream);
     back_[i].begin(link, plan.view, stream.flows, signature(), &passage(kIn, i));
     slot = link.slotBytes();
   }
-  for (const Stream& stream : engine_.streams().in) slot = linkTo(stream).slotBytes();
+  for (const Stream& stream : plan_->streams().in) slot = linkTo(stream).slotBytes();
   partElements_ =
       slot == SIZE_MAX ? request_.elements : partBytes(request_.elements * partialBytes, 0, slot) / partialBytes;
-  ownCopy_ = plan.view.flows[engine_.streams().ownFlow].copyBegin;
+  ownCopy_ = plan.view.flows[plan_->streams().ownFlow].copyBegin;
   return Outcome::complete;
 }
 
@@ -205,7 +205,7 @@ bool Combine::gatherToken(std::uint32_t token) {
   const int ownNode = engine_.topology().nodeOf(engine_.fabric().rank());
   const std::size_t part = std::min(partElements_, request_.elements - partAt_) * exec::elementBytes(partialType_);
   const std::size_t rowOffset = partAt_ * exec::elementBytes(partialType_);
-  const plan::Flow& own = view.flows[engine_.streams().ownFlow];
+  const plan::Flow& own = view.flows[plan_->streams().ownFlow];
   // Look before taking anything: every stream whose next row is this token must have it here.
   for (std::size_t i = 0; i < back_.size(); ++i) {
     if (back_[i].nextToken() == token && back_[i].row(SliceKind::partials, number(), rowOffset, part) == nullptr)
@@ -223,7 +223,7 @@ bool Combine::gatherToken(std::uint32_t token) {
     ownDone = true;
   };
   for (std::size_t i = 0; i < back_.size(); ++i) {
-    if (!ownDone && engine_.topology().nodeOf(engine_.streams().out[i].peer) > ownNode) takeOwn();
+    if (!ownDone && engine_.topology().nodeOf(plan_->streams().out[i].peer) > ownNode) takeOwn();
     if (back_[i].nextToken() == token) {
       const std::byte* row = back_[i].row(SliceKind::partials, number(), rowOffset, part);
       terms_.push_back({row, 1.0f, partialType_});
@@ -265,7 +265,7 @@ Outcome Combine::sumHome() {
   partAt_ += partElements_;
   if (tokens == 0 || partAt_ >= request_.elements) return Outcome::complete;
   token_ = 0;
-  ownCopy_ = plan_->view.flows[engine_.streams().ownFlow].copyBegin;
+  ownCopy_ = plan_->view.flows[plan_->streams().ownFlow].copyBegin;
   for (StreamBack& back : back_) back.nextPass();
   return Outcome::moved;
 }
@@ -276,7 +276,7 @@ Outcome Combine::sendBack(std::size_t stream) {
   exec::Passage& way = passage(kOut, stream);
   const std::size_t copies = record.copies.empty() ? 0 : record.copies.size() - 1;
   if (copies == 0) return Outcome::complete;
-  transport::PostedLink& link = linkTo(engine_.streams().in[stream]);
+  transport::PostedLink& link = linkTo(plan_->streams().in[stream]);
   if (leaving_[stream].open) {
     if (postWhenFilled(leaving_[stream], way, link) != Outcome::complete) return Outcome::moved;
     return progress.all ? Outcome::complete : Outcome::moved;

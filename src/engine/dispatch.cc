@@ -35,9 +35,10 @@ void Dispatch::reset() {
   landing_.clear();
   sources_.clear();
   at_ = 0;
-  out_.assign(engine_.streams().out.size(), {});
-  arriving_.assign(engine_.streams().in.size(), {});
-  scattering_.assign(engine_.streams().in.size(), {});
+  out_.assign(plan_->streams().out.size(), {});
+  arriving_.assign(plan_->streams().in.size(), {});
+  scattering_.assign(plan_->streams().in.size(), {});
+  arrivals_.assign(plan_->streams().in.size(), {});
 }
 
 Outcome Dispatch::run(const Step& step) {
@@ -162,8 +163,8 @@ Outcome Dispatch::announceReady() {
     // A GPU's are set when all rows are there.
     if (kept == 0 && engine_.device() == nullptr) flags_ |= kWantsCounters;
   }
-  recording_ = !plan.dispatched && !engine_.streams().in.empty();
-  if (recording_) plan.inflows.assign(engine_.streams().in.size(), {});
+  recording_ = !plan.dispatched && !plan_->streams().in.empty();
+  if (recording_) plan.inflows.assign(plan_->streams().in.size(), {});
 
   Meeting::Announcement a;
   a.flags = flags_;
@@ -202,7 +203,7 @@ Outcome Dispatch::announceReady() {
   }
   meeting_.announce(a);
 
-  castOnTheWay_ = request_.castToFp8 && engine_.streams().out.empty();
+  castOnTheWay_ = request_.castToFp8 && plan_->streams().out.empty();
   if (request_.castToFp8 && !castOnTheWay_) castInput();
   std::vector<std::size_t> rowBytes;
   for (const Tensor& tensor : tensors_) {
@@ -210,10 +211,10 @@ Outcome Dispatch::announceReady() {
     sources_.push_back({tensor.input, tensor.rowBytes, tensor.ofLibrary()});
   }
   for (std::size_t i = 0; i < out_.size(); ++i) {
-    const Stream& stream = engine_.streams().out[i];
+    const Stream& stream = plan_->streams().out[i];
     out_[i].begin(plan.view, stream.flows, rowBytes, linkTo(stream).slotBytes());
   }
-  at_ = plan.view.flows[engine_.streams().ownFlow].copyBegin;
+  at_ = plan.view.flows[plan_->streams().ownFlow].copyBegin;
   return Outcome::complete;
 }
 
@@ -273,7 +274,7 @@ void Dispatch::putRows(std::size_t begin, std::size_t end) {
 
 Outcome Dispatch::put() {
   const plan::View& view = plan_->view;
-  const plan::Flow& own = view.flows[engine_.streams().ownFlow];
+  const plan::Flow& own = view.flows[plan_->streams().ownFlow];
   const std::size_t bytes = engine_.executor().defers() ? kDeferredChunkBytes : kChunkBytes;
   const std::size_t chunk = std::max<std::size_t>(1, bytes / std::max<std::size_t>(1, request_.rowBytes));
   const std::size_t end = std::min<std::size_t>(own.copyEnd, at_ + chunk);
@@ -355,7 +356,7 @@ bool Dispatch::takeIn(transport::PostedLink& link, std::size_t stream, const Sli
 }
 
 Outcome Dispatch::place(std::size_t stream) {
-  transport::PostedLink& link = linkTo(engine_.streams().in[stream]);
+  transport::PostedLink& link = linkTo(plan_->streams().in[stream]);
   Arriving& arriving = arriving_[stream];
   if (!passage(kIn, stream).done()) return Outcome::moved;
   if (arriving.last) return Outcome::complete;
@@ -375,6 +376,11 @@ Outcome Dispatch::place(std::size_t stream) {
     if (complete && placer_.counts()) placer_.count(slice.copies, slice.entries, 0, h.rows);
   }
   arriving.last = slice.last();
+  if (engine_.balancer().measures()) {
+    ArrivalClock& clock = arrivals_[stream];
+    clock.took(h.payloadOffset + h.rows * h.rowBytes, nowNs());
+    if (arriving.last) engine_.balancer().meter().arrived(plan_->streams().in[stream], clock);
+  }
   link.release();
   return arriving.last && passage(kIn, stream).done() ? Outcome::complete : Outcome::moved;
 }

@@ -67,6 +67,7 @@ class Dispatch : public ShuffleOperation {
   // By stream in: of a slice whose payload is on its way to its rows, where they are.
   std::vector<std::vector<transport::Segment>> scattering_;
   std::vector<transport::Segment> places_;
+  std::vector<ArrivalClock> arrivals_;  // by stream in
 };
 
 }  // namespace fusco::engine

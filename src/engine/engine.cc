@@ -11,12 +11,14 @@
 namespace fusco::engine {
 
 Engine::Engine(std::unique_ptr<comm::Fabric> fabric, const EngineConfig& config)
-    : fabric_(std::move(fabric)), config_(config), executor_(&exec::hostExecutor()) {
+    : fabric_(std::move(fabric)),
+      config_(config),
+      executor_(&exec::hostExecutor()),
+      balancer_(*fabric_, config.balance) {
   const int rank = fabric_->rank();
   const auto members = topology().ranksOf(topology().nodeOf(rank));
   nodeRanks_.assign(members.begin(), members.end());
   localIndex_ = topology().localIndex(rank);
-  streams_ = streamsOf(topology(), rank);
   for (auto& slot : staging_) {
     for (WindowBuffer& window : slot) window = WindowBuffer(&ledger_);
   }

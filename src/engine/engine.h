@@ -13,6 +13,7 @@
 
 #include "base/status.h"
 #include "comm/fabric.h"
+#include "engine/balancer.h"
 #include "engine/control.h"
 #include "engine/operation.h"
 #include "engine/plan_state.h"
@@ -31,6 +32,7 @@ struct EngineConfig {
   Allocator allocator;
   std::int64_t operationTimeoutMs = 300000;  // 0: no limit
   std::int64_t maxStagingBytes = 0;          // 0: no limit
+  plan::Balance balance = plan::Balance::none;
 };
 
 // An operation in the queue of an engine.
@@ -69,7 +71,9 @@ class Engine {
   int nodeRanks() const { return static_cast<int>(nodeRanks_.size()); }
   int nodeRank(int localIndex) const { return nodeRanks_[static_cast<std::size_t>(localIndex)]; }
   int localIndex() const { return localIndex_; }
-  const Streams& streams() const { return streams_; }
+  // Of the default flows; a plan has its own (PlanState::streams).
+  const Streams& streams() const { return balancer_.plain()->streams; }
+  Balancer& balancer() { return balancer_; }
 
   // Operation slots take turns, the same on all ranks. Called when an operation is made, in the common order.
   int takeSlot() { return static_cast<int>(slotsTaken_++ % kOperationSlots); }
@@ -133,7 +137,7 @@ class Engine {
   Statistics statistics_;
   std::vector<int> nodeRanks_;
   int localIndex_ = 0;
-  Streams streams_;
+  Balancer balancer_;
   std::uint64_t slotsTaken_ = 0;
   std::uint64_t plans_ = 0;
   std::uint64_t sequences_[kControlChannels] = {};
@@ -147,7 +151,7 @@ class Engine {
   std::shared_ptr<DeviceDomain> device_;
   std::shared_ptr<DevicePeers> devicePeers_;
 
-  std::mutex mutex_;                             // operations, links and scratch
+  std::mutex mutex_;                  // operations, links and scratch
   bool channelHeld_[kChannels] = {};  // by an operation that is run stage by stage
   std::deque<std::shared_ptr<Submission>> queue_;
   std::deque<std::shared_ptr<Submission>> started_;

@@ -11,6 +11,7 @@ namespace fusco::engine {
 PlanState::PlanState(Engine& e, const PlanRequest& r)
     : engine(e),
       request(r),
+      routes(e.balancer().plain()),
       ids(e.buffer()),
       weights(e.buffer()),
       arena(e.buffer()),
@@ -32,7 +33,7 @@ PlanState::PlanState(Engine& e, const PlanRequest& r)
   const auto slots = static_cast<std::size_t>(r.map.tokens) * static_cast<std::size_t>(r.map.topk);
   ids.need(slots * static_cast<std::size_t>(r.map.idBytes) + 1);
   if (r.map.weights != nullptr) weights.need(slots * 4 + 1);
-  arena.need(e.planner().arenaBytes(kept(), r.options));
+  arena.need(plan::arenaBytes(kept(), topology(), e.fabric().rank(), r.options));
   setRowCapacity();
   if (rowCapacity > 0) holdRows(rowCapacity);
 }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/control.h"
+#include "engine/routes.h"
 #include "engine/workspace.h"
 #include "plan/plan.h"
 
@@ -51,6 +52,9 @@ struct PlanState {
   Engine& engine;
   PlanRequest request;  // map points to the caller's memory, read when the plan is made
   std::uint64_t number = 0;
+  std::shared_ptr<const Routes> routes;  // taken when planning begins, then kept
+  const plan::Topology& topology() const { return routes->topology; }
+  const Streams& streams() const { return routes->streams; }
   std::size_t rowCapacity = 0;  // most rows that this rank can receive; 0: known only when the plan is made
   Buffer ids;                   // the caller's routing map, kept for replay and counters
   Buffer weights;

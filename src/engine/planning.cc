@@ -10,7 +10,8 @@
 namespace fusco::engine {
 
 void NodeScan::begin(std::uint64_t operation, int peerIndex, const Parameters& parameters, int statusCode,
-                     int statusRank, const std::vector<std::int32_t>& sums) {
+                     int statusRank, const std::vector<std::int32_t>& sums, const std::vector<std::int32_t>& records,
+                     const std::vector<std::size_t>& recordWords) {
   operation_ = operation;
   peerIndex_ = peerIndex;
   parameters_ = parameters;
@@ -21,10 +22,27 @@ void NodeScan::begin(std::uint64_t operation, int peerIndex, const Parameters& p
   mine_[1] = statusRank;
   std::memcpy(&mine_[kParameters], &parameters, sizeof parameters);
   std::copy(sums.begin(), sums.end(), mine_.begin() + kHead);
+  recordsAt_ = mine_.size();
+  recordWords_ = recordWords;
+  mine_.insert(mine_.end(), records.begin(), records.end());
   prefix_ = suffix_ = mine_;
+  expect();
+}
+
+// Words of the records of nodes [first, last).
+std::size_t NodeScan::recordsOf(int first, int last) const {
+  std::size_t words = 0;
+  for (int node = std::max(0, first); node < std::min(engine_.topology().nodes(), last); ++node)
+    words += recordWords_[static_cast<std::size_t>(node)];
+  return words;
+}
+
+// A round begins: what comes from `distance_` nodes below is of so many nodes, and so from above.
+void NodeScan::expect() {
+  const int node = engine_.topology().nodeOf(engine_.fabric().rank());
   prefixSent_ = suffixSent_ = prefixReceived_ = suffixReceived_ = 0;
-  prefixIn_.assign(mine_.size(), 0);
-  suffixIn_.assign(mine_.size(), 0);
+  prefixIn_.assign(recordsAt_ + recordsOf(node - 2 * distance_ + 1, node - distance_ + 1), 0);
+  suffixIn_.assign(recordsAt_ + recordsOf(node + distance_, node + 2 * distance_), 0);
 }
 
 transport::PostedLink& NodeScan::homeLink(int peer) {
@@ -122,21 +140,24 @@ Outcome NodeScan::advance() {
     if (down >= 0) {
       if (distance_ == 1) compare(down, prefixIn_);
       mergeStatus(prefixIn_);
-      for (std::size_t i = kHead; i < prefix_.size(); ++i) prefix_[i] += prefixIn_[i];
+      for (std::size_t i = kHead; i < recordsAt_; ++i) prefix_[i] += prefixIn_[i];
+      prefix_.insert(prefix_.begin() + static_cast<std::ptrdiff_t>(recordsAt_),
+                     prefixIn_.begin() + static_cast<std::ptrdiff_t>(recordsAt_), prefixIn_.end());
     }
     if (up < nodes) {
       if (distance_ == 1) compare(up, suffixIn_);
       mergeStatus(suffixIn_);
-      for (std::size_t i = kHead; i < suffix_.size(); ++i) suffix_[i] += suffixIn_[i];
+      for (std::size_t i = kHead; i < recordsAt_; ++i) suffix_[i] += suffixIn_[i];
+      suffix_.insert(suffix_.end(), suffixIn_.begin() + static_cast<std::ptrdiff_t>(recordsAt_), suffixIn_.end());
     }
-    prefixSent_ = suffixSent_ = prefixReceived_ = suffixReceived_ = 0;
     distance_ *= 2;
+    expect();
   }
   return Outcome::complete;
 }
 
 std::vector<std::int32_t> NodeScan::before() const {
-  std::vector<std::int32_t> result(prefix_.begin() + kHead, prefix_.end());
+  std::vector<std::int32_t> result(prefix_.begin() + kHead, prefix_.begin() + static_cast<std::ptrdiff_t>(recordsAt_));
   for (std::size_t i = 0; i < result.size(); ++i) result[i] -= mine_[i + kHead];
   return result;
 }
@@ -145,6 +166,13 @@ std::vector<std::int32_t> NodeScan::total() const {
   std::vector<std::int32_t> result = before();
   for (std::size_t i = 0; i < result.size(); ++i) result[i] += suffix_[i + kHead];
   return result;
+}
+
+std::vector<std::int32_t> NodeScan::records() const {
+  std::vector<std::int32_t> all(prefix_.begin() + static_cast<std::ptrdiff_t>(recordsAt_), prefix_.end());
+  const std::size_t own = recordWords_[static_cast<std::size_t>(engine_.topology().nodeOf(engine_.fabric().rank()))];
+  all.insert(all.end(), suffix_.begin() + static_cast<std::ptrdiff_t>(recordsAt_ + own), suffix_.end());
+  return all;
 }
 
 int NodeScan::statusCode() const { return prefix_[0]; }
@@ -165,6 +193,7 @@ Planning::Planning(Engine& engine, std::shared_ptr<PlanState> plan)
   for (int rank = 1; rank < topology.ranks(); ++rank)
     nodesInOrder_ &= topology.nodeOf(rank) >= topology.nodeOf(rank - 1);
   keys_ = static_cast<std::size_t>(plan::keyCount(plan_->request.map, topology, plan_->request.options));
+  if (exchanges_ && plan_->request.slot < 0) recordWords_ = engine.balancer().recordWords();
   const auto add = [&](StepKind kind, int stage) {
     program_.push_back({kind, static_cast<std::uint8_t>(stage), static_cast<std::uint8_t>(stage), 0});
   };
@@ -203,7 +232,13 @@ void Planning::reset() {
   failure_.clear();
   failed_ = nullptr;
   plan_->dispatched = false;
+  records_.clear();
+  if (balanced()) plan_->routes = engine_.balancer().current();
 }
+
+// A plan that is bound to a slot has no place in the order of the others, and copies of one token must not part on
+// their way to one node: such plans keep to the default flows.
+bool Planning::balanced() const { return plan_->request.slot < 0 && plan_->request.options.dedup != plan::Dedup::none; }
 
 Outcome Planning::run(const Step& step) {
   StageTimer timer(engine_.statistics().planNs);
@@ -234,8 +269,8 @@ Parameters Planning::parameters() const {
   p.alignment = static_cast<std::uint64_t>(r.options.alignment);
   p.capacity = static_cast<std::uint64_t>(r.options.capacityRows);
   p.maxTokens = static_cast<std::uint64_t>(r.options.maxTokens);
-  p.options =
-      (r.dropBeyondCapacity ? 1u : 0u) | (r.dedupAuto ? 2u : 0u) | static_cast<std::uint64_t>(r.options.dedup) << 2;
+  p.options = (r.dropBeyondCapacity ? 1u : 0u) | (r.dedupAuto ? 2u : 0u) |
+              static_cast<std::uint64_t>(r.options.dedup) << 2 | plan_->topology().version() << 8;
   return p;
 }
 
@@ -252,7 +287,8 @@ std::size_t Planning::partBegin(int part) const {
 }
 
 // Window of a rank: counts [keys], then of its part only: all ranks' sums [keys], and the lower nodes' sums [keys], or
-// where nodes do not hold ranks in order, the lower ranks' sums of each rank of the node [node's ranks, keys].
+// where nodes do not hold ranks in order, the lower ranks' sums of each rank of the node [node's ranks, keys]. Then
+// this rank's record for the balancer, and its part of all ranks' records.
 const std::int32_t* Planning::published(const Meeting& meeting, int localIndex) const {
   return reinterpret_cast<const std::int32_t*>(
       engine_.fabric().reach(engine_.nodeRank(localIndex), meeting.ready(localIndex).memory[kExtra]));
@@ -264,18 +300,21 @@ Outcome Planning::announceCounts() {
   a.parameters = parameters();
   try {
     if (p.request.map.tokens > 0) copyRouting();
+    engine_.planner().use(p.topology());
     engine_.planner().analyse(p.kept(), p.request.options, p.analysis);
   } catch (const Error& e) {
     if (!exchanges_) throw CommonError(e.code(), e.what());
     a.status = static_cast<std::uint32_t>(e.code());
     failure_ = e.what();
     p.analysis.rowsOfKey.assign(keys_, 0);
+    p.analysis.copiesOfNode.assign(static_cast<std::size_t>(engine_.topology().nodes()), 0);
   }
   if (!exchanges_) return Outcome::complete;
   WindowBuffer& window = engine_.countsWindow(slot_);
-  auto* counts = reinterpret_cast<std::int32_t*>(window.need(std::max<std::size_t>(
-      4096, keys_ * 4 * (nodesInOrder_ ? 3 : 2 + static_cast<std::size_t>(engine_.nodeRanks())))));
+  const std::size_t words = countWords() + (recordWords_ > 0 ? recordWords_ + recordsOfPart(engine_.localIndex()) : 0);
+  auto* counts = reinterpret_cast<std::int32_t*>(window.need(std::max<std::size_t>(4096, words * 4)));
   std::memcpy(counts, p.analysis.rowsOfKey.data(), keys_ * 4);
+  if (recordWords_ > 0) engine_.balancer().fillRecord(p.analysis.copiesOfNode, counts + countWords());
   a.memory[kExtra] = engine_.fabric().describe(window.data(), window.size());
   counts_.announce(a);
   return Outcome::complete;
@@ -298,7 +337,48 @@ void Planning::beginScan() {
       failed = engine_.nodeRank(i);
     }
   }
-  scan_.begin(counts_.sequence(), self, parameters(), code, failed, sums);
+  std::vector<std::int32_t> records;
+  std::vector<std::size_t> recordWords(static_cast<std::size_t>(engine_.topology().nodes()), 0);
+  if (recordWords_ > 0) {
+    for (int node = 0; node < engine_.topology().nodes(); ++node) {
+      recordWords[static_cast<std::size_t>(node)] =
+          recordWords_ * static_cast<std::size_t>(recordBegin(node, self + 1) - recordBegin(node, self));
+    }
+    const int node = engine_.topology().nodeOf(engine_.fabric().rank());
+    for (int i = recordBegin(node, self); i < recordBegin(node, self + 1); ++i) {
+      const std::int32_t* record = published(counts_, i) + countWords();
+      records.insert(records.end(), record, record + recordWords_);
+    }
+  }
+  scan_.begin(counts_.sequence(), self, parameters(), code, failed, sums, records, recordWords);
+}
+
+// Members of a node whose records part `part` gathers: local indices from here to that of the next part.
+int Planning::recordBegin(int node, int part) const {
+  return static_cast<int>(engine_.topology().ranksOf(node).size()) * part / parts_;
+}
+
+std::size_t Planning::recordsOfPart(int part) const {
+  if (part >= parts_) return 0;
+  int records = 0;
+  for (int node = 0; node < engine_.topology().nodes(); ++node)
+    records += recordBegin(node, part + 1) - recordBegin(node, part);
+  return recordWords_ * static_cast<std::size_t>(records);
+}
+
+void Planning::readRecords() {
+  if (recordWords_ == 0) return;
+  const plan::Topology& topology = engine_.topology();
+  records_.resize(recordWords_ * static_cast<std::size_t>(topology.ranks()));
+  for (int part = 0; part < parts_; ++part) {
+    const std::int32_t* from = published(sums_, part) + countWords() + recordWords_;
+    for (int node = 0; node < topology.nodes(); ++node) {
+      for (int i = recordBegin(node, part); i < recordBegin(node, part + 1); ++i, from += recordWords_) {
+        const int rank = topology.ranksOf(node)[static_cast<std::size_t>(i)];
+        std::copy_n(from, recordWords_, records_.begin() + static_cast<std::ptrdiff_t>(recordWords_) * rank);
+      }
+    }
+  }
 }
 
 void Planning::publishSums() {
@@ -307,6 +387,9 @@ void Planning::publishSums() {
   auto* total = engine_.countsWindow(slot_).as<std::int32_t>() + keys_ + begin;
   auto* before = total + keys_;
   const std::vector<std::int32_t> sums = scan_.total();
+  const std::vector<std::int32_t> records = scan_.records();
+  std::copy(records.begin(), records.end(),
+            engine_.countsWindow(slot_).as<std::int32_t>() + countWords() + recordWords_);
   if (nodesInOrder_) {
     const std::vector<std::int32_t> lower = scan_.before();
     std::copy(sums.begin(), sums.end(), total);
@@ -405,6 +488,7 @@ void Planning::failLater(Code code, const std::string& text) {
 
 Outcome Planning::finish() {
   if (!counts_.allDone()) return Outcome::idle;
+  if (!records_.empty()) engine_.balancer().learn(records_);
   if (failed_) std::rethrow_exception(failed_);
   return Outcome::complete;
 }
@@ -425,7 +509,10 @@ Outcome Planning::plan() {
         rank = engine_.nodeRank(i);
       }
     }
-    if (code == 0) readExchanged();
+    if (code == 0) {
+      readExchanged();
+      readRecords();
+    }
     counts_.sayDone();
     if (failure_.empty()) failure_ = scan_.disagreement();
     if (!failure_.empty()) {
@@ -445,6 +532,8 @@ Outcome Planning::plan() {
     if (failed_) return Outcome::complete;
   }
   try {
+    engine_.planner().use(p.topology());
+    p.arena.need(engine_.planner().arenaBytes(p.kept(), p.request.options));
     engine_.planner().makePlan(p.kept(), p.request.options, p.analysis, p.exchanged, p.arena.data());
   } catch (const Error& e) {
     // It follows from what all ranks have exchanged: all of them see it.

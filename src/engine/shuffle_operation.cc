@@ -9,7 +9,7 @@ namespace fusco::engine {
 
 ShuffleOperation::ShuffleOperation(OperationKind kind, Engine& engine, std::shared_ptr<PlanState> plan)
     : Operation(kind), engine_(engine), plan_(std::move(plan)), meeting_(engine, slot_) {
-  program_ = lower(kind, engine.streams());
+  program_ = lower(kind, plan_->streams());
 }
 
 void ShuffleOperation::takePlace() {
@@ -27,7 +27,7 @@ std::string ShuffleOperation::describe() const {
 
 void ShuffleOperation::reset() {
   meeting_.begin();
-  leaving_.assign(std::max(engine_.streams().out.size(), engine_.streams().in.size()), {});
+  leaving_.assign(std::max(plan_->streams().out.size(), plan_->streams().in.size()), {});
 }
 
 Outcome ShuffleOperation::announceDone() {
@@ -72,7 +72,7 @@ void ShuffleOperation::giveUp() {
       // The GPU has failed.
     }
   }
-  for (const Stream& stream : engine_.streams().out) {
+  for (const Stream& stream : plan_->streams().out) {
     try {
       transport::PostedLink& link = linkTo(stream);
       if (link.gathers()) link.abandon();
@@ -91,7 +91,7 @@ Outcome ShuffleOperation::postWhenFilled(Leaving& leaving, exec::Passage& passag
 }
 
 Outcome ShuffleOperation::extractSlice(std::size_t stream, StreamOut& out, const SourceRows* tensors) {
-  transport::PostedLink& link = linkTo(engine_.streams().out[stream]);
+  transport::PostedLink& link = linkTo(plan_->streams().out[stream]);
   const auto outcome = [&] {
     if (!out.finished()) return Outcome::moved;
     return link.gathers() && !link.drained() ? Outcome::idle : Outcome::complete;

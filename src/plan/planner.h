@@ -15,6 +15,8 @@ namespace fusco::plan {
 class Planner {
  public:
   Planner(const Topology& topology, int rank);
+  // From now on by this one, which differs from the one before in its flows only.
+  void use(const Topology& topology) { topology_ = &topology; }
 
   void analyse(const RoutingMap& map, const Options& options, Analysis& result);
   std::uint64_t arenaBytes(const RoutingMap& map, const Options& options) const;

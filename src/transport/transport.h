@@ -62,6 +62,14 @@ class PostedLink {
   // As post(), where the acquired slot holds only the first `headBytes` of the slice; the rest follows from `rows`,
   // which must stay as they are until drained().
   virtual void postRows(std::size_t headBytes, std::span<const Segment> rows);
+  // What has left by this link and been acknowledged by the peer's end, and for how long something was on its way while
+  // the peer had room for it. Zero where the medium does not tell.
+  struct Sent {
+    std::uint64_t bytes = 0;
+    std::int64_t busyNs = 0;
+  };
+  virtual Sent sent() { return {}; }
+
   // After a failure: rows that have not left are not looked at any more. The link is of no use then.
   virtual void abandon() {}
   // As peek(), but of a slice that was sent by postRows() the head is enough: then `whole` is false, and the payload is

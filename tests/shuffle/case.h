@@ -101,4 +101,7 @@ struct Cases {
 // Two cases at once, as two micro-batches: each one's dispatch and combine are started while the other's are under way.
 std::string runTwo(const Case& first, const Case& second, fuscoComm_t comm, int rank);
 
+// One case whose plan is used again after others were planned and run.
+std::string runAround(const Case& kept, const std::vector<Case>& between, fuscoComm_t comm, int rank);
+
 }  // namespace fusco::test

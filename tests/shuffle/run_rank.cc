@@ -13,8 +13,8 @@ namespace {
 
 constexpr std::uint8_t kPoison = 0xa5;
 
-// A tensor: a window or private memory, poisoned, with poison behind it, and `skew` bytes off its alignment. The library is
-// handed given(); the test works on data(), which is the same where the host can look at it.
+// A tensor: a window or private memory, poisoned, with poison behind it, and `skew` bytes off its alignment. The
+// library is handed given(); the test works on data(), which is the same where the host can look at it.
 class Memory {
  public:
   Memory(Space& space, std::size_t bytes, bool isPrivate, std::size_t skew = 0)
@@ -112,9 +112,7 @@ class CaseRun {
 
   void checkInfo(std::int64_t dropped);
   // Where the host does not learn the counts: as they stand in GPU memory.
-  bool countsOnDevice() const {
-    return space_.gpu() && (c_.capacityRows > 0 || c_.layout == fuscoLayoutSlotted);
-  }
+  bool countsOnDevice() const { return space_.gpu() && (c_.capacityRows > 0 || c_.layout == fuscoLayoutSlotted); }
 
   const Case& c_;
   int rank_;
@@ -230,8 +228,7 @@ void CaseRun::dispatch(bool start) {
       fillRow(c_.seed, tensor, rank_, t, input_[tensor]->row(t, rowBytes[tensor]), rowBytes[tensor]);
     }
     output_[tensor] =
-        std::make_unique<Memory>(space_, static_cast<std::size_t>(held_) * rowBytes[tensor], c_.privateMemory,
-                                 skew);
+        std::make_unique<Memory>(space_, static_cast<std::size_t>(held_) * rowBytes[tensor], c_.privateMemory, skew);
   }
   fuscoDispatchArgs_t args = FUSCO_DISPATCH_INIT;
   args.input = input_[0]->given();
@@ -536,6 +533,24 @@ std::string runRank(const Case& c, fuscoComm_t comm, int rank, Space& space) {
   run.combine(false);
   run.checkCombine();
   if (c.layout != fuscoLayoutRankOrder) run.backward();
+  return run.wrong();
+}
+
+std::string runAround(const Case& kept, const std::vector<Case>& between, fuscoComm_t comm, int rank) {
+  Space host;
+  CaseRun run(kept, comm, rank, host);
+  run.dispatch(false);
+  run.checkDispatch();
+  for (const Case& c : between) {
+    const std::string wrong = runRank(c, comm, rank);
+    if (!wrong.empty()) return wrong;
+  }
+  run.combine(false);
+  run.checkCombine();
+  run.dispatch(false);
+  run.checkDispatch();
+  run.checkBeside();
+  if (kept.layout != fuscoLayoutRankOrder) run.backward();
   return run.wrong();
 }
 

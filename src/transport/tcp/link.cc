@@ -208,6 +208,19 @@ bool TcpLink::drained() {
   return std::all_of(streams_.begin(), streams_.end(), [](const TcpStream& stream) { return stream.queue.empty(); });
 }
 
+PostedLink::Sent TcpLink::sent() {
+  std::lock_guard lock(mutex_);
+  Sent sent;
+  for (const TcpStream& stream : streams_) {
+    if (stream.socket) {
+      const TcpSent of = sentBy(stream.socket.get());
+      sent.bytes += of.bytes;
+      sent.busyNs += of.busyNs;
+    }
+  }
+  return sent;
+}
+
 void TcpLink::abandon() {
   std::lock_guard lock(mutex_);
   fall(State::failed, "was given up by this rank");

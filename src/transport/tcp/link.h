@@ -43,10 +43,12 @@ class TcpLink final : public NetworkLink, private Attended {
   void release() override;
   // The sockets have taken all that was posted.
   bool drained() override;
+  // As the kernel counts it: the lane's time, not the time that slots and buffers took.
+  Sent sent() override;
 
   std::string failure() const override;
 
-  // Bytes given to and taken from sockets, frames included; and for how long something was waiting to be sent.
+  // Bytes given to and taken from sockets, frames included.
   std::uint64_t bytesSent() const { return bytesSent_.load(std::memory_order_relaxed); }
   std::uint64_t bytesReceived() const { return bytesReceived_.load(std::memory_order_relaxed); }
 

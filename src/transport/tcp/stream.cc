@@ -1,9 +1,12 @@
 #include "transport/tcp/stream.h"
 
+#include <linux/tcp.h>
+#include <netinet/in.h>
 #include <sys/socket.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <cstddef>
 
 namespace fusco::transport {
 
@@ -17,6 +20,16 @@ TcpMoved moved(ssize_t result) {
 }
 
 }  // namespace
+
+TcpSent sentBy(int socket) {
+  tcp_info info{};
+  socklen_t bytes = sizeof(info);
+  if (::getsockopt(socket, IPPROTO_TCP, TCP_INFO, &info, &bytes) != 0) return {};
+  // Kernels before 4.9 know less.
+  if (bytes < offsetof(tcp_info, tcpi_rwnd_limited) + sizeof(info.tcpi_rwnd_limited)) return {};
+  const std::uint64_t us = info.tcpi_busy_time - std::min<std::uint64_t>(info.tcpi_busy_time, info.tcpi_rwnd_limited);
+  return {info.tcpi_bytes_acked, static_cast<std::int64_t>(us) * 1000};
+}
 
 void TcpOutgoing::begin(const TcpFrame& frame) {
   frame_ = frame;

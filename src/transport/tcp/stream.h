@@ -60,6 +60,14 @@ TcpMoved sendPieces(int socket, std::span<iovec> pieces);
 TcpMoved receiveBytes(int socket, void* to, std::size_t bytes);
 TcpMoved receivePieces(int socket, std::span<iovec> pieces);
 
+// What the peer's kernel has acknowledged of a socket's bytes, and for how long some were on their way while it had
+// room for them. Zero where the kernel does not tell.
+struct TcpSent {
+  std::uint64_t bytes = 0;
+  std::int64_t busyNs = 0;
+};
+TcpSent sentBy(int socket);
+
 struct TcpStream {
   UniqueFd socket;
   std::deque<TcpOutgoing*> queue;  // begins with the one that is under way
