@@ -74,6 +74,8 @@ class FuscoShuffle : public FuscoBase {
  public:
   FuscoShuffle(const CaseContext& context, fuscoComm_t comm) : FuscoBase(context, comm) {
     makePlan();
+    // The balancer knows the loads of the plan before.
+    if (context.options->balance != "none") makePlan();
     fuscoPlanInfo_t info = FUSCO_PLAN_INFO_INIT;
     require(fuscoPlanGetInfo(plan_, &info), comm_, "fuscoPlanGetInfo");
     if (info.receiveRows != context.map.rowsOf(context.rank))

@@ -45,6 +45,8 @@ std::string jsonOf(const Options& o, const Header& h, const std::vector<Row>& ro
                       {"bytes", row.bytes},
                       {"count", row.count},
                       {"wire_bytes", row.wireBytes},
+                      {"across_bytes", row.acrossBytes},
+                      {"across_busiest_node", row.acrossBusiest},
                       {"p50_us", row.p50Us},
                       {"p99_us", row.p99Us},
                       {"round_p50_us", row.roundP50Us},

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <fstream>
 #include <numeric>
+#include <utility>
 
 #include "shuffle/limit.h"
 
@@ -33,6 +34,33 @@ double machineFreeBytes() {
   return 1e18;
 }
 
+namespace {
+
+void addAcross(const CaseContext& context, CaseSize& size) {
+  const Options& o = *context.options;
+  const auto nodes = static_cast<std::size_t>(o.nodes);
+  std::vector<std::uint64_t> out(nodes, 0), in(nodes, 0);
+  std::vector<std::int64_t> seen(nodes, -1);
+  std::int64_t stamp = 0;
+  for (int r = 0; r < o.ranks; ++r) {
+    const Routing& routing = context.map.routing[r];
+    const int from = nodeOfRank(r, o.ranks, o.nodes);
+    for (std::int64_t t = 0; t < routing.tokens; ++t, ++stamp)
+      for (int k = 0; k < context.map.topk; ++k) {
+        const std::int32_t id = routing.ids[static_cast<std::size_t>(t * context.map.topk + k)];
+        if (id < 0) continue;
+        const int to = nodeOfRank(rankOfExpert(id, o.ranks, context.map.experts), o.ranks, o.nodes);
+        if (to == from || std::exchange(seen[to], stamp) == stamp) continue;
+        out[from] += context.rowBytes;
+        in[to] += context.rowBytes;
+      }
+  }
+  size.acrossBytes = std::accumulate(out.begin(), out.end(), std::uint64_t{0});
+  size.acrossBusiest = std::max(*std::max_element(out.begin(), out.end()), *std::max_element(in.begin(), in.end()));
+}
+
+}  // namespace
+
 CaseSize sizeOf(const CaseContext& context, const std::vector<std::string>& impls) {
   CaseSize size;
   int ranks = context.options->ranks;
@@ -53,6 +81,7 @@ CaseSize sizeOf(const CaseContext& context, const std::vector<std::string>& impl
     remote = fromOthers;
   };
   if (isShuffle(context.which.op)) {
+    addAcross(context, size);
     const ShuffleMap& map = context.map;
     for (int r = 0; r < ranks; ++r) {
       // Dispatch brings rows to a rank; combine brings back its own tokens' rows.
@@ -133,6 +162,8 @@ Row Measurer::rowOf(const Sample& sample, const Case& which, const CaseSize& siz
   row.which = which;
   row.bytes = size.bytes;
   row.count = size.count;
+  row.acrossBytes = size.acrossBytes;
+  row.acrossBusiest = size.acrossBusiest;
   row.p50Us = percentile(sample.roundP50, 0.5);
   row.p99Us = percentile(sample.us, 0.99);
   row.roundP50Us = sample.roundP50;

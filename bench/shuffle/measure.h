@@ -21,8 +21,9 @@ struct Row {
   std::uint64_t wrong = 0;
   bool checked = false;
   double planUs = 0, extractUs = 0, wireUs = 0, placeUs = 0, sumUs = 0,
-         waitUs = 0;     // of the slowest rank, an iteration
-  double wireBytes = 0;  // of all ranks, an iteration
+         waitUs = 0;                                 // of the slowest rank, an iteration
+  double wireBytes = 0;                              // of all ranks, an iteration
+  std::uint64_t acrossBytes = 0, acrossBusiest = 0;  // see CaseSize
   std::vector<double> roundP50Us;
   // Rows of the limit only.
   std::string stores;                                // which stores were the best
@@ -46,6 +47,8 @@ struct CaseSize {
   std::uint64_t windowBytes = 0, outputBytes = 0;  // a rank's, for the limit
   std::uint64_t readBytes = 0, writtenBytes = 0;   // by all ranks together
   std::uint64_t memoryBytes = 0;                   // of all implementations together, an upper estimate
+  // One row for each token and other node that it goes to: by all ranks together; out of or into the busiest node.
+  std::uint64_t acrossBytes = 0, acrossBusiest = 0;
 };
 CaseSize sizeOf(const CaseContext& context, const std::vector<std::string>& impls);
 
