@@ -1,4 +1,5 @@
-// fusco through its public header. One thread calls for all ranks, in one group; the ranks of a GPU share a stream.
+// fusco through its public header. Ranks that share the one GPU are called for by one thread, in one group and on one
+// stream; with several GPUs each rank has a thread and a stream.
 #include <fmt/format.h>
 #include <fusco/fusco.h>
 
@@ -58,8 +59,9 @@ class Fusco : public FuscoShuffle {
  public:
   Fusco(World& world, Tensors& tensors, const Options& options, std::shared_ptr<Communicators> communicators)
       : world_(world), tensors_(tensors), options_(options), comms_(std::move(communicators)) {
-    if (options_.graph) return;
+    if (options_.graph && world_.gpus() == 1) return;  // plans are captured
     enqueuePlans(1);
+    if (options_.graph) return;  // the host learns no counts
     for (int rank = 0; rank < world_.ranks(); ++rank) {
       fuscoPlanInfo_t info = FUSCO_PLAN_INFO_INIT;
       require(fuscoPlanGetInfo(plans_.back()[static_cast<std::size_t>(rank)], &info), comms_->of(rank),
@@ -88,16 +90,23 @@ class Fusco : public FuscoShuffle {
 
   void enqueuePlans(int times) override { forAll(times, true, false, nullptr); }
 
-  std::string remark() const override { return "all ranks called by one thread"; }
+  bool bringsScales() const override { return true; }
+  // With several GPUs each rank has a thread, and would have to capture by itself.
+  bool capturable() const override { return world_.gpus() == 1; }
+  std::string remark() const override {
+    return world_.gpus() == 1 ? "all ranks called by one thread, on one stream" : "a thread and a stream a rank";
+  }
 
  private:
   using Plans = std::vector<fuscoPlan_t>;
   using Work = std::function<void(int rank, fuscoPlan_t plan, cudaStream_t stream)>;
 
-  // One thread calls for all ranks, those of a GPU on one stream.
   void forAll(int times, bool plans, bool works, const Work& work) {
-    const auto streamOf = [&](int rank) { return world_.ofGpu(world_.gpuOf(rank)).get(); };
-    world_.forkGpus();
+    if (world_.gpus() > 1) {
+      forAllSideBySide(times, plans, works, work);
+      return;
+    }
+    const cudaStream_t stream = world_.lead().get();
     for (int i = 0; i < times; ++i) {
       if (plans) {
         // Captured plans are the graph's as long as that lives.
@@ -106,11 +115,29 @@ class Fusco : public FuscoShuffle {
           plans_.pop_back();
         }
         plans_.emplace_back(static_cast<std::size_t>(world_.ranks()), nullptr);
-        inGroup([&](int rank) { create(rank, plans_.back()[static_cast<std::size_t>(rank)], streamOf(rank)); });
+        inGroup([&](int rank) { create(rank, plans_.back()[static_cast<std::size_t>(rank)], stream); });
       }
-      if (works) inGroup([&](int rank) { work(rank, plans_.back()[static_cast<std::size_t>(rank)], streamOf(rank)); });
+      if (works) inGroup([&](int rank) { work(rank, plans_.back()[static_cast<std::size_t>(rank)], stream); });
     }
-    world_.joinGpus();
+  }
+
+  void forAllSideBySide(int times, bool plans, bool works, const Work& work) {
+    if (plans_.empty()) plans_.emplace_back(static_cast<std::size_t>(world_.ranks()), nullptr);
+    world_.forkRanks();
+    world_.workers().each([&](int rank) {
+      const OnGpu on(world_.gpuOf(rank));
+      const cudaStream_t stream = world_.ofRank(rank).get();
+      fuscoPlan_t& plan = plans_.back()[static_cast<std::size_t>(rank)];
+      for (int i = 0; i < times; ++i) {
+        if (plans) {
+          if (plan != nullptr) require(fuscoPlanDestroy(plan), comms_->of(rank), "fuscoPlanDestroy");
+          plan = nullptr;
+          create(rank, plan, stream);
+        }
+        if (works) work(rank, plan, stream);
+      }
+    });
+    world_.joinRanks();
   }
 
   template <typename Body>

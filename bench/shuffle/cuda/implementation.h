@@ -20,6 +20,8 @@ class Shuffle {
   virtual void enqueue(int times) = 0;
   // Whether enqueue() can be captured from the lead.
   virtual bool capturable() const { return true; }
+  // Whether the scales beside the rows are brought, too (--scales).
+  virtual bool bringsScales() const { return false; }
   // What it is made of, each part timed alone.
   virtual Parts parts() { return {}; }
   // What a reader of the row must know.

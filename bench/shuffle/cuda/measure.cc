@@ -94,7 +94,7 @@ std::uint64_t Measurer::check(Contender& contender, Tensors& tensors, const Shuf
     tensors.refill(seed);
     once(contender);
     if (spoil) tensors.spoil();
-    return tensors.wrong(seed);
+    return tensors.wrong(seed, contender.shuffle->bringsScales());
   };
   std::uint64_t wrong = with(options_.corrupt == contender.name);
   if (contender.planReplay == nullptr) return wrong;

@@ -142,7 +142,7 @@ void Tensors::refill(std::uint64_t seed) {
   for (int r = 0; r < world_.ranks(); ++r) fillRank(r, seed);
 }
 
-void Tensors::checkRank(int rank, std::uint64_t seed) {
+void Tensors::checkRank(int rank, std::uint64_t seed, bool scales) {
   const auto r = static_cast<std::size_t>(rank);
   const OnGpu on(world_.gpuOf(rank));
   const cudaStream_t stream = world_.ofRank(rank).get();
@@ -161,7 +161,8 @@ void Tensors::checkRank(int rank, std::uint64_t seed) {
   FUSCO_BENCH_CUDA(cudaMemsetAsync(wrong, 0, sizeof *wrong, stream));
   if (op_ == Op::dispatch) {
     compare(keysOfReceived(rank, seed), experts(rank), rowBytes_, options_.type);
-    if (scaleBytes_ > 0) compare(keysOfReceived(rank, seed ^ kScaleSeed), expertScales(rank), scaleBytes_, Type::f32);
+    if (scales && scaleBytes_ > 0)
+      compare(keysOfReceived(rank, seed ^ kScaleSeed), expertScales(rank), scaleBytes_, Type::f32);
     return;
   }
   keys_[r].assign(keysOfSlots(rank, seed));
@@ -180,10 +181,10 @@ void Tensors::checkRank(int rank, std::uint64_t seed) {
   FUSCO_BENCH_CUDA(cudaStreamSynchronize(stream));
 }
 
-std::uint64_t Tensors::wrong(std::uint64_t seed) {
+std::uint64_t Tensors::wrong(std::uint64_t seed, bool scales) {
   std::uint64_t all = 0;
   for (int r = 0; r < world_.ranks(); ++r) {
-    checkRank(r, seed);
+    checkRank(r, seed, scales);
     unsigned long long wrong = 0;
     FUSCO_BENCH_CUDA(
         cudaMemcpy(&wrong, wrong_[static_cast<std::size_t>(r)].at(), sizeof wrong, cudaMemcpyDeviceToHost));

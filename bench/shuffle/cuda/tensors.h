@@ -28,7 +28,7 @@ class Tensors {
   // New input from a seed, and output unlike any result.
   void refill(std::uint64_t seed);
   // Elements of all ranks' outputs that are not what they must be, after refill(seed).
-  std::uint64_t wrong(std::uint64_t seed);
+  std::uint64_t wrong(std::uint64_t seed, bool scales);
   // Spoils one element of each rank's output.
   void spoil();
 
@@ -57,7 +57,7 @@ class Tensors {
   std::vector<std::uint64_t> keysOfReceived(int rank, std::uint64_t seed) const;
   std::vector<std::uint64_t> keysOfSlots(int rank, std::uint64_t seed) const;
   void fillRank(int rank, std::uint64_t seed);
-  void checkRank(int rank, std::uint64_t seed);
+  void checkRank(int rank, std::uint64_t seed, bool scales);
 
   World& world_;
   const Options& options_;
