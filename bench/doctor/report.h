@@ -57,6 +57,8 @@ void checkNetwork(Report& report);
 void checkGpus(Report& report);
 void checkRdma(Report& report);
 void checkNccl(Report& report);
+// An RDMA port that is up, and not switched off.
+bool hasActivePort(const Report& report);
 // Whole shuffles between processes of this machine.
 void checkTrials(Report& report);
 
