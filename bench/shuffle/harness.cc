@@ -30,6 +30,16 @@ std::string howItEnded(int status) {
   return fmt::format("left with exit code {}", WEXITSTATUS(status));
 }
 
+// The n-th of parts that / divides; the last one for all that follow.
+std::string partOf(const std::string& text, int n) {
+  std::size_t begin = 0, end = text.find('/');
+  for (; n > 0 && end != std::string::npos; --n) {
+    begin = end + 1;
+    end = text.find('/', begin);
+  }
+  return text.substr(begin, end == std::string::npos ? end : end - begin);
+}
+
 const char* groupName(int group) { return group == kOwnGroup ? "rank" : "MPI peer rank"; }
 
 }  // namespace
@@ -45,6 +55,7 @@ Harness::~Harness() {
 static void enterNode(const Options& options, int rank) {
   const int node = nodeOfRank(rank, options.ranks, options.nodes);
   if (options.net != "auto") setenv("FUSCO_NET", options.net.c_str(), 1);
+  if (!options.hca.empty()) setenv("FUSCO_IB_HCA", partOf(options.hca, node).c_str(), 1);
   if (options.netns.empty()) return;
   const std::string name = fmt::format("{}{}", options.netns, node);
   const int space = open(("/run/netns/" + name).c_str(), O_RDONLY | O_CLOEXEC);

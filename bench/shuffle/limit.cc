@@ -135,7 +135,7 @@ bool isLimit(const std::string& name) {
 
 std::unique_ptr<Implementation> makeLimit(const std::string& name, const CaseContext& context) {
   if (name == "fill") return std::make_unique<Fill>(context);
-  if (name == "wire") return makeWire(context);
+  if (name == "wire") return context.options->net == "verbs" ? makeVerbsWire(context) : makeWire(context);
   Stores stores = name == "limit-nt" ? Stores::nonTemporal : Stores::plain;
   switch (context.which.op) {
     case Op::dispatch:

@@ -203,7 +203,8 @@ CaseResult Measurer::measure(std::uint32_t caseIndex, const Case& which, const C
   if (host)
     for (const char* name : {"limit-nt", "limit-plain", "fill"})
       samples.push_back({name, kOwnGroup, {}, {}, {}, 0, false});
-  const bool wire = options_.net == "tcp" && options_.nodes > 1 && options_.netns.empty() && isShuffle(which.op);
+  const bool byWire = options_.net == "tcp" || options_.net == "verbs";
+  const bool wire = byWire && options_.nodes > 1 && options_.netns.empty() && isShuffle(which.op);
   if (wire) samples.push_back({"wire", kOwnGroup, {}, {}, {}, 0, false});
   const std::size_t firstImpl = samples.size();
   for (const std::string& impl : impls_)

@@ -231,9 +231,12 @@ ParsedOptions parseOptions(const std::vector<std::string>& words) {
                  "Copies of a token: none (K), node (one a node), full (one a rank), auto (the library's)")
       ->capture_default_str();
   app.add_option("--net", o.net,
-                 "Between nodes: auto, tcp, shm or verbs (FUSCO_NET); with tcp the MPI peers use it as well, and "
-                 "the wire alone is measured")
+                 "Between nodes: auto, tcp, shm or verbs (FUSCO_NET); with tcp the MPI peers use it as well; with tcp "
+                 "and verbs the wire alone is measured")
       ->capture_default_str();
+  app.add_option("--hca", o.hca,
+                 "RDMA devices of each node where one machine stands for several: FUSCO_IB_HCA of the first node / of "
+                 "the second ...");
   app.add_option("--netns", o.netns, "bench/cluster gives it: rank r enters the network namespace of its node")
       ->group("");
   app.add_option("--emulated", o.emulated, "bench/cluster gives it: what the nodes and lanes are")->group("");

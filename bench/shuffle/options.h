@@ -44,6 +44,7 @@ struct Options {
   std::string balance = "none";
   std::string dedup = "auto";
   std::string net = "auto";
+  std::string hca;       // of each node, parted by /
   std::string netns;     // network namespaces of the nodes: this and the number of the node
   std::string emulated;  // what bench/cluster has made, in words
   bool planOnce = false;

@@ -27,10 +27,19 @@ struct Stages {
 Stages operator-(const Stages& a, const Stages& b);
 Stages operator+(const Stages& a, const Stages& b);
 
+// An end of the wire alone by queue pairs.
+struct WireEnd {
+  std::uint8_t gid[16];
+  std::uint32_t key, localId, mtu;
+  std::uint64_t address;
+  std::uint32_t pairs[kMaxRanks];  // number of the queue pair for each rank
+};
+
 struct RankState {
   std::uint32_t failed;
   std::uint64_t wrong;
   std::uint16_t port;  // where it listens, for the wire alone
+  WireEnd wire;
   Stages stages;
   char text[768];
 };

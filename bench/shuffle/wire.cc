@@ -49,17 +49,34 @@ sockaddr_in loopback(std::uint16_t port) {
   return address;
 }
 
+// Rows that `source` sends to the node of `rank`, if that is the one there that takes them in.
+std::size_t bytesBetween(const CaseContext& context, int source, int rank) {
+  const Options& o = *context.options;
+  const auto nodeOf = [&](int of) { return nodeOfRank(of, o.ranks, o.nodes); };
+  const auto indexOf = [&](int of) {
+    int index = 0;
+    for (int r = 0; r < of; ++r) index += nodeOf(r) == nodeOf(of);
+    return index;
+  };
+  int size = 0;
+  for (int r = 0; r < o.ranks; ++r) size += nodeOf(r) == nodeOf(rank);
+  if (indexOf(source) % size != indexOf(rank)) return 0;
+  const Routing& routing = context.map.routing[source];
+  std::size_t rows = 0;
+  for (std::int64_t t = 0; t < routing.tokens; ++t) {
+    const auto* ids = routing.ids.data() + t * context.map.topk;
+    rows += std::any_of(ids, ids + context.map.topk, [&](std::int32_t id) {
+      return id >= 0 && nodeOf(rankOfExpert(id, o.ranks, context.map.experts)) == nodeOf(rank);
+    });
+  }
+  return rows * context.rowBytes;
+}
+
 class Wire : public Implementation {
  public:
   explicit Wire(const CaseContext& context) : context_(context) {
-    const Options& o = *context.options;
     std::size_t most = 0;
-    for (int peer = 0; peer < o.ranks; ++peer) {
-      if (nodeOf(peer) == nodeOf(context.rank)) continue;
-      Peer p{Socket(-1), peer, bytesBetween(context.rank, peer), bytesBetween(peer, context.rank)};
-      if (context.which.op == Op::combine) std::swap(p.out, p.in);
-      if (p.out + p.in > 0) peers_.push_back(std::move(p));
-    }
+    for (const Crossing& one : crossingsOf(context)) peers_.push_back({Socket(-1), one.rank, one.out, one.in});
     for (const Peer& p : peers_) most = std::max({most, p.out, p.in});
     out_ = Buffer(std::max<std::size_t>(most, 1));
     in_ = Buffer(std::max<std::size_t>(most, 1));
@@ -93,30 +110,6 @@ class Wire : public Implementation {
     std::size_t out, in;
     std::size_t sent = 0, got = 0;
   };
-
-  int nodeOf(int rank) const { return nodeOfRank(rank, context_.options->ranks, context_.options->nodes); }
-
-  // Rows that `source` sends to the node of `rank`, if that is the one there that takes them in.
-  std::size_t bytesBetween(int source, int rank) const {
-    const Options& o = *context_.options;
-    const auto indexOf = [&](int of) {
-      int index = 0;
-      for (int r = 0; r < of; ++r) index += nodeOf(r) == nodeOf(of);
-      return index;
-    };
-    int size = 0;
-    for (int r = 0; r < o.ranks; ++r) size += nodeOf(r) == nodeOf(rank);
-    if (indexOf(source) % size != indexOf(rank)) return 0;
-    const Routing& routing = context_.map.routing[source];
-    std::size_t rows = 0;
-    for (std::int64_t t = 0; t < routing.tokens; ++t) {
-      const auto* ids = routing.ids.data() + t * context_.map.topk;
-      rows += std::any_of(ids, ids + context_.map.topk, [&](std::int32_t id) {
-        return id >= 0 && nodeOf(rankOfExpert(id, o.ranks, context_.map.experts)) == nodeOf(rank);
-      });
-    }
-    return rows * context_.rowBytes;
-  }
 
   void connectAll() {
     Session& session = *context_.session;
@@ -177,6 +170,18 @@ class Wire : public Implementation {
 };
 
 }  // namespace
+
+std::vector<Crossing> crossingsOf(const CaseContext& context) {
+  const Options& o = *context.options;
+  std::vector<Crossing> all;
+  for (int peer = 0; peer < o.ranks; ++peer) {
+    if (nodeOfRank(peer, o.ranks, o.nodes) == nodeOfRank(context.rank, o.ranks, o.nodes)) continue;
+    Crossing one{peer, bytesBetween(context, context.rank, peer), bytesBetween(context, peer, context.rank)};
+    if (context.which.op == Op::combine) std::swap(one.out, one.in);
+    if (one.out + one.in > 0) all.push_back(one);
+  }
+  return all;
+}
 
 std::unique_ptr<Implementation> makeWire(const CaseContext& context) { return std::make_unique<Wire>(context); }
 
