@@ -458,6 +458,11 @@ void LocalFabric::lookAtLinks() {
   const std::int64_t now = nowNs();
   std::int64_t none = 0;
   if (brokenLinkNs_.compare_exchange_strong(none, now) || now - brokenLinkNs_.load() < kBrokenLinkGraceNs) return;
+  // Other ranks will read it, too.
+  const std::string_view self = "this rank";
+  for (std::size_t at = 0; (at = how.find(self, at)) != std::string::npos; at += names_[config_.rank].size()) {
+    how.replace(at, self.size(), names_[config_.rank]);
+  }
   failure_ = names_[peer] + " " + how + "; look at its log and at the network between";
   failed_.store(true, std::memory_order_release);
 }

@@ -65,6 +65,7 @@ void LocalFabric::exportWindow(const std::shared_ptr<transport::Window>& window)
 }
 
 bool LocalFabric::forgetWindow(std::uint32_t id) {
+  if (network_) network_->forgetWindow(id);
   std::lock_guard lock(mutex_);
   if (exported_.erase(id) == 0) return false;
   const MeshMessage message{.kind = MeshMessage::windowFreed, .rank = config_.rank, .id = id};

@@ -107,6 +107,10 @@ void Network::offer(std::unique_ptr<transport::VerbsNics> nics) {
 
 void Network::useQueuePairs(std::vector<bool> peers) { byQueuePair_ = std::move(peers); }
 
+void Network::forgetWindow(std::uint32_t id) {
+  if (nics_) nics_->forgetWindow(id);
+}
+
 Network::Line& Network::lineTo(int peer, int channel, Purpose::Kind kind) {
   Line& line = lines_[{peer, channel}];
   if (line.link) return line;
@@ -115,10 +119,11 @@ Network::Line& Network::lineTo(int peer, int channel, Purpose::Kind kind) {
   transport::NetworkLinkOptions options{shape_.slotBytes, shape_.slots, kStreams,
                                         [this, peer, channel] { open(peer, channel); }, ways_.ringBell};
   if (kind == Purpose::verbsLink) {
-    // A node that is one lane may still have several NICs: its ranks take them in turn.
-    const int lane = topology_.lanesPerNode() == 1 ? topology_.localIndex(rank_)
-                                                   : topology_.laneOf(rank_, peer, channel / shape_.channels);
-    line.link = nics_->link(lane % nics_->count(), std::move(options));
+    // A node that is one lane may still have several NICs: its ranks take those that are near to them.
+    const int nic = topology_.lanesPerNode() == 1
+                        ? nics_->nearest(topology_.localIndex(rank_))
+                        : topology_.laneOf(rank_, peer, channel / shape_.channels) % nics_->count();
+    line.link = nics_->link(nic, std::move(options));
   } else {
     line.link = std::make_unique<transport::TcpLink>(reactor_, std::move(options));
   }

@@ -56,6 +56,8 @@ class Network {
   // its name; -1 if none.
   int brokenLink(const std::function<bool(int peer)>& excused, std::string* how) const;
   std::size_t memoryBytes() const;
+  // Before a window's memory goes back.
+  void forgetWindow(std::uint32_t id);
 
  private:
   // A stream of a link is connected by whoever needs it first. Where both do, the lower rank's call counts.

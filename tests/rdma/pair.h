@@ -1,8 +1,10 @@
-// The two ends of a link by queue pairs in one process: rxe0 and rxe2 of the soft-RoCE machine, or rxe1 and rxe3.
+// The two ends of a link by queue pairs in one process, each with its own devices of the soft-RoCE machine.
 #pragma once
 
 #include <gtest/gtest.h>
 
+#include <array>
+#include <cstdio>
 #include <memory>
 #include <string>
 
@@ -13,13 +15,12 @@
 namespace fusco::transport::testing {
 
 struct VerbsPair final : LinkPair {
-  VerbsPair(int slots, std::size_t slotBytes, int wire = 0) {
+  VerbsPair(int slots, std::size_t slotBytes, std::array<const char*, 2> devices = {"=rxe0", "=rxe2"}) {
     for (int i = 0; i < 2; ++i) {
       reactors[i] = std::make_unique<Reactor>();
-      nics[i] = VerbsNics::open();
-      if (nics[i]->count() != 4) throw std::runtime_error("this is not the soft-RoCE machine");
+      nics[i] = VerbsNics::open(devices[static_cast<std::size_t>(i)]);
       nics[i]->serve(*reactors[i]);
-      links[i] = nics[i]->link(2 * i + wire, {slotBytes, slots, 1, {}, [=, this] { bells[i].ring(); }});
+      links[i] = nics[i]->link(0, {slotBytes, slots, 1, {}, [=, this] { bells[i].ring(); }});
       ends[i] = links[i].get();
     }
     auto [one, other] = unixPair();
@@ -31,6 +32,11 @@ struct VerbsPair final : LinkPair {
     }
   }
   ~VerbsPair() override {
+    // A test that stood still wants to know.
+    for (int i = 0; i < 2; ++i) {
+      if (::testing::Test::HasFailure() && links[i]->state() != NetworkLink::State::open)
+        std::printf("end %d: %s\n", i, links[i]->failure().c_str());
+    }
     links[0].reset();
     links[1].reset();
     nics[0].reset();

@@ -3,6 +3,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <stdlib.h>
+#include <sys/mman.h>
+
+#include <fstream>
+#include <numeric>
+#include <random>
 
 #include "shuffle/case.h"
 #include "shuffle/ranks.h"
@@ -44,6 +49,132 @@ void runWorld(const World& world, std::int64_t cases, bool two) {
       },
       static_cast<int>(60 + 2 * some.count));
   for (const std::string& text : wrong) EXPECT_EQ(text, "") << "repeat with FUSCO_TEST_SEED=<seed>";
+}
+
+// ---- what crosses, and what arrives
+
+constexpr int kRanks = 4, kExperts = 16, kTopk = 4;
+constexpr std::size_t kRow = 2048;
+
+// A rank's routing map, the same in every run.
+std::vector<std::int64_t> idsOf(int rank, int tokens) {
+  std::mt19937 random(static_cast<unsigned>(1000 + rank));
+  std::vector<std::int64_t> ids(static_cast<std::size_t>(tokens) * kTopk);
+  for (std::int64_t& id : ids) id = static_cast<std::int64_t>(random() % kExperts);
+  return ids;
+}
+
+// Tokens that have an expert on the other node: one copy of each crosses.
+std::uint64_t copiesAcross(int rank, int tokens) {
+  const std::vector<std::int64_t> ids = idsOf(rank, tokens);
+  std::uint64_t copies = 0;
+  for (int t = 0; t < tokens; ++t) {
+    bool across = false;
+    for (int k = 0; k < kTopk; ++k)
+      across |= ids[static_cast<std::size_t>(t * kTopk + k)] / (kExperts / 2) != rank / (kRanks / 2);
+    copies += across ? 1 : 0;
+  }
+  return copies;
+}
+
+std::uint64_t hashOf(const std::vector<std::uint8_t>& bytes, std::uint64_t hash) {
+  for (const std::uint8_t byte : bytes) hash = (hash ^ byte) * 1099511628211u;
+  return hash;
+}
+
+// What is left of a run, in memory that the ranks share with the test.
+struct Kept {
+  std::uint64_t rows[kRanks];       // of dispatch, hashed
+  std::uint64_t sums[kRanks];       // of combine
+  std::uint64_t wireBytes[kRanks];  // of one dispatch, slice heads included
+};
+
+// Bytes that have left by the interface below a port.
+std::uint64_t leftBy(int port) {
+  std::ifstream file("/sys/class/net/d" + std::to_string(port) + "/statistics/tx_bytes");
+  std::uint64_t bytes = 0;
+  file >> bytes;
+  return bytes;
+}
+
+Kept runFixed(const char* net, const std::vector<int>& tokens, const char* balance = "none") {
+  void* const memory = mmap(nullptr, sizeof(Kept), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) throw std::runtime_error("mmap");
+  auto* const kept = new (memory) Kept{};
+  const World world = nodes(net, {0, 0, 1, 1});
+  const std::vector<std::string> wrong = runRanks(world, [&](Rank& self) {
+    setenv("FUSCO_NET", net, 1);
+    setenv("FUSCO_BALANCE", balance, 1);
+    takeNics(self);
+    const int rank = self.rank(), count = tokens[static_cast<std::size_t>(rank)];
+    fuscoComm_t comm = self.connect();
+    const std::vector<std::int64_t> ids = idsOf(rank, count);
+    std::mt19937 random(static_cast<unsigned>(rank + 1));
+    std::vector<float> weights(ids.size());
+    for (float& weight : weights) weight = static_cast<float>(random() % 1000) / 1000;
+    std::vector<std::uint16_t> input(static_cast<std::size_t>(count) * kRow / 2);
+    // Finite BF16 numbers of both signs.
+    for (std::uint16_t& number : input) number = static_cast<std::uint16_t>(random() & 0xbfff);
+    // Twice, so that a balancer knows the loads of the step before.
+    for (int step = 0; step < 2; ++step) {
+      fuscoPlanConfig_t config = FUSCO_PLAN_CONFIG_INIT;
+      config.expertIds = ids.data();
+      config.weights = weights.data();
+      config.tokens = count;
+      config.topk = kTopk;
+      config.experts = kExperts;
+      fuscoPlan_t plan = nullptr;
+      FUSCO_OK(fuscoPlanCreate(&plan, &config, comm, nullptr));
+      fuscoPlanInfo_t info = FUSCO_PLAN_INFO_INIT;
+      FUSCO_OK(fuscoPlanGetInfo(plan, &info));
+      std::vector<std::uint8_t> rows(static_cast<std::size_t>(info.receiveRows) * kRow), sums(input.size() * 2);
+      fuscoStatistics_t before = FUSCO_STATISTICS_INIT, after = FUSCO_STATISTICS_INIT;
+      FUSCO_OK(fuscoCommGetStatistics(comm, &before));
+      FUSCO_OK(fuscoDispatch(plan, input.data(), rows.data(), kRow, nullptr));
+      FUSCO_OK(fuscoCommGetStatistics(comm, &after));
+      FUSCO_OK(fuscoCombine(plan, rows.data(), sums.data(), kRow / 2, fuscoBfloat16, nullptr));
+      kept->rows[rank] = hashOf(rows, 14695981039346656037u);
+      kept->sums[rank] = hashOf(sums, 14695981039346656037u);
+      kept->wireBytes[rank] = after.wireBytes - before.wireBytes;
+      FUSCO_OK(fuscoPlanDestroy(plan));
+    }
+    FUSCO_OK(fuscoCommFinalize(comm));
+    FUSCO_OK(fuscoCommDestroy(comm));
+  });
+  for (const std::string& text : wrong) EXPECT_EQ(text, "") << net;
+  const Kept result = *kept;
+  munmap(memory, sizeof(Kept));
+  return result;
+}
+
+TEST(RdmaShuffle, SameBitsAsOverSharedMemory) {
+  const std::vector<int> tokens{150, 100, 0, 129};
+  const Kept verbs = runFixed("verbs", tokens), shared = runFixed("shm", tokens);
+  for (int rank = 0; rank < kRanks; ++rank) {
+    EXPECT_EQ(verbs.rows[rank], shared.rows[rank]) << rank;
+    EXPECT_EQ(verbs.sums[rank], shared.sums[rank]) << rank;
+    EXPECT_EQ(verbs.wireBytes[rank], shared.wireBytes[rank]) << rank;
+  }
+}
+
+// Each token crosses once, by the lane that the plan says; packets add their heads, combine as much again.
+TEST(RdmaShuffle, BytesOnTheWireAreThePlans) {
+  const std::vector<int> tokens{200, 200, 200, 200};
+  std::uint64_t before[4], left[4];
+  for (int port = 0; port < 4; ++port) before[port] = leftBy(port);
+  const Kept verbs = runFixed("verbs", tokens);
+  for (int port = 0; port < 4; ++port) left[port] = leftBy(port) - before[port];
+  for (int rank = 0; rank < kRanks; ++rank) {
+    const double planned = static_cast<double>(copiesAcross(rank, 200) * kRow);
+    EXPECT_GE(static_cast<double>(verbs.wireBytes[rank]), planned);
+    EXPECT_LE(static_cast<double>(verbs.wireBytes[rank]), 1.06 * planned) << "with heads, entries and weights";
+    // Rank r of a node has lane r. Both steps' dispatches go out by it, and the sums of the ranks that it forwards for.
+    const double out = static_cast<double>(left[rank]), own = 2 * planned;
+    const double back = 2 * static_cast<double>(copiesAcross((rank + 2) % 4, 200) * kRow);
+    EXPECT_GE(out, own + back) << "port " << rank;
+    EXPECT_LE(out, 1.12 * (own + back)) << "port " << rank << ", with the heads of packets and acknowledgements";
+    std::printf("port %d: %.0f bytes planned, %.0f left\n", rank, own + back, out);
+  }
 }
 
 TEST(RdmaShuffle, TwoNodesOfTwo) { runWorld(nodes("two nodes of two", {0, 0, 1, 1}), 8, false); }

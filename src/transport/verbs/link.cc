@@ -23,6 +23,10 @@ namespace {
 constexpr std::int64_t kFarewellMs = 1000;
 constexpr std::uint64_t kReceive = ~std::uint64_t{0};  // work request id of all receives
 constexpr int kPolled = 16;
+// A row of less is packed: a piece costs a NIC about as much as some kilobytes do.
+constexpr std::size_t kLeastRow = 4096;
+// Of a request. NICs take about thirty; each makes the queue larger.
+constexpr int kMostPieces = 16;
 // Of requests without a slice: now and then one tells that those before it are done.
 constexpr std::uint64_t kSignalEvery = 8;
 
@@ -34,21 +38,33 @@ std::uint32_t announcement(bool slice, std::uint64_t sequence, std::uint64_t rel
 
 }  // namespace
 
-QueuePairLink::QueuePairLink(Reactor& reactor, Nic& nic, NetworkLinkOptions options)
+QueuePairLink::QueuePairLink(Reactor& reactor, std::vector<Nic*> nics, int nic, NetworkLinkOptions options)
     : reactor_(reactor),
-      nic_(nic),
-      verbs_(nic.verbs()),
+      nics_(std::move(nics)),
+      verbs_(nics_.front()->verbs()),
       options_(std::move(options)),
       process_(::getpid()),
       stride_((options_.slotBytes + 63) / 64 * 64) {
   if (options_.slots < 1 || options_.slots > 1024 || options_.streams != 1 || options_.slotBytes == 0)
     fail(Code::internalError, "a link by queue pairs has 1 to 1024 slots and one socket");
-  // A slice is two requests. Completions may be taken later than the credits that tell the same: twice the slots.
-  mostSends_ = 4 * options_.slots + 16;
+  const int living = livingNic(nic);
+  enterNic(living >= 0 ? living : nic);
+  // A slice whose rows are gathered, all of them as small as may be, takes some requests for its pieces and one for the
+  // notice; else it is two.
+  sges_ = std::min({kMostPieces, nic_->limits().max_sge, static_cast<int>(options_.slotBytes / kLeastRow)});
+  if (sges_ < 2) sges_ = 1;
+  if (sges_ > 1) mostOfSlice_ = static_cast<int>(options_.slotBytes / kLeastRow + 1) / sges_ + 2;
+  // Completions may be taken later than the credits that tell the same: twice the slots.
+  mostSends_ = 2 * options_.slots * mostOfSlice_ + 16;
+  if (mostSends_ > nic_->limits().max_qp_wr) {
+    sges_ = 1;
+    mostOfSlice_ = 2;
+    mostSends_ = 4 * options_.slots + 16;
+  }
   // Credits go when half of the slots have been released, or with a slice.
   mostReceives_ = 2 * options_.slots + 8;
+  filled_.resize(static_cast<std::size_t>(options_.slots));
   reactor_.join(this);
-  nic_.enter(this);
 }
 
 QueuePairLink::~QueuePairLink() {
@@ -59,9 +75,18 @@ QueuePairLink::~QueuePairLink() {
     return;
   }
   reactor_.leave(this);
-  nic_.leave(this);
+  std::uint64_t timer = 0;
+  {
+    std::lock_guard lock(mutex_);
+    closing_ = true;
+    timer = moveTimer_;
+  }
+  // From here on the reactor changes nothing any more, but for what the NIC tells.
+  if (timer != 0) reactor_.cancel(timer);
+  if (socket_) reactor_.remove(socket_.get());
+  nic_->leave(this);
   const Deadline deadline = Deadline::afterMs(kFarewellMs);
-  while (state() != State::failed && !drained() && !deadline.passed()) ::poll(nullptr, 0, 1);
+  while (state() != State::failed && !allSent() && !deadline.passed()) ::poll(nullptr, 0, 1);
   report();
   stop();
 }
@@ -80,16 +105,20 @@ void QueuePairLink::report() const {
 
 // Nobody else knows this link any more, but for events of the NIC: destroying waits until they are acknowledged.
 void QueuePairLink::stop() {
-  if (socket_) {
-    reactor_.remove(socket_.get());
-    socket_.reset();
-  }
+  socket_.reset();
+  dropQueuePair();
+  out_.memory.reset();
+  in_.memory.reset();
+}
+
+void QueuePairLink::dropQueuePair() {
   if (pair_ != nullptr) verbs_.destroyQp(pair_);
   if (queue_ != nullptr) verbs_.destroyCq(queue_);
   pair_ = nullptr;
   queue_ = nullptr;
-  giveBack(out_);
-  giveBack(in_);
+  notified_ = false;
+  forget(out_);
+  forget(in_);
 }
 
 std::string QueuePairLink::failure() const {
@@ -110,39 +139,42 @@ void QueuePairLink::fall(State state, const std::string& why) {
   options_.ringBell();
 }
 
-void QueuePairLink::fallBy(const std::string& why) {
+void QueuePairLink::abandon() {
   std::lock_guard lock(mutex_);
-  fall(State::failed, why);
+  fall(State::failed, "was given up by this rank");
+  // The NIC reads no row any more.
+  if (pair_ == nullptr || lastGathered_ == 0) return;
+  ibv_qp_attr attributes{};
+  attributes.qp_state = IBV_QPS_ERR;
+  verbs_.modifyQp(pair_, &attributes, IBV_QP_STATE);
 }
 
-void QueuePairLink::abandon() { fallBy("was given up by this rank"); }
-
 std::string QueuePairLink::whereabouts() const {
-  std::string text = "between " + nic_.describe() + " of this rank (" + nic_.address() + ")";
-  if (peer_.nic[0] != 0) {
+  std::string text = "between " + nic_->describe() + " of this rank (" + nic_->address() + ")";
+  if (peer_.nicName[0] != 0) {
     GidBytes gid;
     std::memcpy(gid.data(), peer_.gid, gid.size());
-    text += " and " + std::string(peer_.nic) + " of the other (" + textOfGid(gid) + ")";
+    text += " and " + std::string(peer_.nicName) + " of the other (" + textOfGid(gid) + ")";
   }
   return text;
 }
 
 // ---- memory
 
-// A child that is forked off would take pages away from under the NIC: it does not get them.
-QueuePairLink::Slots QueuePairLink::makeSlots(int access) {
-  Slots slots;
-  slots.memory = Mapping::anonymous(static_cast<std::size_t>(options_.slots) * stride_);
-  ::madvise(slots.memory.data(), slots.memory.size(), MADV_DONTFORK);
-  slots.region = nic_.registerMemory(slots.memory.data(), slots.memory.size(), access);
-  madeBytes_.fetch_add(slots.memory.size(), std::memory_order_relaxed);
-  return slots;
+// Memory is made once and registered with each NIC that the link comes to. A child that is forked off would take pages
+// away from under the NIC: it does not get them.
+void QueuePairLink::prepare(Slots& slots, int access) {
+  if (!slots.memory) {
+    slots.memory = Mapping::anonymous(static_cast<std::size_t>(options_.slots) * stride_);
+    ::madvise(slots.memory.data(), slots.memory.size(), MADV_DONTFORK);
+    madeBytes_.fetch_add(slots.memory.size(), std::memory_order_relaxed);
+  }
+  slots.region = nic_->registerMemory(slots.memory.data(), slots.memory.size(), access);
 }
 
-void QueuePairLink::giveBack(Slots& slots) {
+void QueuePairLink::forget(Slots& slots) {
   if (slots.region != nullptr) verbs_.deregMr(slots.region);
   slots.region = nullptr;
-  slots.memory.reset();
 }
 
 std::byte* QueuePairLink::slot(const Slots& slots, std::uint64_t sequence) const {
@@ -166,9 +198,10 @@ std::byte* QueuePairLink::acquire() {
   }
   if (!acquired_) {
     const auto slots = static_cast<std::uint64_t>(options_.slots);
-    if (posted_ - credited_ >= slots || !roomFor(4)) poll();
-    if (state() != State::open || posted_ - credited_ >= slots || !roomFor(4)) return nullptr;
-    if (!out_.memory) out_ = makeSlots(0);
+    const bool full = posted_ - credited_ >= slots || !roomFor(mostOfSlice_ + 2);
+    if (full) poll();
+    if (state() != State::open || posted_ - credited_ >= slots || !roomFor(mostOfSlice_ + 2)) return nullptr;
+    if (out_.region == nullptr) prepare(out_, 0);
     acquired_ = true;
   }
   return slot(out_, posted_);
@@ -181,36 +214,139 @@ void QueuePairLink::post(std::size_t bytes) {
     fail(Code::internalError, "a slice of " + std::to_string(bytes) + " bytes was written to a slot of " +
                                   std::to_string(options_.slotBytes));
   }
+  Filled& filled = filled_[posted_ % filled_.size()];
+  filled.head = bytes;
+  filled.rows.clear();
+  hand(bytes);
+}
+
+void QueuePairLink::postRows(std::size_t headBytes, std::span<const Segment> rows) {
+  std::lock_guard lock(mutex_);
+  if (sges_ < 2) return PostedLink::postRows(headBytes, rows);
+  if (!acquired_) fail(Code::internalError, "a slice was posted without a slot");
+  std::size_t bytes = headBytes;
+  for (const Segment& row : rows) bytes += row.bytes;
+  if (bytes > options_.slotBytes) {
+    fail(Code::internalError, "a slice of " + std::to_string(bytes) + " bytes was gathered for a slot of " +
+                                  std::to_string(options_.slotBytes));
+  }
+  Filled& filled = filled_[posted_ % filled_.size()];
+  filled.rows.clear();
+  filled.head = headBytes;
+  if (regionOf(rows) != nullptr) {
+    // Rows that follow each other are one piece.
+    for (const Segment& row : rows) {
+      Segment* last = filled.rows.empty() ? nullptr : &filled.rows.back();
+      if (last != nullptr && static_cast<std::byte*>(last->address) + last->bytes == row.address) {
+        last->bytes += row.bytes;
+      } else {
+        filled.rows.push_back(row);
+      }
+    }
+  } else {
+    std::byte* to = slot(out_, posted_) + headBytes;
+    for (const Segment& row : rows) {
+      std::memcpy(to, row.address, row.bytes);
+      to += row.bytes;
+    }
+    filled.head = bytes;
+  }
+  hand(bytes);
+}
+
+// The registration that all rows have in common, if they are large enough and in one window.
+const ibv_mr* QueuePairLink::regionOf(std::span<const Segment> rows) {
+  if (rows.empty() || sges_ < 2) return nullptr;
+  for (const Segment& row : rows) {
+    if (row.bytes < kLeastRow) return nullptr;
+  }
+  const ibv_mr* region = nic_->regionOf(rows.front().address, rows.front().bytes);
+  if (region == nullptr) return nullptr;
+  const auto* begin = static_cast<const std::byte*>(region->addr);
+  for (const Segment& row : rows) {
+    const auto* at = static_cast<const std::byte*>(row.address);
+    if (at < begin || at + row.bytes > begin + region->length) return nullptr;
+  }
+  return region;
+}
+
+void QueuePairLink::hand(std::size_t bytes) {
   acquired_ = false;
   const std::uint64_t sequence = posted_++;
-  if (state() != State::open) return;
+  filled_[sequence % filled_.size()].bytes = bytes;
+  // Else the next queue pair takes it along.
+  if (state() == State::open && attached()) send(sequence);
+}
 
-  ibv_sge piece{};
-  piece.addr = reinterpret_cast<std::uint64_t>(slot(out_, sequence));
-  piece.length = static_cast<std::uint32_t>(bytes);
-  piece.lkey = out_.region->lkey;
-  ibv_send_wr data{}, notice{};
-  data.sg_list = &piece;
-  data.num_sge = bytes > 0 ? 1 : 0;
-  data.opcode = IBV_WR_RDMA_WRITE;
-  data.wr.rdma.remote_addr = peer_.address + sequence % static_cast<std::uint64_t>(options_.slots) * stride_;
-  data.wr.rdma.rkey = peer_.key;
-  // Where the network may choose a way for each packet, it does so for writes only: a large slice's notice goes apart.
-  const bool apart = static_cast<std::int64_t>(bytes) > environment().number(Setting::ibAdaptiveThreshold);
-  ibv_send_wr& last = apart ? notice : data;
-  if (apart) {
-    data.next = &notice;
-    data.wr_id = ++requests_;
-    notice.wr.rdma = data.wr.rdma;
+// The slice's writes into writes_, without the notice; returns how many. -1: its rows cannot be reached by this NIC.
+int QueuePairLink::layOut(std::uint64_t sequence) {
+  const Filled& filled = filled_[sequence % filled_.size()];
+  pieces_.clear();
+  writes_.clear();
+  if (filled.head > 0) {
+    pieces_.push_back({reinterpret_cast<std::uint64_t>(slot(out_, sequence)), static_cast<std::uint32_t>(filled.head),
+                       out_.region->lkey});
   }
+  if (!filled.rows.empty()) {
+    const ibv_mr* region = regionOf(filled.rows);
+    if (region == nullptr) return -1;
+    for (const Segment& row : filled.rows) {
+      pieces_.push_back(
+          {reinterpret_cast<std::uint64_t>(row.address), static_cast<std::uint32_t>(row.bytes), region->lkey});
+      counts_.bytesGathered += row.bytes;
+    }
+  }
+  std::uint64_t to = peer_.address + sequence % static_cast<std::uint64_t>(options_.slots) * stride_;
+  const auto most = static_cast<std::size_t>(sges_);
+  // A slice of nothing is one request all the same.
+  for (std::size_t at = 0; at < pieces_.size() || at == 0; at += most) {
+    ibv_send_wr write{};
+    write.sg_list = pieces_.data() + at;
+    write.num_sge = static_cast<int>(std::min(most, pieces_.size() - at));
+    write.opcode = IBV_WR_RDMA_WRITE;
+    write.wr.rdma.remote_addr = to;
+    write.wr.rdma.rkey = peer_.key;
+    for (int i = 0; i < write.num_sge; ++i) to += write.sg_list[i].length;
+    writes_.push_back(write);
+  }
+  return static_cast<int>(writes_.size());
+}
+
+// One call for all of a slice, one completion, whatever its size.
+void QueuePairLink::send(std::uint64_t sequence) {
+  const Filled& filled = filled_[sequence % filled_.size()];
+  int count = layOut(sequence);
+  if (count < 0) return fall(State::failed, "cannot be written to: rows on their way are in no window any more");
+  // Where the network may choose a way for each packet, it does so for writes only: a large slice's notice goes apart.
+  const bool apart =
+      count > 1 || static_cast<std::int64_t>(filled.bytes) > environment().number(Setting::ibAdaptiveThreshold);
+  if (apart) {
+    ibv_send_wr notice{};
+    notice.wr.rdma = writes_.front().wr.rdma;
+    writes_.push_back(notice);
+    ++count;
+  }
+  for (int i = 0; i < count; ++i) {
+    ibv_send_wr& write = writes_[static_cast<std::size_t>(i)];
+    write.wr_id = ++requests_;
+    write.next = i + 1 < count ? &write + 1 : nullptr;
+  }
+  ibv_send_wr& last = writes_.back();
   last.opcode = IBV_WR_RDMA_WRITE_WITH_IMM;
   last.imm_data = announcement(true, sequence, released_);
   last.send_flags = IBV_SEND_SIGNALED;
-  last.wr_id = ++requests_;
-  lastSlice_ = lastSignalled_ = requests_;
+  awaitAnswer();
+  lastSlice_ = requests_;
+  if (!filled.rows.empty()) lastGathered_ = requests_;
   creditSaid_ = released_;
-  counts_.bytesWritten += bytes;
-  postRequests(&data, apart ? 2 : 1);
+  counts_.bytesWritten += filled.bytes;
+  postRequests(writes_.data(), count);
+}
+
+// The last request is signalled.
+void QueuePairLink::awaitAnswer() {
+  if (retired_ >= lastSignalled_) silentNs_ = nowNs();
+  lastSignalled_ = requests_;
 }
 
 bool QueuePairLink::postRequests(ibv_send_wr* first, int count) {
@@ -219,14 +355,22 @@ bool QueuePairLink::postRequests(ibv_send_wr* first, int count) {
   counts_.workRequests += static_cast<std::uint64_t>(count);
   const int error = ::ibv_post_send(pair_, first, &bad);
   if (error == 0) return true;
-  fall(State::failed, "cannot be written to any more " + whereabouts() + ": " + std::strerror(error));
+  lose("cannot be written to any more " + whereabouts() + ": " + std::strerror(error));
   return false;
 }
 
 bool QueuePairLink::drained() {
   std::lock_guard lock(mutex_);
+  if (lastGathered_ == 0 || state() != State::open) return true;
+  if (retired_ < lastGathered_) poll();
+  // Another queue pair may send them once more.
+  return (retired_ >= lastGathered_ && attached()) || state() != State::open;
+}
+
+bool QueuePairLink::allSent() {
+  std::lock_guard lock(mutex_);
   if (retired_ < lastSlice_) poll();
-  return retired_ >= lastSlice_ || state() != State::open;
+  return (retired_ >= lastSlice_ && lost_.empty()) || state() != State::open;
 }
 
 // ---- receiving
@@ -258,7 +402,7 @@ void QueuePairLink::offerCredit() {
   credit.wr_id = ++requests_;
   if (requests_ - lastSignalled_ >= kSignalEvery) {
     credit.send_flags = IBV_SEND_SIGNALED;
-    lastSignalled_ = requests_;
+    awaitAnswer();
   }
   creditSaid_ = released_;
   postRequests(&credit, 1);
@@ -271,7 +415,7 @@ void QueuePairLink::postReceives(int count) {
     ibv_recv_wr* bad = nullptr;
     ++counts_.receives;
     if (const int error = ::ibv_post_recv(pair_, &receive, &bad); error != 0) {
-      return fall(State::failed, "cannot be listened to any more " + whereabouts() + ": " + std::strerror(error));
+      return lose("cannot be listened to any more " + whereabouts() + ": " + std::strerror(error));
     }
   }
 }
@@ -284,7 +428,7 @@ int QueuePairLink::poll() {
     ibv_wc completions[kPolled];
     const int count = ::ibv_poll_cq(queue_, kPolled, completions);
     if (count < 0) {
-      fall(State::failed, "cannot be heard any more: the completion queue on " + nic_.describe() + " is broken");
+      lose("cannot be heard any more: the completion queue on " + nic_->describe() + " is broken");
       break;
     }
     int received = 0;
@@ -292,7 +436,7 @@ int QueuePairLink::poll() {
       received += completions[i].wr_id == kReceive && completions[i].status == IBV_WC_SUCCESS ? 1 : 0;
       take(completions[i]);
     }
-    if (state() == State::open) postReceives(received);
+    if (state() == State::open && lost_.empty()) postReceives(received);
     total += count;
     if (count < kPolled) break;
   }
@@ -304,11 +448,10 @@ void QueuePairLink::take(const ibv_wc& completion) {
   if (completion.status != IBV_WC_SUCCESS) {
     const bool receive = completion.wr_id == kReceive;
     // What was to come is called off when the queue pair fails or a peer leaves; the reason has been told or follows.
-    if (completion.status == IBV_WC_WR_FLUSH_ERR && receive) return;
-    return fall(State::failed, std::string(receive ? "could not be heard " : "could not be written to ") +
-                                   whereabouts() + ": " + verbs_.statusText(completion.status) + " (work completion " +
-                                   std::to_string(completion.status) + ", vendor code " +
-                                   std::to_string(completion.vendor_err) + ")");
+    if (completion.status == IBV_WC_WR_FLUSH_ERR && (receive || !lost_.empty())) return;
+    return lose(std::string(receive ? "could not be heard " : "could not be written to ") + whereabouts() + ": " +
+                verbs_.statusText(completion.status) + " (work completion " + std::to_string(completion.status) +
+                ", vendor code " + std::to_string(completion.vendor_err) + ")");
   }
   if (completion.wr_id != kReceive) {
     ++counts_.sendsDone;
@@ -319,16 +462,20 @@ void QueuePairLink::take(const ibv_wc& completion) {
   hear(Announcement::unpack(ntohl(completion.imm_data)));
 }
 
+// Soft-RoCE that sends a packet again has been seen to announce twice: what is known already is no news.
 void QueuePairLink::hear(Announcement said) {
   const auto slots = static_cast<std::uint64_t>(options_.slots);
-  const std::uint64_t credits = (said.released - static_cast<std::uint32_t>(credited_)) & 0xffff;
-  const bool inOrder = !said.slice || (said.sequence == (arrived_ & 0x7fff) && arrived_ - released_ < slots);
-  if (credits > posted_ - credited_ || !inOrder) {
+  const auto credits = static_cast<std::int16_t>(said.released - static_cast<std::uint32_t>(credited_));
+  // Of 15 bits.
+  const auto ahead = static_cast<std::int16_t>((said.sequence - static_cast<std::uint32_t>(arrived_)) << 1) / 2;
+  const bool known = said.slice && ahead < 0 && -ahead <= options_.slots;
+  if (credits > static_cast<std::int64_t>(posted_ - credited_) || credits < -options_.slots ||
+      (said.slice && !known && (ahead != 0 || arrived_ - released_ >= slots))) {
     return fall(State::failed,
                 "announced what does not belong to this link; it runs another version or other settings");
   }
-  credited_ += credits;
-  if (said.slice) ++arrived_;
+  if (credits > 0) credited_ += static_cast<std::uint64_t>(credits);
+  if (said.slice && !known) ++arrived_;
 }
 
 // ---- with the reactor
@@ -341,10 +488,9 @@ bool QueuePairLink::poke() {
 
 void QueuePairLink::attend() {
   std::lock_guard lock(mutex_);
-  if (pair_ == nullptr || notified_ || state() == State::failed) return;
-  if (::ibv_req_notify_cq(queue_, 0) != 0) {
-    return fall(State::failed, "cannot be waited for: " + nic_.describe() + " gives no events");
-  }
+  if (pair_ == nullptr || notified_ || state() == State::failed || !lost_.empty()) return;
+  if (::ibv_req_notify_cq(queue_, 0) != 0)
+    return lose("cannot be waited for: " + nic_->describe() + " gives no events");
   ++counts_.notifications;
   notified_ = true;
   // What came before the NIC was asked raises no event.
@@ -358,6 +504,16 @@ void QueuePairLink::onCompletionEvent() {
   // Credits for which there was no room.
   if (stage_ == Stage::open) poll();
   options_.ringBell();
+}
+
+int QueuePairLink::moves() const {
+  std::lock_guard lock(mutex_);
+  return static_cast<int>(own_.round);
+}
+
+void QueuePairLink::spoilKey() {
+  std::lock_guard lock(mutex_);
+  peer_.key ^= 0x5500;
 }
 
 void QueuePairLink::breakQueuePair() {

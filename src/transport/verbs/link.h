@@ -3,12 +3,20 @@
 //
 // Whoever is awake in a call polls the completion queue; before everybody sleeps the NIC is asked for an event, on
 // which the reactor rings.
+//
+// A queue pair that is lost is replaced by another one over other ports, where an end has any: the socket is still
+// there, a slice stays in its slot until the peer has released it, and the peer tells which have arrived. The old queue
+// pair of an end is gone before it tells that, so that nothing of it can come later. Only what the engine sees as time
+// is lost.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <string>
+#include <vector>
 
 #include "base/handle.h"
 #include "transport/verbs/nic.h"
@@ -18,8 +26,15 @@ namespace fusco::transport {
 
 // What an end tells the other. Plain data, one version of the library at both ends.
 struct Greeting {
-  static constexpr std::uint64_t kMagic = 0x3142564f43535546;  // "FUSCOVB1"
+  static constexpr std::uint64_t kMagic = 0x3242564f43535546;  // "FUSCOVB2"
   std::uint64_t magic = kMagic;
+  std::uint64_t round = 0;     // counts the link's queue pairs
+  std::uint64_t arrived = 0;   // slices, over all earlier ones
+  std::uint64_t released = 0;  // of them
+  std::uint32_t nic = 0;       // the sender's
+  std::uint32_t nics = 0;      // that the sender has
+  std::uint32_t wish = 0;      // the other's NIC, if it has no reason to take another one
+  std::uint32_t unused = 0;
   std::uint8_t gid[16] = {};
   std::uint32_t queuePair = 0;
   std::uint32_t packet = 0;  // number of the first one
@@ -30,10 +45,17 @@ struct Greeting {
   std::uint64_t address = 0;  // of the slots
   std::uint64_t slotBytes = 0;
   std::uint64_t slots = 0;
-  char nic[64] = {};
+  char nicName[64] = {};
   char failure[256] = {};  // not empty: this end cannot, and why
 };
-static_assert(sizeof(Greeting) == 392);
+static_assert(sizeof(Greeting) == 432);
+
+// That its queue pair is up.
+struct Ready {
+  static constexpr std::uint64_t kMagic = 0x5055'4f43'5355'4656;
+  std::uint64_t magic = kMagic;
+  std::uint64_t round = 0;
+};
 
 // What the 32 immediate bits say: whether a slice has arrived, and how many slices this end has released so far.
 struct Announcement {
@@ -46,35 +68,45 @@ struct Announcement {
 
 class QueuePairLink final : public VerbsLink, private Attended {
  public:
-  QueuePairLink(Reactor& reactor, Nic& nic, NetworkLinkOptions options);
+  // `nics` are this rank's, and outlive the link; it begins with number `nic`, or the next one that works.
+  QueuePairLink(Reactor& reactor, std::vector<Nic*> nics, int nic, NetworkLinkOptions options);
   // Gives what was posted at most a second to arrive.
   ~QueuePairLink() override;
 
   void attach(int stream, UniqueFd socket) override;
   std::string failure() const override;
   Counts counts() const override;
+  int moves() const override;
   void breakQueuePair() override;
+  void spoilKey() override;
 
   std::size_t slotBytes() const override { return options_.slotBytes; }
   std::byte* acquire() override;
   void post(std::size_t bytes) override;
+  bool gathers() const override { return sges_ > 1; }
+  void postRows(std::size_t headBytes, std::span<const Segment> rows) override;
   const std::byte* peek() override;
   void release() override;
-  // The peer's NIC has taken all that was posted.
+  // Of what was gathered: the slots are the link's own.
   bool drained() override;
   void abandon() override;
 
   // From the reactor's thread: the NIC's events.
   void onCompletionEvent();
-  void fallBy(const std::string& why);
+  void loseBy(const std::string& why);
+  // The port is down and may come back: only if there is another way.
+  void leaveBy(const std::string& why);
+  // Twice a second.
+  void look();
 
  private:
-  // A part of memory that the NIC may use.
+  // Memory of slots, and its registration with the NIC.
   struct Slots {
     Mapping memory;
     ibv_mr* region = nullptr;
   };
-  enum class Stage { none, greeted, up, open };  // the socket; the peer's greeting and our queue pair; the peer's
+  // Of the queue pair of this round: we have greeted; the peer has, and ours is up; the peer's is.
+  enum class Stage { none, greeted, up, open };
 
   bool poke() override;
   void attend() override;
@@ -83,17 +115,34 @@ class QueuePairLink final : public VerbsLink, private Attended {
   void greet(const std::string& failure);
   void onSocket(std::uint32_t events);
   bool readSocket();
+  void onMessage();
+  void onGreeting(const Greeting& peer);
   void connect();
+  void begin();
   void toInit();
   void toReceive(const Greeting& peer);
   void toSend();
   void modify(ibv_qp_attr& attributes, int mask, const char* step);
   void say(const void* bytes, std::size_t count);
 
-  Slots makeSlots(int access);
-  void giveBack(Slots& slots);
+  void enterNic(int nic);
+  int livingNic(int first) const;
+  bool mayMove() const;
+  void lose(const std::string& why);
+  void move();
+  void change(int nic);
+  void dropQueuePair();
+
+  void prepare(Slots& slots, int access);
+  void forget(Slots& slots);
   std::byte* slot(const Slots& slots, std::uint64_t sequence) const;
   void postReceives(int count);
+  void hand(std::size_t bytes);
+  void send(std::uint64_t sequence);
+  int layOut(std::uint64_t sequence);
+  const ibv_mr* regionOf(std::span<const Segment> rows);
+  bool allSent();
+  void awaitAnswer();
   bool roomFor(int requests) const;
   bool postRequests(ibv_send_wr* first, int count);
   void offerCredit();
@@ -106,7 +155,9 @@ class QueuePairLink final : public VerbsLink, private Attended {
   void stop();
 
   Reactor& reactor_;
-  Nic& nic_;
+  const std::vector<Nic*> nics_;
+  int nicNumber_ = 0;
+  Nic* nic_ = nullptr;  // changes on the reactor's thread only
   const VerbsLibrary& verbs_;
   const NetworkLinkOptions options_;
   const int process_;
@@ -119,7 +170,16 @@ class QueuePairLink final : public VerbsLink, private Attended {
   std::string failure_;
   Greeting own_;
   Greeting peer_;
-  std::size_t peerGot_ = 0;  // bytes of the peer's greeting, then of its word that it is up
+  std::byte message_[sizeof(Greeting)];  // that comes in
+  std::size_t messageGot_ = 0;
+
+  // What the queue pair of this round was lost by, until the next one is made.
+  std::string lost_;
+  std::string lostFirst_;    // the same, for the error if none comes up
+  std::int64_t lostNs_ = 0;  // since when; 0: one is up
+  std::uint32_t wish_ = 0;   // the NIC that the other end is to take
+  std::uint64_t moveTimer_ = 0;
+  bool closing_ = false;
 
   ibv_cq* queue_ = nullptr;
   ibv_qp* pair_ = nullptr;
@@ -132,10 +192,24 @@ class QueuePairLink final : public VerbsLink, private Attended {
   std::uint64_t posted_ = 0;
   std::uint64_t credited_ = 0;  // slices that the peer has released
   bool acquired_ = false;
-  std::uint64_t requests_ = 0;   // work requests posted
-  std::uint64_t retired_ = 0;    // of them, known to be done
-  std::uint64_t lastSlice_ = 0;  // number of the last request of a slice
+  // The slice in a slot: its bytes, and which of them lie where.
+  struct Filled {
+    std::size_t bytes = 0;
+    std::size_t head = 0;  // in the slot
+    std::vector<Segment> rows;
+  };
+  std::vector<Filled> filled_;       // by slot
+  std::vector<ibv_sge> pieces_;      // of the slice that is sent
+  std::vector<ibv_send_wr> writes_;  // the same
+  int sges_ = 1;                     // pieces of a request; 1: nothing is gathered
+  int mostOfSlice_ = 2;              // requests
+  std::uint64_t lastGathered_ = 0;   // number of the last request of a slice with rows elsewhere
+  std::uint64_t requests_ = 0;       // work requests posted
+  std::uint64_t retired_ = 0;        // of them, known to be done
+  std::uint64_t lastSlice_ = 0;      // number of the last request of a slice
   std::uint64_t lastSignalled_ = 0;
+  std::uint64_t seenRetired_ = 0;
+  std::int64_t silentNs_ = 0;  // since when nothing was acknowledged that should be, or later than that
 
   // Receiving.
   Slots in_;

@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include "base/clock.h"
 #include "base/environment.h"
 #include "base/log.h"
 #include "base/status.h"
@@ -17,8 +18,6 @@ namespace fusco::transport {
 
 namespace {
 
-// What an end says after its greeting, once its queue pair is up.
-constexpr std::uint64_t kUp = 0x5055'4f43'5355'4656;
 // As NCCL has them: until the receiver posts (0.64 ms), hops of a routed packet.
 constexpr int kMinRnrTimer = 12;
 constexpr int kHopLimit = 255;
@@ -45,6 +44,13 @@ void QueuePairLink::attach(int stream, UniqueFd socket) {
   const int flags = ::fcntl(socket.get(), F_GETFL);
   if (flags < 0 || ::fcntl(socket.get(), F_SETFL, flags | O_NONBLOCK) != 0) failErrno("cannot set up a socket");
   socket_ = std::move(socket);
+  begin();
+  reactor_.add(socket_.get(), [this](std::uint32_t events) { onSocket(events); });
+  reactor_.arm(socket_.get(), EPOLLIN | EPOLLRDHUP);
+}
+
+// A queue pair for this round, and the greeting that tells of it.
+void QueuePairLink::begin() {
   stage_ = Stage::greeted;
   std::string failure = failure_;
   if (failure.empty()) {
@@ -55,19 +61,18 @@ void QueuePairLink::attach(int stream, UniqueFd socket) {
     }
   }
   greet(failure);
-  reactor_.add(socket_.get(), [this](std::uint32_t events) { onSocket(events); });
-  reactor_.arm(socket_.get(), EPOLLIN | EPOLLRDHUP);
   if (!failure.empty()) fall(State::failed, "could not be connected: this rank " + failure);
 }
 
 void QueuePairLink::makeQueuePair() {
-  in_ = makeSlots(IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE);
+  prepare(in_, IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE);
+  if (out_.memory) prepare(out_, 0);
   const auto give = [&](const char* what) {
     const int error = errno;
-    fail(Code::systemError, "gets no " + std::string(what) + " from " + nic_.describe() + ": " + std::strerror(error) +
+    fail(Code::systemError, "gets no " + std::string(what) + " from " + nic_->describe() + ": " + std::strerror(error) +
                                 (error == ENOMEM ? "; raise the limit of locked memory (`ulimit -l`)" : ""));
   };
-  queue_ = verbs_.createCq(nic_.context(), mostSends_ + mostReceives_, this, nic_.channel(), 0);
+  queue_ = verbs_.createCq(nic_->context(), mostSends_ + mostReceives_, this, nic_->channel(), 0);
   if (queue_ == nullptr) give("completion queue");
   ibv_qp_init_attr wanted{};
   wanted.qp_context = this;
@@ -76,25 +81,32 @@ void QueuePairLink::makeQueuePair() {
   wanted.qp_type = IBV_QPT_RC;
   wanted.cap.max_send_wr = static_cast<std::uint32_t>(mostSends_);
   wanted.cap.max_recv_wr = static_cast<std::uint32_t>(mostReceives_);
-  wanted.cap.max_send_sge = 1;
+  wanted.cap.max_send_sge = static_cast<std::uint32_t>(sges_);
   wanted.cap.max_recv_sge = 1;
-  pair_ = verbs_.createQp(nic_.domain(), &wanted);
+  pair_ = verbs_.createQp(nic_->domain(), &wanted);
   if (pair_ == nullptr) give("queue pair");
   toInit();
   postReceives(mostReceives_);
 }
 
 void QueuePairLink::greet(const std::string& failure) {
+  const std::uint64_t round = own_.round;
   own_ = {};
-  std::memcpy(own_.gid, nic_.gid().gid.data(), sizeof(own_.gid));
-  copyText(own_.nic, nic_.describe());
+  own_.round = round;
+  own_.arrived = arrived_;
+  own_.released = creditSaid_ = released_;
+  own_.nic = static_cast<std::uint32_t>(nicNumber_);
+  own_.nics = static_cast<std::uint32_t>(nics_.size());
+  own_.wish = wish_;
+  std::memcpy(own_.gid, nic_->gid().gid.data(), sizeof(own_.gid));
+  copyText(own_.nicName, nic_->describe());
   copyText(own_.failure, failure);
   if (failure.empty()) {
     own_.queuePair = pair_->qp_num;
     own_.packet = firstPacket();
-    own_.localId = nic_.attributes().lid;
-    own_.mtu = nic_.attributes().active_mtu;
-    own_.infiniband = nic_.infiniband() ? 1 : 0;
+    own_.localId = nic_->attributes().lid;
+    own_.mtu = nic_->attributes().active_mtu;
+    own_.infiniband = nic_->infiniband() ? 1 : 0;
     own_.key = in_.region->rkey;
     own_.address = reinterpret_cast<std::uint64_t>(in_.memory.data());
     own_.slotBytes = options_.slotBytes;
@@ -123,11 +135,13 @@ void QueuePairLink::onSocket(std::uint32_t) {
 
 // One read. False: there is nothing more to read for now.
 bool QueuePairLink::readSocket() {
-  std::byte buffer[sizeof(Greeting)];
-  const std::size_t whole = sizeof(Greeting) + sizeof(kUp);
-  const std::size_t wanted =
-      peerGot_ < sizeof(Greeting) ? sizeof(Greeting) - peerGot_ : std::max<std::size_t>(1, whole - peerGot_);
-  const ssize_t got = ::recv(socket_.get(), buffer, wanted, MSG_DONTWAIT);
+  // The first word tells what it is.
+  std::uint64_t magic = 0;
+  if (messageGot_ >= sizeof(magic)) std::memcpy(&magic, message_, sizeof(magic));
+  const std::size_t whole = messageGot_ < sizeof(magic) ? sizeof(magic)
+                            : magic == Greeting::kMagic ? sizeof(Greeting)
+                                                        : sizeof(Ready);
+  const ssize_t got = ::recv(socket_.get(), message_ + messageGot_, whole - messageGot_, MSG_DONTWAIT);
   if (got < 0 && (errno == EAGAIN || errno == EINTR)) return errno == EINTR;
   if (got <= 0) {
     socketEnded_ = true;
@@ -141,53 +155,91 @@ bool QueuePairLink::readSocket() {
     }
     return false;
   }
-  if (peerGot_ >= whole) {
+  messageGot_ += static_cast<std::size_t>(got);
+  if (messageGot_ == sizeof(magic)) {
+    std::memcpy(&magic, message_, sizeof(magic));
+    if (magic == Greeting::kMagic || (magic == Ready::kMagic && peer_.magic == Greeting::kMagic)) return true;
     socketEnded_ = true;
     fall(State::failed, "sent what does not belong to this link; it runs another version, or is no rank");
     return false;
   }
-  if (peerGot_ < sizeof(Greeting)) {
-    std::memcpy(reinterpret_cast<std::byte*>(&peer_) + peerGot_, buffer, static_cast<std::size_t>(got));
-    peerGot_ += static_cast<std::size_t>(got);
-    if (peerGot_ == sizeof(Greeting)) connect();
-    return true;
-  }
-  peerGot_ += static_cast<std::size_t>(got);
-  if (peerGot_ == whole && stage_ == Stage::up && state() == State::open) {
-    stage_ = Stage::open;
-    attached_.store(true, std::memory_order_release);
-    offerCredit();
-    options_.ringBell();
-  }
+  if (messageGot_ < whole) return true;
+  messageGot_ = 0;
+  onMessage();
   return true;
 }
 
-void QueuePairLink::connect() {
-  peer_.nic[sizeof(peer_.nic) - 1] = 0;
-  peer_.failure[sizeof(peer_.failure) - 1] = 0;
-  if (peer_.magic != Greeting::kMagic) {
-    peer_ = {};
-    return fall(State::failed, "sent no greeting of this link; it runs another version, or is no rank");
+void QueuePairLink::onMessage() {
+  std::uint64_t magic;
+  std::memcpy(&magic, message_, sizeof(magic));
+  if (magic == Greeting::kMagic) {
+    Greeting peer;
+    std::memcpy(&peer, message_, sizeof(peer));
+    peer.nicName[sizeof(peer.nicName) - 1] = 0;
+    peer.failure[sizeof(peer.failure) - 1] = 0;
+    return onGreeting(peer);
   }
-  if (peer_.failure[0] != 0) {
-    return fall(State::failed, std::string("could not be connected: it ") + peer_.failure);
+  Ready ready;
+  std::memcpy(&ready, message_, sizeof(ready));
+  // Of an earlier round: it was lost meanwhile.
+  if (ready.round != own_.round || stage_ != Stage::up || state() != State::open || !lost_.empty()) return;
+  stage_ = Stage::open;
+  lostNs_ = 0;
+  if (own_.round > 0) {
+    FUSCO_INFO(kLogNet, "a link goes on {} (queue pair number {} of it)", whereabouts(), own_.round + 1);
   }
-  if (state() != State::open) return;
-  if (peer_.slotBytes != options_.slotBytes || peer_.slots != static_cast<std::uint64_t>(options_.slots)) {
-    return fall(State::failed, "has slices of " + std::to_string(peer_.slotBytes) + " bytes, this rank " +
+  attached_.store(true, std::memory_order_release);
+  for (std::uint64_t sequence = peer_.arrived; sequence < posted_ && lost_.empty(); ++sequence) send(sequence);
+  offerCredit();
+  options_.ringBell();
+}
+
+void QueuePairLink::onGreeting(const Greeting& peer) {
+  if (state() != State::open || closing_) return;
+  if (peer.failure[0] != 0) {
+    return fall(State::failed, std::string("could not be connected: it ") + peer.failure);
+  }
+  if (peer.slotBytes != options_.slotBytes || peer.slots != static_cast<std::uint64_t>(options_.slots)) {
+    return fall(State::failed, "has slices of " + std::to_string(peer.slotBytes) + " bytes, this rank " +
                                    std::to_string(options_.slotBytes) + "; give all ranks the same settings");
   }
-  if ((peer_.infiniband != 0) != nic_.infiniband()) {
+  const bool knownSlices = peer.arrived >= credited_ && peer.arrived <= posted_ && peer.released >= credited_ &&
+                           peer.released <= peer.arrived;
+  if (!knownSlices || peer.round < own_.round || peer.round > own_.round + 1) {
+    return fall(State::failed, "told of slices that it was not sent; it runs another version, or is no rank");
+  }
+  if (peer.round == own_.round + 1) {
+    // The other has lost this queue pair, whether we have seen it or not.
+    if (lost_.empty()) lost_ = lostFirst_ = "lost its way to this rank";
+    if (lostNs_ == 0) lostNs_ = nowNs();
+    attached_.store(false, std::memory_order_release);
+    const int nic = livingNic(static_cast<int>(peer.wish));
+    if (nic < 0) return fall(State::failed, lost_ + ", and no port of this rank is left");
+    change(nic);
+    if (state() != State::open) return;
+  }
+  if (stage_ != Stage::greeted) {
+    return fall(State::failed, "greeted twice; it runs another version, or is no rank");
+  }
+  peer_ = peer;
+  credited_ = peer.released;
+  connect();
+}
+
+void QueuePairLink::connect() {
+  if ((peer_.infiniband != 0) != nic_->infiniband()) {
     return fall(State::failed, "could not be connected " + whereabouts() +
                                    ": one is InfiniBand, the other RoCE; choose with FUSCO_IB_HCA");
   }
   toReceive(peer_);
   toSend();
   stage_ = Stage::up;
-  const std::uint64_t up = kUp;
+  lost_.clear();
+  Ready up;
+  up.round = own_.round;
   say(&up, sizeof(up));
-  FUSCO_INFO(kLogNet, "queue pair {} of {} ({}) with queue pair {} of {}", pair_->qp_num, nic_.describe(),
-             nic_.gid().describe(), peer_.queuePair, peer_.nic);
+  FUSCO_INFO(kLogNet, "queue pair {} of {} ({}) with queue pair {} of {}", pair_->qp_num, nic_->describe(),
+             nic_->gid().describe(), peer_.queuePair, peer_.nicName);
 }
 
 void QueuePairLink::modify(ibv_qp_attr& attributes, int mask, const char* step) {
@@ -202,7 +254,7 @@ void QueuePairLink::toInit() {
   ibv_qp_attr attributes{};
   attributes.qp_state = IBV_QPS_INIT;
   attributes.pkey_index = static_cast<std::uint16_t>(environment().number(Setting::ibPkey));
-  attributes.port_num = static_cast<std::uint8_t>(nic_.port());
+  attributes.port_num = static_cast<std::uint8_t>(nic_->port());
   attributes.qp_access_flags = IBV_ACCESS_REMOTE_WRITE;
   modify(attributes, IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS, "INIT");
 }
@@ -210,21 +262,21 @@ void QueuePairLink::toInit() {
 void QueuePairLink::toReceive(const Greeting& peer) {
   ibv_qp_attr attributes{};
   attributes.qp_state = IBV_QPS_RTR;
-  attributes.path_mtu = static_cast<ibv_mtu>(std::min<std::uint32_t>(peer.mtu, nic_.attributes().active_mtu));
+  attributes.path_mtu = static_cast<ibv_mtu>(std::min<std::uint32_t>(peer.mtu, nic_->attributes().active_mtu));
   attributes.dest_qp_num = peer.queuePair;
   attributes.rq_psn = peer.packet;
   attributes.max_dest_rd_atomic = 1;
   attributes.min_rnr_timer = kMinRnrTimer;
   ibv_ah_attr& way = attributes.ah_attr;
-  way.port_num = static_cast<std::uint8_t>(nic_.port());
+  way.port_num = static_cast<std::uint8_t>(nic_->port());
   way.sl = static_cast<std::uint8_t>(environment().number(Setting::ibServiceLevel));
   way.dlid = static_cast<std::uint16_t>(peer.localId);
   // RoCE always routes; InfiniBand between subnets, which have different prefixes.
-  const bool sameSubnet = std::memcmp(peer.gid, nic_.gid().gid.data(), 8) == 0;
-  if (!nic_.infiniband() || !sameSubnet) {
+  const bool sameSubnet = std::memcmp(peer.gid, nic_->gid().gid.data(), 8) == 0;
+  if (!nic_->infiniband() || !sameSubnet) {
     way.is_global = 1;
     std::memcpy(way.grh.dgid.raw, peer.gid, sizeof(peer.gid));
-    way.grh.sgid_index = static_cast<std::uint8_t>(nic_.gid().index);
+    way.grh.sgid_index = static_cast<std::uint8_t>(nic_->gid().index);
     way.grh.hop_limit = kHopLimit;
     way.grh.traffic_class = static_cast<std::uint8_t>(environment().number(Setting::ibTrafficClass));
   }

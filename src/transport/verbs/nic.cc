@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
@@ -10,6 +11,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/status.h"
+#include "transport/local/window.h"
 #include "transport/verbs/link.h"
 
 namespace fusco::transport {
@@ -30,7 +32,12 @@ std::string lockedMemoryLimit() {
 }  // namespace
 
 Nic::Nic(const VerbsLibrary& verbs, ibv_device* device, int port, const ibv_port_attr& attributes, const GidEntry& gid)
-    : verbs_(verbs), device_(verbs.getDeviceName(device)), port_(port), attributes_(attributes), gid_(gid) {
+    : verbs_(verbs),
+      device_(verbs.getDeviceName(device)),
+      node_(device->dev_path),
+      port_(port),
+      attributes_(attributes),
+      gid_(gid) {
   const auto give = [&](const char* what) {
     const int error = errno;
     const std::string text =
@@ -54,12 +61,16 @@ Nic::~Nic() {
   if (reactor_ != nullptr) {
     reactor_->remove(channel_->fd);
     reactor_->remove(context_->async_fd);
+    reactor_->cancel(lookTimer_);
     if (portTimer_ != 0) reactor_->cancel(portTimer_);
   }
   close();
 }
 
 void Nic::close() {
+  for (const auto& [id, region] : regions_) {
+    if (region != nullptr) verbs_.deregMr(region);
+  }
   if (channel_ != nullptr) verbs_.destroyCompChannel(channel_);
   if (domain_ != nullptr) verbs_.deallocPd(domain_);
   if (context_ != nullptr) verbs_.closeDevice(context_);
@@ -81,6 +92,28 @@ ibv_mr* Nic::registerMemory(void* address, std::size_t bytes, int access) {
   fail(Code::systemError, text);
 }
 
+const ibv_mr* Nic::regionOf(const void* address, std::size_t bytes) {
+  const std::shared_ptr<Window> window = findWindow(address, bytes);
+  if (!window) return nullptr;
+  std::lock_guard lock(regionsMutex_);
+  const auto [found, fresh] = regions_.emplace(window->id, nullptr);
+  if (!fresh) return found->second;
+  try {
+    found->second = registerMemory(window->memory.data(), window->memory.bytes(), 0);
+  } catch (const Error& error) {
+    FUSCO_WARN("rows of a window of {} bytes are packed, which is slower: {}", window->memory.bytes(), error.what());
+  }
+  return found->second;
+}
+
+void Nic::forgetWindow(std::uint32_t id) {
+  std::lock_guard lock(regionsMutex_);
+  const auto found = regions_.find(id);
+  if (found == regions_.end()) return;
+  if (found->second != nullptr) verbs_.deregMr(found->second);
+  regions_.erase(found);
+}
+
 // ---- events, on the reactor's thread
 
 void Nic::serve(Reactor& reactor) {
@@ -89,12 +122,23 @@ void Nic::serve(Reactor& reactor) {
   reactor.add(context_->async_fd, [this](std::uint32_t) { onAsync(); });
   reactor.arm(channel_->fd, EPOLLIN);
   reactor.arm(context_->async_fd, EPOLLIN);
+  lookTimer_ = reactor.every(kLookMs, [this] { look(); });
+}
+
+void Nic::look() {
+  // Not every driver tells its users; the kernel then waits for them to close it.
+  if (!removed_ && seen_ && ::access(node_.c_str(), F_OK) != 0) {
+    removed_ = true;
+    failAll("cannot be reached any more: the device " + device_ +
+            " of this rank has failed or was removed (the kernel has taken it away)");
+  }
+  std::lock_guard lock(mutex_);
+  for (QueuePairLink* link : links_) link->look();
 }
 
 void Nic::enter(QueuePairLink* link) {
   std::lock_guard lock(mutex_);
   links_.insert(link);
-  if (!broken_.empty()) link->fallBy(broken_);
 }
 
 void Nic::leave(QueuePairLink* link) {
@@ -130,11 +174,11 @@ void Nic::onEvent(const ibv_async_event& event) {
     case IBV_EVENT_QP_ACCESS_ERR:
     case IBV_EVENT_PATH_MIG_ERR: {
       auto* link = static_cast<QueuePairLink*>(event.element.qp->qp_context);
-      return link->fallBy("lost its queue pair on " + describe() + " of this rank: " + text);
+      return link->loseBy("lost its queue pair on " + describe() + " of this rank: " + text);
     }
     case IBV_EVENT_CQ_ERR: {
       auto* link = static_cast<QueuePairLink*>(event.element.cq->cq_context);
-      return link->fallBy("lost its completion queue on " + describe() + " of this rank: " + text);
+      return link->loseBy("lost its completion queue on " + describe() + " of this rank: " + text);
     }
     case IBV_EVENT_DEVICE_FATAL:
       return failAll("cannot be reached any more: the device " + device_ + " of this rank has failed or was removed (" +
@@ -143,12 +187,14 @@ void Nic::onEvent(const ibv_async_event& event) {
       if (event.element.port_num != port_) return;
       FUSCO_WARN("{} is down ({}); links by it wait up to {} s for it to come back", describe(), text,
                  kPortPatienceMs / 1000);
+      usable_ = false;
       if (portDownNs_ == 0) portDownNs_ = nowNs();
       if (portTimer_ == 0) portTimer_ = reactor_->every(500, [this] { lookAtPort(); });
       return;
     case IBV_EVENT_PORT_ACTIVE:
-      if (event.element.port_num != port_ || portDownNs_ == 0) return;
+      if (event.element.port_num != port_ || usable_) return;
       FUSCO_WARN("{} is up again", describe());
+      usable_ = true;
       portDownNs_ = 0;
       return;
     default:
@@ -158,7 +204,14 @@ void Nic::onEvent(const ibv_async_event& event) {
 
 void Nic::lookAtPort() {
   if (portDownNs_ != 0) {
-    if (nowNs() - portDownNs_ < kPortPatienceMs * 1'000'000) return;
+    const std::int64_t down = nowNs() - portDownNs_;
+    if (down < kPortMoveMs * 1'000'000) return;
+    if (down < kPortPatienceMs * 1'000'000) {
+      std::lock_guard lock(mutex_);
+      for (QueuePairLink* link : links_)
+        link->leaveBy("has no way over " + describe() + " of this rank, which is down");
+      return;
+    }
     failAll("cannot be reached any more: " + describe() + " of this rank has been down for " +
             std::to_string(kPortPatienceMs / 1000) + " s");
     portDownNs_ = 0;
@@ -168,9 +221,10 @@ void Nic::lookAtPort() {
 }
 
 void Nic::failAll(const std::string& why) {
+  usable_ = false;
+  FUSCO_WARN("links by {} go another way or end: the other rank {}", describe(), why);
   std::lock_guard lock(mutex_);
-  broken_ = why;
-  for (QueuePairLink* link : links_) link->fallBy(why);
+  for (QueuePairLink* link : links_) link->loseBy(why);
 }
 
 }  // namespace fusco::transport

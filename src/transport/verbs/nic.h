@@ -1,8 +1,11 @@
 // An open port: its device, a protection domain, a completion channel, and the links that use it.
 #pragma once
 
+#include <unistd.h>
+
 #include <atomic>
 #include <cstdint>
+#include <map>
 #include <mutex>
 #include <set>
 #include <string>
@@ -24,6 +27,7 @@ class Nic {
 
   const VerbsLibrary& verbs() const { return verbs_; }
   std::string describe() const { return device_ + " port " + std::to_string(port_); }
+  const std::string& device() const { return device_; }
   std::string address() const;  // its GID
   int port() const { return port_; }
   bool infiniband() const { return attributes_.link_layer == IBV_LINK_LAYER_INFINIBAND; }
@@ -34,26 +38,39 @@ class Nic {
   ibv_comp_channel* channel() const { return channel_; }
   const ibv_device_attr& limits() const { return limits_; }
 
+  // The device is there and the port is up, as far as is known.
+  bool usable() const { return usable_.load(std::memory_order_relaxed); }
+
   // Registers memory for this NIC, for `access` by IBV_ACCESS_*. Throws Error(systemError) that names the limit.
   ibv_mr* registerMemory(void* address, std::size_t bytes, int access);
+
+  // The registration of the window in which all of [address, address + bytes) lies, for reading by this NIC: made when
+  // it is first asked for, kept until the window is forgotten. Null for other memory, whose pages may become others'
+  // behind the same addresses, and where not as much can be locked.
+  const ibv_mr* regionOf(const void* address, std::size_t bytes);
+  void forgetWindow(std::uint32_t id);
 
   void serve(Reactor& reactor);
   void enter(QueuePairLink* link);
   void leave(QueuePairLink* link);
 
  private:
-  // A port may come back as long as the queue pairs try.
+  // A port may come back as long as the queue pairs try; what can go another way waits less.
   static constexpr std::int64_t kPortPatienceMs = 8000;
+  static constexpr std::int64_t kPortMoveMs = 1000;
+  static constexpr std::int64_t kLookMs = 500;
 
   void close();
   void onCompletions();
   void onAsync();
   void onEvent(const ibv_async_event& event);
+  void look();
   void lookAtPort();
   void failAll(const std::string& why);
 
   const VerbsLibrary& verbs_;
   const std::string device_;
+  const std::string node_;  // its file in sysfs, which is gone as soon as the device is
   const int port_;
   ibv_port_attr attributes_;
   const GidEntry gid_;
@@ -62,10 +79,15 @@ class Nic {
   ibv_pd* domain_ = nullptr;
   ibv_comp_channel* channel_ = nullptr;
   Reactor* reactor_ = nullptr;
+  std::mutex regionsMutex_;
+  std::map<std::uint32_t, ibv_mr*> regions_;  // by window; null: could not be registered
   std::mutex mutex_;
   std::set<QueuePairLink*> links_;
-  std::string broken_;           // for links that are made later
-  std::int64_t portDownNs_ = 0;  // reactor's thread only
+  std::atomic<bool> usable_{true};
+  std::uint64_t lookTimer_ = 0;
+  const bool seen_ = ::access(node_.c_str(), F_OK) == 0;  // containers may hide it
+  bool removed_ = false;                                  // reactor's thread only
+  std::int64_t portDownNs_ = 0;                           // reactor's thread only
   std::atomic<std::uint64_t> portTimer_{0};
 };
 

@@ -4,7 +4,9 @@
 
 namespace fusco::transport {
 
-std::unique_ptr<VerbsNics> VerbsNics::open() {
+std::unique_ptr<VerbsNics> VerbsNics::open() { return open({}); }
+
+std::unique_ptr<VerbsNics> VerbsNics::open(const std::string&) {
   fail(
       Code::systemError,
       "this build of the library has no queue pairs: build it where libibverbs's headers are (package libibverbs-dev)");

@@ -1,5 +1,5 @@
 // Which ports there are, and those that a rank opens.
-#include <dirent.h>
+#include <sched.h>
 
 #include <algorithm>
 #include <charconv>
@@ -11,6 +11,7 @@
 #include "base/status.h"
 #include "transport/verbs/link.h"
 #include "transport/verbs/nic.h"
+#include "transport/verbs/place.h"
 
 namespace fusco::transport {
 
@@ -83,16 +84,23 @@ class Nics final : public VerbsNics {
   void tryMemory(std::size_t bytes) override;
   bool infiniband() const override { return nics_.front()->infiniband(); }
   std::string describe(int nic) const override { return nicAt(nic).describe(); }
+  int nearest(int turn) const override { return near_[static_cast<std::size_t>(turn) % near_.size()]; }
   void serve(Reactor& reactor) override {
     reactor_ = &reactor;
     for (const auto& nic : nics_) nic->serve(reactor);
   }
+  void forgetWindow(std::uint32_t id) override {
+    for (const auto& nic : nics_) nic->forgetWindow(id);
+  }
   std::unique_ptr<VerbsLink> link(int nic, NetworkLinkOptions options) override {
-    return std::make_unique<QueuePairLink>(*reactor_, nicAt(nic), std::move(options));
+    std::vector<Nic*> all;
+    for (const auto& one : nics_) all.push_back(one.get());
+    return std::make_unique<QueuePairLink>(*reactor_, std::move(all), nic, std::move(options));
   }
 
+  void findNearest();
   // Opens what can be used; what cannot is told in looked().
-  void find();
+  void find(const std::string& devices);
   const std::string& looked() const { return looked_; }
 
  private:
@@ -105,14 +113,15 @@ class Nics final : public VerbsNics {
   Reactor* reactor_ = nullptr;
   std::vector<std::unique_ptr<Nic>> nics_;
   std::vector<std::size_t> places_;  // in the filter's list, by nic
+  std::vector<int> near_;
   std::string looked_;
 };
 
-void Nics::find() {
+void Nics::find(const std::string& wanted) {
   if (environment().flag(Setting::ibDisable)) return note("FUSCO_IB_DISABLE=1");
   int count = 0;
   ibv_device** devices = verbs_.getDeviceList(&count);
-  const HcaFilter filter(environment().text(Setting::ibHca));
+  const HcaFilter filter(wanted);
   for (int i = 0; i < count && devices != nullptr; ++i) {
     try {
       look(devices[i], filter);
@@ -135,6 +144,26 @@ void Nics::find() {
     sorted.push_back(std::move(nics_[i]));
   }
   nics_ = std::move(sorted);
+  findNearest();
+}
+
+void Nics::findNearest() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  std::vector<int> cores;
+  if (::sched_getaffinity(0, sizeof(set), &set) == 0) {
+    for (int core = 0; core < CPU_SETSIZE; ++core) {
+      if (CPU_ISSET(core, &set)) cores.push_back(core);
+    }
+  }
+  const Place own = placeOfCores("/sys", cores);
+  std::vector<Place> places;
+  for (const auto& nic : nics_)
+    places.push_back(placeOfFolder("/sys", "/class/infiniband/" + nic->device() + "/device"));
+  near_ = transport::nearest(own, places);
+  for (std::size_t i = 0; i < nics_.size(); ++i) {
+    note(nics_[i]->describe() + " is " + nameOf(nearness(own, places[i])) + " to these cores");
+  }
 }
 
 void Nics::look(ibv_device* device, const HcaFilter& filter) {
@@ -191,12 +220,14 @@ void Nics::tryMemory(std::size_t bytes) {
 
 }  // namespace
 
-std::unique_ptr<VerbsNics> VerbsNics::open() {
+std::unique_ptr<VerbsNics> VerbsNics::open() { return open(environment().text(Setting::ibHca)); }
+
+std::unique_ptr<VerbsNics> VerbsNics::open(const std::string& devices) {
   std::string why;
   const VerbsLibrary* verbs = verbsLibrary(&why);
   if (verbs == nullptr) fail(Code::systemError, why);
   auto nics = std::make_unique<Nics>(*verbs);
-  nics->find();
+  nics->find(devices);
   FUSCO_INFO(kLogNet, "RDMA: {}", nics->looked());
   if (nics->count() == 0) fail(Code::systemError, "no RDMA port can be used: " + nics->looked());
   return nics;
