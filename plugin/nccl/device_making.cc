@@ -116,13 +116,16 @@ void voteBeside(const CommunicatorRef& communicator, const Making& making) {
   }).detach();
 }
 
+// Another thread of the real library's may be about to store it.
+ncclComm_t storedAt(ncclComm_t* slot) { return slot == nullptr ? nullptr : __atomic_load_n(slot, __ATOMIC_ACQUIRE); }
+
 // Enters what lies at the slot: a blocking one's vote comes back as a job, another one's goes on by itself.
 struct Entered {
   CommunicatorRef communicator;
   std::function<void()> job;
 };
 Entered enterReal(const Making& making, bool goesOn) {
-  const ncclComm_t handle = making.slot == nullptr ? nullptr : *making.slot;
+  const ncclComm_t handle = storedAt(making.slot);
   if (handle == nullptr || findCommunicator(handle)) return {};
   auto made = std::make_unique<Communicator>();
   made->tag = making.grows ? Tag{} : making.tag;
@@ -153,11 +156,16 @@ void waitForSlot(const Making& making) {
 // True: it goes on by itself.
 bool look(const Making& making, ncclResult_t result, std::vector<std::function<void()>>& jobs) {
   const bool goesOn = result == ncclInProgress || !making.wishes.blocking;
-  if (goesOn && making.parent && *making.slot == nullptr) {
+  if (goesOn && making.parent && storedAt(making.slot) == nullptr) {
     if (result == ncclInProgress) waitForSlot(making);
     return result == ncclInProgress;
   }
   Entered entered = enterReal(making, goesOn);
+  if (goesOn && making.parent && entered.communicator) {
+    // Who asks the parent is to hear of it too.
+    std::lock_guard lock(making.parent->childMutex);
+    making.parent->unfinished.emplace_back([child = entered.communicator] { return child->state != State::starting; });
+  }
   if (entered.job) jobs.push_back(std::move(entered.job));
   return goesOn && entered.communicator;
 }

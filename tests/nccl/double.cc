@@ -90,9 +90,9 @@ thread_local std::vector<std::function<ncclResult_t()>> jobs;
 ncclResult_t make(ncclComm_t* slot, bool blocking, std::vector<ncclComm_t> waiting,
                   const std::function<ncclComm_t()>& body) {
   for (const ncclComm_t comm : waiting) ++comm->unfinished;
-  const auto all = [slot, waiting, body] {
+  const auto all = [slot, waiting, body, later = *slot == nullptr] {
     const ncclComm_t made = body();
-    if (*slot == nullptr) __atomic_store_n(slot, made, __ATOMIC_RELEASE);
+    if (later) __atomic_store_n(slot, made, __ATOMIC_RELEASE);
     for (const ncclComm_t comm : waiting) --comm->unfinished;
     return ncclSuccess;
   };
