@@ -6,6 +6,9 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cstdlib>
+#include <mutex>
+#include <set>
 #include <string>
 
 namespace fusco::test {
@@ -16,10 +19,30 @@ struct Hall {
   std::uint64_t words[64];
 };
 constexpr int kTicks = 300'000;  // of 100 us
+
+// Names in use: a process that ends while it waits takes them along. Never destroyed, since threads may still wait
+// then.
+struct Names {
+  std::mutex mutex;
+  std::set<std::string> open;
+};
+Names& names() {
+  static auto& all = *new Names;
+  static const int atExit = std::atexit([] {
+    std::lock_guard lock(names().mutex);
+    for (const std::string& name : names().open) shm_unlink(name.c_str());
+  });
+  (void)atExit;
+  return all;
+}
 }  // namespace
 
 std::vector<std::uint64_t> meetAt(std::uint64_t place, int rank, int ranks, std::uint64_t words) {
   const std::string name = "/fusco-double-" + std::to_string(place);
+  {
+    std::lock_guard lock(names().mutex);
+    names().open.insert(name);
+  }
   const int file = shm_open(name.c_str(), O_RDWR | O_CREAT, 0600);
   if (file < 0 || rank >= 64) return {};
   const bool sized = ftruncate(file, sizeof(Hall)) == 0;
@@ -33,6 +56,10 @@ std::vector<std::uint64_t> meetAt(std::uint64_t place, int rank, int ranks, std:
   for (int tick = 0; tick < kTicks && hall.came < ranks; ++tick) usleep(100);
   if (hall.came == ranks) all.assign(hall.words, hall.words + ranks);
   shm_unlink(name.c_str());
+  {
+    std::lock_guard lock(names().mutex);
+    names().open.erase(name);
+  }
   munmap(memory, sizeof(Hall));
   return all;
 }
