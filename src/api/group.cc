@@ -160,6 +160,18 @@ void noteGroupError(Code code, const std::string& text) {
 
 void groupStart() { ++group.depth; }
 
+void asGroup(const std::function<void()>& body) {
+  groupStart();
+  try {
+    body();
+  } catch (...) {
+    // In an outer group the error sticks, so that what was enqueued before it is not carried out either.
+    if (--group.depth == 0) group = Group{};
+    throw;
+  }
+  groupEnd();
+}
+
 void groupEnd() {
   if (group.depth == 0) fail(Code::invalidUsage, "fuscoGroupEnd without fuscoGroupStart on this thread");
   if (--group.depth > 0) return;

@@ -22,5 +22,8 @@ void noteGroupError(Code code, const std::string& text);
 
 void groupStart();
 void groupEnd();
+// Enqueues what `body` enqueues, as a group of its own or as part of the one that is open; whatever it throws, the
+// depth is as before.
+void asGroup(const std::function<void()>& body);
 
 }  // namespace fusco::api

@@ -213,9 +213,7 @@ std::unique_ptr<engine::Operation> makeCombine(const PlanHandleState& p, const e
 }
 
 void runOne(const std::shared_ptr<CommState>& comm, std::unique_ptr<engine::Operation> operation) {
-  groupStart();
-  enqueue(comm, std::move(operation));
-  groupEnd();
+  asGroup([&] { enqueue(comm, std::move(operation)); });
 }
 
 void start(const std::shared_ptr<CommState>& comm, std::unique_ptr<engine::Operation> operation) {
@@ -248,12 +246,12 @@ fuscoResult_t fuscoPlanCreate(fuscoPlan_t* plan, const fuscoPlanConfig_t* config
     made->plan = std::make_shared<engine::PlanState>(*state->engine, request);
     auto planning = state->gpu >= 0 ? engine::makeDevicePlanning(*state->engine, made->plan, stream)
                                     : engine::makePlanning(*state->engine, made->plan);
-    groupStart();
-    enqueue(state, std::move(planning), [plan, made] {
-      ++made->comm->plans;
-      *plan = addPlan(made);
+    asGroup([&] {
+      enqueue(state, std::move(planning), [plan, made] {
+        ++made->comm->plans;
+        *plan = addPlan(made);
+      });
     });
-    groupEnd();
   });
 }
 

@@ -1,6 +1,7 @@
 // Point-to-point and all-to-all calls.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "api/group.h"
@@ -24,9 +25,33 @@ void checkPeer(const CommState& comm, int peer) {
     fail(Code::invalidArgument, fmt::format("peer is {}, must be 0 to {}", peer, comm.ranks - 1));
 }
 
+// A row that is received twice would hold one or the other. Lists in GPU memory are empty here.
+void checkDistinct(const char* what, const std::vector<std::int64_t>& list) {
+  // As most lists are.
+  const auto notRising = [](std::int64_t a, std::int64_t b) { return a >= b; };
+  if (std::adjacent_find(list.begin(), list.end(), notRising) == list.end()) return;
+  const auto refuse = [&](std::int64_t row) {
+    fail(Code::invalidArgument, fmt::format("{}: row {} is named twice; each row can be received once", what, row));
+  };
+  const auto most = static_cast<std::size_t>(*std::max_element(list.begin(), list.end()));
+  if (most / 64 <= list.size()) {
+    std::vector<std::uint64_t> seen(most / 64 + 1, 0);
+    for (const std::int64_t row : list) {
+      std::uint64_t& word = seen[static_cast<std::size_t>(row) / 64];
+      const std::uint64_t bit = std::uint64_t{1} << (row % 64);
+      if ((word & bit) != 0) refuse(row);
+      word |= bit;
+    }
+    return;
+  }
+  std::vector<std::int64_t> sorted = list;
+  std::sort(sorted.begin(), sorted.end());
+  const auto twice = std::adjacent_find(sorted.begin(), sorted.end());
+  if (twice != sorted.end()) refuse(*twice);
+}
+
 void transfer(const char* what, bool send, const void* buffer, std::size_t rows, std::size_t rowBytes,
-              const void* indices, fuscoDataType_t indexType, int peer, fuscoComm_t handle,
-              cudaStream_t stream) {
+              const void* indices, fuscoDataType_t indexType, int peer, fuscoComm_t handle, cudaStream_t stream) {
   const auto comm = findComm(handle);
   checkPeer(*comm, peer);
   engine::TransferRequest request;
@@ -59,9 +84,8 @@ void transfer(const char* what, bool send, const void* buffer, std::size_t rows,
       product(what, static_cast<std::size_t>(request.list[i]) + 1, rowBytes);
     }
   }
-  groupStart();
-  enqueue(comm, std::move(request));
-  groupEnd();
+  if (!send && request.listed) checkDistinct(what, request.list);
+  asGroup([&] { enqueue(comm, std::move(request)); });
 }
 
 }  // namespace
@@ -130,8 +154,8 @@ fuscoResult_t fuscoAllToAllv(const void* sendbuff, const size_t sendcounts[], co
       }
     }
     if (low[0] < high[1] && low[1] < high[0]) fail(Code::invalidArgument, "sendbuff and recvbuff overlap");
-    groupStart();
-    for (engine::TransferRequest& request : requests) enqueue(comm, std::move(request));
-    groupEnd();
+    asGroup([&] {
+      for (engine::TransferRequest& request : requests) enqueue(comm, std::move(request));
+    });
   });
 }

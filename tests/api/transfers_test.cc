@@ -199,6 +199,39 @@ TEST(Transfers, sizesThatDifferAreTold) {
   }
 }
 
+// A row can be received once; what is sent may be named as often as one likes.
+TEST(Transfers, rowsThatAreReceivedTwiceAreRefused) {
+  runWell(kThreads, [](Rank& self) {
+    fuscoComm_t comm = self.connect();
+    const int peer = 1 - self.rank();
+    const auto exchange = [&](const std::vector<std::int64_t>& list) {
+      const std::vector<std::int64_t> zeros(list.size(), 0);
+      std::vector<int> in(4, self.rank() + 1), out(400000, 0);
+      FUSCO_OK(fuscoGroupStart());
+      fuscoGatherSend(in.data(), list.size(), 4, zeros.data(), fuscoInt64, peer, comm, nullptr);
+      fuscoScatterRecv(out.data(), list.size(), 4, list.data(), fuscoInt64, peer, comm, nullptr);
+      const fuscoResult_t result = fuscoGroupEnd();
+      for (const std::int64_t row : list)
+        REQUIRE(result != fuscoSuccess || out[static_cast<std::size_t>(row)] == peer + 1);
+      return result;
+    };
+    // Rising, in any order, far apart; each with a row twice, side by side or not.
+    for (const std::vector<std::int64_t>& good :
+         {std::vector<std::int64_t>{0, 1, 5, 9}, std::vector<std::int64_t>{9, 0, 5, 1},
+          std::vector<std::int64_t>{399999, 3, 70000}}) {
+      REQUIRE(exchange(good) == fuscoSuccess);
+      for (std::size_t i = 0; i < good.size(); ++i) {
+        std::vector<std::int64_t> bad = good;
+        bad.push_back(good[i]);
+        REQUIRE(exchange(bad) == fuscoInvalidArgument);
+        requireContains(fuscoGetLastError(nullptr), "row " + std::to_string(good[i]) + " is named twice");
+      }
+    }
+    shuffleWorks(self, comm);
+    leave(comm);
+  });
+}
+
 TEST(Groups, nestAndStickToTheirErrors) {
   runWell(kThreads, [](Rank& self) {
     fuscoComm_t comm = self.connect();
