@@ -61,7 +61,7 @@ TEST(RdmaLeak, NothingIsLeftAfterManyCommunicators) {
   EXPECT_EQ(after.threads, before.threads);
   // The allocator may keep an arena for a thread, which is no more than one mapping each.
   EXPECT_LE(after.mappings, before.mappings + 4);
-  std::printf("%d communicators of two ranks; as before:\n%s", rounds, resources.c_str());
+  std::printf("%d times two ranks have made and destroyed a communicator; as before:\n%s", rounds, resources.c_str());
 }
 
 // That the check above can fail: an open communicator shows.

@@ -19,7 +19,8 @@ const Medium kMedia[] = {
     {"queuePairs",
      [](int slots, std::size_t slotBytes) -> std::unique_ptr<LinkPair> {
        return std::make_unique<VerbsPair>(slots, slotBytes);
-     }},
+     },
+     4},
 };
 
 INSTANTIATE_TEST_SUITE_P(Verbs, Link, ::testing::ValuesIn(kMedia),
@@ -62,7 +63,7 @@ std::uint64_t systemCalls() {
 
 // What a megabyte costs: a slice is a write and a notice, posted by one call and completed once, whatever its size.
 TEST(VerbsLink, WorkRequestsAndCompletionsOfAMegabyte) {
-  constexpr int kSlices = 40;
+  constexpr int kSlices = 16;
   constexpr std::size_t kMiB = std::size_t{1} << 20;
   VerbsPair pair(4, kMiB);
   const auto sent0 = pair.link(0).counts(), got0 = pair.link(1).counts();
@@ -190,14 +191,14 @@ TEST(VerbsLink, OtherPortsTakeOverAndNothingIsLost) {
   VerbsPair pair(4, 4096, {"=rxe0,rxe1", "=rxe2,rxe3"});
   std::string wrong[2];
   std::atomic<bool> over{false};
-  std::thread other([&] { exchange(pair, 1, 600, 4096, 42, wrong[1]); });
+  std::thread other([&] { exchange(pair, 1, 300, 4096, 42, wrong[1]); });
   std::thread breaker([&] {
-    for (int i = 0; i < 8 && !over; ++i) {
+    for (int i = 0; i < 5 && !over; ++i) {
       ::usleep(60000);
       if (pair.link(i % 2).attached()) pair.link(i % 2).breakQueuePair();
     }
   });
-  exchange(pair, 0, 600, 4096, 42, wrong[0]);
+  exchange(pair, 0, 300, 4096, 42, wrong[0]);
   other.join();
   over = true;
   breaker.join();
