@@ -96,7 +96,8 @@ Outcome CombineBackward::announceReady() {
   at_ = own.copyBegin;
   for (std::size_t i = 0; i < out_.size(); ++i) {
     const Stream& stream = plan_->streams().out[i];
-    out_[i].begin(view, stream.flows, {rowBytes_}, linkTo(stream).slotBytes());
+    transport::PostedLink& link = linkTo(stream);
+    out_[i].begin(view, stream.flows, {rowBytes_}, link.slotBytes(), link.sliceBytes());
   }
   return Outcome::complete;
 }

@@ -165,7 +165,11 @@ Outcome Combine::announceReady() {
     back_[i].begin(link, plan.view, stream.flows, signature(), &passage(kIn, i));
     slot = link.slotBytes();
   }
-  for (const Stream& stream : plan_->streams().in) slot = linkTo(stream).slotBytes();
+  for (std::size_t i = 0; i < plan_->streams().in.size(); ++i) {
+    transport::PostedLink& link = linkTo(plan_->streams().in[i]);
+    slot = link.slotBytes();
+    sent_[i].sliceBytes = link.sliceBytes();
+  }
   partElements_ =
       slot == SIZE_MAX ? request_.elements : partBytes(request_.elements * partialBytes, 0, slot) / partialBytes;
   ownCopy_ = plan.view.flows[plan_->streams().ownFlow].copyBegin;
@@ -295,7 +299,7 @@ Outcome Combine::sendBack(std::size_t stream) {
   };
   std::size_t rows = 0;
   std::size_t end = progress.copy;
-  while (end < copies && (rows == 0 || sliceBytes(rows + 1, 0, rowBytes) <= link.slotBytes())) {
+  while (end < copies && (rows == 0 || sliceBytes(rows + 1, 0, rowBytes) <= progress.sliceBytes)) {
     end = runEnd(end);
     ++rows;
   }

@@ -73,8 +73,9 @@ class Combine : public ShuffleOperation {
   // forwarder, by stream in
   struct Progress {
     std::size_t copy = 0;
-    std::size_t part = 0;  // first element
-    bool all = false;      // has been summed
+    std::size_t part = 0;        // first element
+    bool all = false;            // has been summed
+    std::size_t sliceBytes = 0;  // for slices of several rows
   };
   std::vector<Progress> sent_;
 };

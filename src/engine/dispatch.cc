@@ -212,7 +212,8 @@ Outcome Dispatch::announceReady() {
   }
   for (std::size_t i = 0; i < out_.size(); ++i) {
     const Stream& stream = plan_->streams().out[i];
-    out_[i].begin(plan.view, stream.flows, rowBytes, linkTo(stream).slotBytes());
+    transport::PostedLink& link = linkTo(stream);
+    out_[i].begin(plan.view, stream.flows, rowBytes, link.slotBytes(), link.sliceBytes());
   }
   at_ = plan.view.flows[plan_->streams().ownFlow].copyBegin;
   return Outcome::complete;

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "base/status.h"
 
 namespace fusco::engine {
@@ -21,11 +23,12 @@ std::vector<std::pair<std::size_t, std::size_t>> rangesOf(const plan::View& plan
 }  // namespace
 
 void StreamOut::begin(const plan::View& plan, const std::vector<std::int32_t>& flows, std::vector<std::size_t> rowBytes,
-                      std::size_t slotBytes) {
+                      std::size_t slotBytes, std::size_t sliceBytes) {
   plan_ = plan;
   ranges_ = rangesOf(plan, flows);
   rowBytes_ = std::move(rowBytes);
   slotBytes_ = slotBytes;
+  sliceBytes_ = std::min(sliceBytes, slotBytes);
   tensor_ = 0;
   range_ = 0;
   at_ = ranges_.empty() ? 0 : ranges_[0].first;
@@ -50,7 +53,7 @@ StreamOut::Cut StreamOut::next() {
   cut.rowOffset = offset_;
   cut.partBytes = partBytes(bytes - offset_, entriesTo(at_ + 1), slotBytes_);
   if (offset_ == 0 && cut.partBytes == bytes) {
-    while (cut.end < limit && sliceBytes(cut.end + 1 - at_, entriesTo(cut.end + 1), bytes) <= slotBytes_) ++cut.end;
+    while (cut.end < limit && sliceBytes(cut.end + 1 - at_, entriesTo(cut.end + 1), bytes) <= sliceBytes_) ++cut.end;
   }
   offset_ += cut.partBytes;
   if (offset_ < bytes) return cut;

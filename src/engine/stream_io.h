@@ -25,9 +25,10 @@ class StreamOut {
     bool last = false;
   };
 
-  // `rowBytes[t]` for each tensor. The plan's arrays must stay.
+  // `rowBytes[t]` for each tensor. The plan's arrays must stay. A row is cut into parts if it does not fit a slot;
+  // slices of several rows have at most `sliceBytes`.
   void begin(const plan::View& plan, const std::vector<std::int32_t>& flows, std::vector<std::size_t> rowBytes,
-             std::size_t slotBytes);
+             std::size_t slotBytes, std::size_t sliceBytes);
   bool finished() const { return finished_; }
   // The next slice's contents; advances. A stream without rows yields one empty last slice.
   Cut next();
@@ -37,7 +38,7 @@ class StreamOut {
   plan::View plan_{};
   std::vector<std::pair<std::size_t, std::size_t>> ranges_;
   std::vector<std::size_t> rowBytes_;
-  std::size_t slotBytes_ = 0;
+  std::size_t slotBytes_ = 0, sliceBytes_ = 0;
   int tensor_ = 0;
   std::size_t range_ = 0, at_ = 0, offset_ = 0;
   bool finished_ = false;

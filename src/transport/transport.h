@@ -69,6 +69,9 @@ class PostedLink {
     std::int64_t busyNs = 0;
   };
   virtual Sent sent() { return {}; }
+  // How many bytes a slice should have at most that is cut from now on: slotBytes(), or less where the link is so slow
+  // that full slots would hold much of what an operation sends, and of what the network can queue.
+  virtual std::size_t sliceBytes() { return slotBytes(); }
 
   // After a failure: rows that have not left are not looked at any more. The link is of no use then.
   virtual void abandon() {}

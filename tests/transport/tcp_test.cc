@@ -1,9 +1,11 @@
 // What is particular to links over TCP: connections that come later, end, or are not what they should be.
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
 #include <thread>
 #include <vector>
@@ -53,6 +55,44 @@ TEST(TcpLink, CountsWhatSocketsWereGiven) {
   EXPECT_EQ(pair.link(1).bytesReceived(), pair.link(0).bytesSent());
   EXPECT_EQ(pair.link(1).bytesSent(), sizeof(TcpFrame)) << "credits of half of the slots go at once";
   EXPECT_GE(pair.link(0).bytesMade(), 4 * 1024u);
+}
+
+// Slices are as large as their slots until the connection is seen to be slow.
+TEST(TcpLink, SlicesOfASlowConnectionAreSmaller) {
+  for (const bool slow : {false, true}) {
+    SCOPED_TRACE(slow);
+    auto [mine, theirs] = testing::tcpPair();
+    const unsigned pace = 1'000'000;  // bytes per second
+    if (slow) {
+      ASSERT_EQ(::setsockopt(mine.get(), SOL_SOCKET, SO_MAX_PACING_RATE, &pace, sizeof(pace)), 0);
+    }
+    constexpr std::size_t kSlot = 65536;
+    Reactor reactor;
+    TcpLink link(reactor, {kSlot, 16, 1, {}, [] {}});
+    link.attach(0, std::move(mine));
+    EXPECT_EQ(link.sliceBytes(), kSlot);
+    std::thread reader([&] {
+      std::vector<std::byte> bytes(kSlot);
+      std::size_t left = 12 * (kSlot + sizeof(TcpFrame));
+      while (left > 0) {
+        const ssize_t got = ::recv(theirs.get(), bytes.data(), std::min(left, bytes.size()), 0);
+        if (got <= 0) break;
+        left -= static_cast<std::size_t>(got);
+      }
+    });
+    for (int i = 0; i < 12; ++i) {
+      EXPECT_NE(link.acquire(), nullptr);
+      link.post(kSlot);
+    }
+    while (!link.drained()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    reader.join();
+    if (slow) {
+      EXPECT_LE(link.sliceBytes(), kSlot / 2) << "8 ms of 1 MB/s are less than the least";
+      EXPECT_GE(link.sliceBytes(), 16 * 1024u);
+    } else {
+      EXPECT_EQ(link.sliceBytes(), kSlot);
+    }
+  }
 }
 
 // The peer leaves: what it sent before can be taken, then the link says so.

@@ -23,12 +23,19 @@ namespace {
 
 constexpr std::int64_t kFarewellMs = 1000;
 
+// Slices of a slow link leave in about this time. With four in flight for each of a few peers, a lane then has less
+// under way than its queue holds, and the last slice of an operation is little of it (docs/results.md has the sweep).
+constexpr std::int64_t kSliceTimeNs = 8'000'000;
+constexpr std::size_t kLeastSliceBytes = 16 * 1024;
+// A speed is taken from no less: kernels tell the time in steps of up to 10 ms.
+constexpr std::int64_t kLeastPacedNs = 40'000'000;
+
 std::string reasonOf(int error) { return std::generic_category().message(error); }
 
 }  // namespace
 
 TcpLink::TcpLink(Reactor& reactor, TcpLinkOptions options)
-    : reactor_(reactor), options_(std::move(options)), process_(::getpid()) {
+    : reactor_(reactor), options_(std::move(options)), process_(::getpid()), sliceBytes_(options_.slotBytes) {
   if (options_.slots < 1 || options_.streams < 1 || options_.slotBytes == 0)
     fail(Code::internalError, "a TCP link needs slots and streams");
   streams_ = std::vector<TcpStream>(static_cast<std::size_t>(options_.streams));
@@ -210,6 +217,22 @@ bool TcpLink::drained() {
 
 PostedLink::Sent TcpLink::sent() {
   std::lock_guard lock(mutex_);
+  return sentSoFar();
+}
+
+std::size_t TcpLink::sliceBytes() {
+  std::lock_guard lock(mutex_);
+  const Sent now = sentSoFar();
+  const std::int64_t ns = now.busyNs - paced_.busyNs;
+  if (ns < kLeastPacedNs) return sliceBytes_;
+  const double bytes = static_cast<double>(now.bytes - paced_.bytes) * kSliceTimeNs / static_cast<double>(ns);
+  sliceBytes_ =
+      std::clamp(static_cast<std::size_t>(bytes), std::min(kLeastSliceBytes, options_.slotBytes), options_.slotBytes);
+  paced_ = now;
+  return sliceBytes_;
+}
+
+PostedLink::Sent TcpLink::sentSoFar() const {
   Sent sent;
   for (const TcpStream& stream : streams_) {
     if (stream.socket) {

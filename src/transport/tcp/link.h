@@ -45,6 +45,8 @@ class TcpLink final : public NetworkLink, private Attended {
   bool drained() override;
   // As the kernel counts it: the lane's time, not the time that slots and buffers took.
   Sent sent() override;
+  // What leaves in some milliseconds at the speed that was last seen, if that is less than a slot.
+  std::size_t sliceBytes() override;
 
   std::string failure() const override;
 
@@ -58,6 +60,7 @@ class TcpLink final : public NetworkLink, private Attended {
   void onReady(int number, std::uint32_t events);
   void arm(TcpStream& stream, std::uint32_t events);
 
+  Sent sentSoFar() const;
   void queueSlice(std::size_t inSlot, std::size_t headBytes, std::span<const Segment> rows);
   void writeAll();
   bool write(TcpStream& stream);
@@ -91,6 +94,8 @@ class TcpLink final : public NetworkLink, private Attended {
   std::uint64_t posted_ = 0;
   std::uint64_t credited_ = 0;  // slices that the peer has released
   bool acquired_ = false;
+  Sent paced_;  // up to here the speed is known
+  std::size_t sliceBytes_;
 
   // Receiving.
   struct Incoming {
