@@ -9,6 +9,7 @@
 #include <numeric>
 #include <random>
 
+#include "plan/file.h"
 #include "shuffle/case.h"
 #include "shuffle/ranks.h"
 
@@ -55,6 +56,7 @@ void runWorld(const World& world, std::int64_t cases, bool two) {
 
 constexpr int kRanks = 4, kExperts = 16, kTopk = 4;
 constexpr std::size_t kRow = 2048;
+constexpr int kSteps = 2;
 
 // A rank's routing map, the same in every run.
 std::vector<std::int64_t> idsOf(int rank, int tokens) {
@@ -84,9 +86,10 @@ std::uint64_t hashOf(const std::vector<std::uint8_t>& bytes, std::uint64_t hash)
 
 // What is left of a run, in memory that the ranks share with the test.
 struct Kept {
-  std::uint64_t rows[kRanks];       // of dispatch, hashed
-  std::uint64_t sums[kRanks];       // of combine
-  std::uint64_t wireBytes[kRanks];  // of one dispatch, slice heads included
+  std::uint64_t rows[kRanks];                   // of dispatch, hashed
+  std::uint64_t sums[kRanks];                   // of combine
+  std::uint64_t wireBytes[kRanks];              // of one dispatch, slice heads included
+  std::uint64_t rowsByLane[kRanks][kSteps][2];  // that the plans of the steps send to the other node
 };
 
 // Bytes that have left by the interface below a port.
@@ -95,6 +98,19 @@ std::uint64_t leftBy(int port) {
   std::uint64_t bytes = 0;
   file >> bytes;
   return bytes;
+}
+
+// Rows that a plan sends to the other node, by lane.
+void countLanes(fuscoPlan_t plan, int rank, std::uint64_t* rows) {
+  const std::string path = "/tmp/plan" + std::to_string(rank);
+  FUSCO_OK(fuscoPlanSave(plan, path.c_str()));
+  std::ifstream stream(path, std::ios::binary);
+  const plan::OwnedArena arena = plan::replay(plan::load(stream));
+  const plan::View view = plan::view(arena.get());
+  for (int i = 0; i < view.header->flows; ++i) {
+    const plan::Flow& flow = view.flows[i];
+    if (flow.node != view.header->node) rows[flow.lane] += flow.copyEnd - flow.copyBegin;
+  }
 }
 
 Kept runFixed(const char* net, const std::vector<int>& tokens, const char* balance = "none") {
@@ -116,7 +132,7 @@ Kept runFixed(const char* net, const std::vector<int>& tokens, const char* balan
     // Finite BF16 numbers of both signs.
     for (std::uint16_t& number : input) number = static_cast<std::uint16_t>(random() & 0xbfff);
     // Twice, so that a balancer knows the loads of the step before.
-    for (int step = 0; step < 2; ++step) {
+    for (int step = 0; step < kSteps; ++step) {
       fuscoPlanConfig_t config = FUSCO_PLAN_CONFIG_INIT;
       config.expertIds = ids.data();
       config.weights = weights.data();
@@ -125,6 +141,7 @@ Kept runFixed(const char* net, const std::vector<int>& tokens, const char* balan
       config.experts = kExperts;
       fuscoPlan_t plan = nullptr;
       FUSCO_OK(fuscoPlanCreate(&plan, &config, comm, nullptr));
+      countLanes(plan, rank, kept->rowsByLane[rank][step]);
       fuscoPlanInfo_t info = FUSCO_PLAN_INFO_INIT;
       FUSCO_OK(fuscoPlanGetInfo(plan, &info));
       std::vector<std::uint8_t> rows(static_cast<std::size_t>(info.receiveRows) * kRow), sums(input.size() * 2);
@@ -175,6 +192,28 @@ TEST(RdmaShuffle, BytesOnTheWireAreThePlans) {
     EXPECT_GE(out, own + back) << "port " << rank;
     EXPECT_LE(out, 1.12 * (own + back)) << "port " << rank << ", with the heads of packets and acknowledgements";
     std::printf("port %d: %.0f bytes planned, %.0f left\n", rank, own + back, out);
+  }
+}
+
+// One rank alone has rows for the other node: the balancer's second plan sends them by both lanes, and so they go.
+TEST(RdmaShuffle, TwoLanesShareABusyFlow) {
+  const std::vector<int> tokens{160, 0, 0, 0};
+  std::uint64_t left[2] = {leftBy(0), leftBy(1)};
+  const Kept kept = runFixed("verbs", tokens, "full");
+  const std::uint64_t copies = copiesAcross(0, tokens[0]);
+  const auto& rows = kept.rowsByLane[0];
+  EXPECT_EQ(rows[0][0], copies);
+  EXPECT_EQ(rows[0][1], 0u);
+  EXPECT_EQ(rows[1][0] + rows[1][1], copies);
+  EXPECT_GT(rows[1][0], copies / 3);
+  EXPECT_GT(rows[1][1], copies / 3);
+  for (int lane = 0; lane < 2; ++lane) {
+    const double out = static_cast<double>(leftBy(lane) - left[lane]);
+    const double planned = static_cast<double>((rows[0][lane] + rows[1][lane]) * kRow);
+    EXPECT_GE(out, planned) << "port " << lane;
+    // What comes back is acknowledged by the same port.
+    EXPECT_LE(out, 1.15 * planned) << "port " << lane;
+    std::printf("port %d: %.0f bytes planned, %.0f left\n", lane, planned, out);
   }
 }
 

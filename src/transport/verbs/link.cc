@@ -29,6 +29,8 @@ constexpr std::size_t kLeastRow = 4096;
 constexpr int kMostPieces = 16;
 // Of requests without a slice: now and then one tells that those before it are done.
 constexpr std::uint64_t kSignalEvery = 8;
+// A completion that was found after a longer time than this, and not by an event, may have been there for long.
+constexpr std::int64_t kBlindNs = 1'000'000;
 
 std::uint32_t announcement(bool slice, std::uint64_t sequence, std::uint64_t released) {
   const Announcement said{slice, static_cast<std::uint32_t>(sequence), static_cast<std::uint32_t>(released)};
@@ -340,7 +342,10 @@ void QueuePairLink::send(std::uint64_t sequence) {
   if (!filled.rows.empty()) lastGathered_ = requests_;
   creditSaid_ = released_;
   counts_.bytesWritten += filled.bytes;
+  const bool first = flying_.empty();
+  flying_.emplace_back(requests_, filled.bytes);
   postRequests(writes_.data(), count);
+  if (first) seenNs_ = nowNs();
 }
 
 // The last request is signalled.
@@ -423,6 +428,9 @@ void QueuePairLink::postReceives(int count) {
 // Takes all completions that are there; returns how many.
 int QueuePairLink::poll() {
   if (pair_ == nullptr) return 0;
+  const bool waiting = !flying_.empty();
+  // Where an event was asked for, it comes at once.
+  const bool watched = waiting && (notified_ || nowNs() - seenNs_ <= kBlindNs);
   int total = 0;
   for (;;) {
     ibv_wc completions[kPolled];
@@ -440,8 +448,28 @@ int QueuePairLink::poll() {
     total += count;
     if (count < kPolled) break;
   }
+  if (waiting) meter(watched);
   if (total > 0) offerCredit();
   return total;
+}
+
+// What became of the slices on their way since the last look.
+void QueuePairLink::meter(bool watched) {
+  const std::int64_t now = nowNs();
+  busyNs_ = watched ? busyNs_ + now - seenNs_ : 0;
+  seenNs_ = now;
+  if (flying_.front().first > retired_) return;
+  for (; !flying_.empty() && flying_.front().first <= retired_; flying_.pop_front()) {
+    if (watched) sent_.bytes += flying_.front().second;
+  }
+  sent_.busyNs += busyNs_;
+  busyNs_ = 0;
+}
+
+PostedLink::Sent QueuePairLink::sent() {
+  std::lock_guard lock(mutex_);
+  if (!flying_.empty()) poll();
+  return sent_;
 }
 
 void QueuePairLink::take(const ibv_wc& completion) {

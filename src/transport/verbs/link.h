@@ -11,6 +11,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -89,6 +90,9 @@ class QueuePairLink final : public VerbsLink, private Attended {
   void release() override;
   // Of what was gathered: the slots are the link's own.
   bool drained() override;
+  // By the completions of slices: that the peer's NIC has them. Stretches in which nobody looked count for nothing,
+  // with what was completed in them.
+  Sent sent() override;
   void abandon() override;
 
   // From the reactor's thread: the NIC's events.
@@ -147,6 +151,7 @@ class QueuePairLink final : public VerbsLink, private Attended {
   bool postRequests(ibv_send_wr* first, int count);
   void offerCredit();
   int poll();
+  void meter(bool watched);
   void take(const ibv_wc& completion);
   void hear(Announcement said);
   void fall(State state, const std::string& why);
@@ -210,6 +215,11 @@ class QueuePairLink final : public VerbsLink, private Attended {
   std::uint64_t lastSignalled_ = 0;
   std::uint64_t seenRetired_ = 0;
   std::int64_t silentNs_ = 0;  // since when nothing was acknowledged that should be, or later than that
+  // Slices that are on their way: the number of the last request, and bytes.
+  std::deque<std::pair<std::uint64_t, std::size_t>> flying_;
+  std::int64_t seenNs_ = 0;  // until when it is known what has become of them
+  std::int64_t busyNs_ = 0;  // since the last completion, if all of it was watched
+  Sent sent_;
 
   // Receiving.
   Slots in_;

@@ -88,6 +88,8 @@ void QueuePairLink::change(int nic) {
   }
   dropQueuePair();
   retired_ = lastSlice_ = lastSignalled_ = requests_;
+  flying_.clear();
+  busyNs_ = 0;
   if (nic != nicNumber_) {
     nic_->leave(this);
     enterNic(nic);
