@@ -249,6 +249,10 @@ Outcome Combine::sumHome() {
   const std::size_t limit = chunk / std::max<std::size_t>(1, rowBytes_);
   bool moved = false;
   bool stalled = false;
+  for (std::size_t i = 0; i < back_.size() && engine_.deviceExecutor() != nullptr; ++i) {
+    transport::PostedLink& link = linkTo(plan_->streams().out[i]);
+    if (const std::byte* slot = link.peek()) engine_.adoptSlots(link, slot);
+  }
   while (token_ < tokens && !stalled && terms_.size() <= limit && out_.size() < 4096) {
     if (!gatherToken(static_cast<std::uint32_t>(token_))) {
       stalled = true;
@@ -308,6 +312,7 @@ Outcome Combine::sendBack(std::size_t stream) {
   std::vector<std::byte*> out(rows);
   std::vector<std::uint32_t> first(1, 0);
   std::size_t copy = progress.copy;
+  engine_.adoptSlots(link, slot);
   std::byte* const payload = way.out(slice.payload, rows * sliceRowStride(rowBytes));
   for (std::size_t i = 0; i < rows; ++i) {
     slice.copies[i] = {record.copies[copy].token, 0};

@@ -341,6 +341,7 @@ bool Dispatch::takeIn(transport::PostedLink& link, std::size_t stream, const Sli
   PlaceRequest r;
   r.tensor = static_cast<int>(slice.tensor());
   exec::Passage& way = passage(kIn, stream);
+  if (deferred) engine_.adoptSlots(link, slice.payload);
   r.rows = deferred ? way.in(slice.payload, h.rows * sliceRowStride(h.rowBytes)) : slice.payload;
   r.stride = sliceRowStride(h.rowBytes);
   r.packed = true;
@@ -359,8 +360,13 @@ bool Dispatch::takeIn(transport::PostedLink& link, std::size_t stream, const Sli
 Outcome Dispatch::place(std::size_t stream) {
   transport::PostedLink& link = linkTo(plan_->streams().in[stream]);
   Arriving& arriving = arriving_[stream];
-  if (!passage(kIn, stream).done()) return Outcome::moved;
-  if (arriving.last) return Outcome::complete;
+  const auto next = [&] {
+    if (!passage(kIn, stream).done()) return Outcome::moved;
+    arriving.open = false;
+    link.release();
+    return arriving.last ? Outcome::complete : Outcome::moved;
+  };
+  if (arriving.open) return next();
   const transport::PostedLink::Arrival arrival = link.peekHead();
   if (arrival.slot == nullptr) return Outcome::idle;
   const Slice slice = readSlice(arrival.slot, link.slotBytes());
@@ -376,14 +382,13 @@ Outcome Dispatch::place(std::size_t stream) {
         slice.tensor() + 1 == tensors_.size() && h.rowOffset + h.rowBytes == tensors_[slice.tensor()].rowBytes;
     if (complete && placer_.counts()) placer_.count(slice.copies, slice.entries, 0, h.rows);
   }
-  arriving.last = slice.last();
+  arriving = {true, slice.last()};
   if (engine_.balancer().measures()) {
     ArrivalClock& clock = arrivals_[stream];
     clock.took(h.payloadOffset + h.rows * h.rowBytes, nowNs());
     if (arriving.last) engine_.balancer().meter().arrived(plan_->streams().in[stream], clock);
   }
-  link.release();
-  return arriving.last && passage(kIn, stream).done() ? Outcome::complete : Outcome::moved;
+  return next();
 }
 
 // Groups the landing list by the row that is read, so that each is read once and written to all its places.

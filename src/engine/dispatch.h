@@ -61,7 +61,8 @@ class Dispatch : public ShuffleOperation {
   std::size_t at_ = 0;  // next copy of the own flow
   std::vector<StreamOut> out_;
   struct Arriving {
-    bool last = false;  // the last slice has been taken in
+    bool open = false;  // the oldest slice is on its way to its rows
+    bool last = false;  // and the last
   };
   std::vector<Arriving> arriving_;  // by stream in
   // By stream in: of a slice whose payload is on its way to its rows, where they are.

@@ -57,6 +57,11 @@ void Engine::useDevice(int device, int maxSms, std::int64_t timeoutMs) {
   executor_ = deviceExecutor_.get();
 }
 
+void Engine::adoptSlots(const transport::PostedLink& link, const std::byte* slot) {
+  if (deviceExecutor_ == nullptr || deviceExecutor_->adopted(slot)) return;
+  for (const transport::Segment& memory : link.slotMemory()) deviceExecutor_->adopt(memory.address, memory.bytes);
+}
+
 std::shared_ptr<Submission> Engine::submit(std::unique_ptr<Operation> operation, bool async) {
   auto submission = std::make_shared<Submission>();
   submission->operation = std::move(operation);

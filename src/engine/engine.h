@@ -58,6 +58,8 @@ class Engine {
   exec::Executor& hostExecutor() { return exec::hostExecutor(); }
   // Ranks on GPUs of several nodes: the host drives, with the plan in its memory, and the rows' executor is the GPU's.
   exec::CudaExecutor* deviceExecutor() const { return deviceExecutor_.get(); }
+  // Before a passage leads to or from a slot: lets the GPU copy there by itself, where it can.
+  void adoptSlots(const transport::PostedLink& link, const std::byte* slot);
   Statistics& statistics() { return statistics_; }
   const EngineConfig& config() const { return config_; }
   Ledger& ledger() { return ledger_; }

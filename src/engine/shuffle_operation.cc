@@ -145,6 +145,7 @@ Outcome ShuffleOperation::extractSlice(std::size_t stream, StreamOut& out, const
   move.sourceStride = tensor.rowBytes;
   move.sourceRows = tokens.data();
   move.destinationStride = sliceRowStride(cut.partBytes);
+  if (deferred) engine_.adoptSlots(link, slot);
   move.destination = deferred ? way.out(slice.payload, rows * move.destinationStride) : slice.payload;
   move.rowBytes = cut.partBytes;
   move.rows = rows;

@@ -285,6 +285,7 @@ bool Transfers::sendAcross(Item& item, int peer, bool& finished) {
   slice.header->flags = last ? kLastSlice : 0;
   if (engine_.device() != nullptr && bytes > 0) {
     exec::Passage& way = passage(true, peer);
+    engine_.adoptSlots(link, slot);
     moveOnDevice(item, way.out(slice.payload, bytes), bytes);
     way.close();
     item.moved += bytes;
@@ -363,6 +364,13 @@ bool Transfers::receiveInNode(Queue& queue, int peer) {
 bool Transfers::receiveAcross(Item& item, int peer, bool& finished) {
   transport::PostedLink& link =
       engine_.fabric().link(peer, kTransferChannel, engine_.topology().homePath(engine_.fabric().rank(), peer));
+  if (item.arriving) {
+    if (!passage(false, peer).done()) return true;
+    item.arriving = false;
+    finished = item.moved == item.request.bytes();
+    link.release();
+    return true;
+  }
   const std::byte* slot = link.peek();
   if (slot == nullptr) return false;
   const Slice slice = readSlice(slot, link.slotBytes());
@@ -376,11 +384,16 @@ bool Transfers::receiveAcross(Item& item, int peer, bool& finished) {
   StageTimer timer(engine_.statistics().placeNs);
   if (engine_.device() != nullptr && h.rowBytes > 0) {
     exec::Passage& way = passage(false, peer);
+    engine_.adoptSlots(link, slot);
     moveOnDevice(item, const_cast<std::byte*>(way.in(slice.payload, h.rowBytes)), h.rowBytes);
     way.close();
+    item.moved += h.rowBytes;
+    item.arriving = true;
+    engine_.statistics().bytesPlaced += h.rowBytes;
+    return true;
   }
   const PieceWalk mine(r.listed ? r.list.data() : nullptr, r.rowBytes);
-  for (std::size_t unpacked = 0; unpacked < h.rowBytes && engine_.device() == nullptr;) {
+  for (std::size_t unpacked = 0; unpacked < h.rowBytes;) {
     std::size_t piece = 0;
     const std::size_t to = mine.piece(item.moved + unpacked, h.rowBytes - unpacked, piece);
     std::memcpy(r.base + to, slice.payload + unpacked, piece);
@@ -396,8 +409,6 @@ bool Transfers::receiveAcross(Item& item, int peer, bool& finished) {
 Outcome Transfers::advanceReceive(int peer) {
   Queue& queue = receives_[static_cast<std::size_t>(peer)];
   bool moved = false;
-  // On GPUs: what came last is on its way to its rows.
-  if (!sameNode(peer) && !passage(false, peer).done()) return Outcome::moved;
   while (!queue.items.empty()) {
     bool step = false;
     if (sameNode(peer)) {
@@ -412,7 +423,8 @@ Outcome Transfers::advanceReceive(int peer) {
       return moved ? Outcome::moved : Outcome::idle;
     }
     moved = true;
-    if (!sameNode(peer) && !passage(false, peer).done()) return Outcome::moved;
+    // The GPU is at work: others get their turn.
+    if (!queue.items.empty() && queue.items.front().arriving) return Outcome::moved;
   }
   return Outcome::complete;
 }

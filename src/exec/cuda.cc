@@ -4,6 +4,7 @@
 
 #include <cstring>
 #include <map>
+#include <mutex>
 #include <string>
 
 #include "base/status.h"
@@ -108,6 +109,38 @@ void* allocatePinned(std::size_t bytes) {
   return pointer;
 }
 void releasePinned(void* pointer) noexcept { cudaFreeHost(pointer); }
+
+namespace {
+// Never destroyed: communicators may outlive the end of main.
+struct Pins {
+  std::mutex mutex;
+  std::map<void*, int> counts;
+};
+Pins& pins() {
+  static auto* one = new Pins;
+  return *one;
+}
+}  // namespace
+
+bool pin(void* memory, std::size_t bytes) noexcept {
+  const std::lock_guard lock(pins().mutex);
+  const auto known = pins().counts.find(memory);
+  if (known == pins().counts.end() && cudaHostRegister(memory, bytes, cudaHostRegisterPortable) != cudaSuccess) {
+    cudaGetLastError();
+    return false;
+  }
+  ++pins().counts[memory];
+  return true;
+}
+
+void unpin(void* memory) noexcept {
+  const std::lock_guard lock(pins().mutex);
+  const auto known = pins().counts.find(memory);
+  if (known == pins().counts.end() || --known->second > 0) return;
+  pins().counts.erase(known);
+  cudaHostUnregister(memory);
+  cudaGetLastError();
+}
 
 Where whereIs(const void* pointer) {
   cudaPointerAttributes attributes{};

@@ -49,6 +49,10 @@ void release(void* pointer) noexcept;
 // Host memory that the GPU reads and writes.
 void* allocatePinned(std::size_t bytes);
 void releasePinned(void* pointer) noexcept;
+// Pins host memory that is there already, so that copies to and from it are the GPU's own; false where that is refused.
+// Counted: several may pin the same. Unpinned as often, before it is freed.
+bool pin(void* memory, std::size_t bytes) noexcept;
+void unpin(void* memory) noexcept;
 
 enum class Place { host, device, managed };
 struct Where {

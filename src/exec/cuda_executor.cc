@@ -23,59 +23,74 @@ static_assert(sizeof(Term) == sizeof(kernels::Term) && offsetof(Term, weight) ==
 class CudaExecutor::CudaPassage final : public Passage {
  public:
   explicit CudaPassage(CudaExecutor& executor) : executor_(executor) {}
-  void free() noexcept { executor_.release(twin_); }
+  void free() noexcept {
+    executor_.releaseDevice(device_, deviceBytes_);
+    executor_.releasePinned(pinned_, pinnedBytes_);
+  }
 
   const std::byte* in(const std::byte* memory, std::size_t bytes) override {
     const cuda::OnDevice on(executor_.device_);
-    open(nullptr, bytes);
-    std::memcpy(twin_.pinned, memory, bytes);
-    executor_.copy(twin_.device, twin_.pinned, bytes);
-    return twin_.device;
+    open(nullptr, memory, bytes);
+    if (!direct_) std::memcpy(pinned_, memory, bytes);
+    executor_.copy(device_, direct_ ? memory : pinned_, bytes);
+    return device_;
   }
   std::byte* out(std::byte* memory, std::size_t bytes) override {
     const cuda::OnDevice on(executor_.device_);
-    open(memory, bytes);
-    return twin_.device;
+    open(memory, memory, bytes);
+    return device_;
   }
   void close() override {
     const cuda::OnDevice on(executor_.device_);
-    if (memory_ != nullptr) executor_.copy(twin_.pinned, twin_.device, bytes_);
+    if (out_ != nullptr) executor_.copy(direct_ ? out_ : pinned_, device_, bytes_);
     ended_->record(executor_.stream_->get());
     closed_ = true;
   }
   bool done() override {
     if (!closed_) return true;
     if (!ended_->reached()) return false;
-    if (memory_ != nullptr) std::memcpy(memory_, twin_.pinned, bytes_);
+    if (out_ != nullptr && !direct_) std::memcpy(out_, pinned_, bytes_);
     closed_ = false;
     return true;
   }
 
  private:
-  void open(std::byte* memory, std::size_t bytes) {
+  void open(std::byte* out, const std::byte* memory, std::size_t bytes) {
     // Not asked whether it was done, or of an operation that has failed.
     if (closed_) cuda::synchronize(executor_.stream_->get());
     closed_ = false;
     if (ended_ == nullptr) ended_ = std::make_unique<cuda::Event>();
-    if (twin_.bytes < bytes) executor_.fence();
-    executor_.need(twin_, bytes);
-    memory_ = memory;
+    direct_ = executor_.pinned(memory);
+    if (deviceBytes_ < bytes) {
+      executor_.fence();
+      executor_.releaseDevice(device_, deviceBytes_);
+      executor_.needDevice(device_, deviceBytes_, bytes);
+    }
+    if (!direct_ && pinnedBytes_ < bytes) {
+      executor_.fence();
+      executor_.releasePinned(pinned_, pinnedBytes_);
+      executor_.needPinned(pinned_, pinnedBytes_, bytes);
+    }
+    out_ = out;
     bytes_ = bytes;
   }
 
   CudaExecutor& executor_;
-  Twin twin_;
+  std::byte* device_ = nullptr;
+  std::size_t deviceBytes_ = 0;
+  std::byte* pinned_ = nullptr;  // for memory that is not
+  std::size_t pinnedBytes_ = 0;
   std::unique_ptr<cuda::Event> ended_;
-  std::byte* memory_ = nullptr;  // that it goes out to
+  std::byte* out_ = nullptr;  // where bytes go out to
   std::size_t bytes_ = 0;
-  bool closed_ = false;
+  bool direct_ = false, closed_ = false;
 };
 
 // Room for the lists of one call; bring() before the call is launched.
 class CudaExecutor::Lists {
  public:
   Lists(CudaExecutor& executor, std::size_t bytes) : executor_(executor), bytes_(rounded(bytes)) {
-    if (executor.at_ + bytes_ > executor.halves_[executor.half_].memory.bytes) {
+    if (executor.at_ + bytes_ > executor.halves_[executor.half_].deviceBytes) {
       Half& full = executor.halves_[executor.half_];
       if (full.used != nullptr && executor.at_ > 0) {
         full.used->record(executor.stream_->get());
@@ -88,11 +103,16 @@ class CudaExecutor::Lists {
       // Rarely: so many calls are ahead of the GPU.
       if (next.inUse && !next.used->reached()) cuda::synchronize(executor.stream_->get());
       next.inUse = false;
-      executor.need(next.memory, std::max(bytes_, kHalfBytes));
+      if (next.deviceBytes < bytes_) {
+        executor.releasePinned(next.pinned, next.pinnedBytes);
+        executor.releaseDevice(next.device, next.deviceBytes);
+        executor.needPinned(next.pinned, next.pinnedBytes, std::max(bytes_, kHalfBytes));
+        executor.needDevice(next.device, next.deviceBytes, std::max(bytes_, kHalfBytes));
+      }
     }
-    const Twin& memory = executor.halves_[executor.half_].memory;
-    pinned_ = memory.pinned + executor.at_;
-    device_ = memory.device + executor.at_;
+    const Half& half = executor.halves_[executor.half_];
+    pinned_ = half.pinned + executor.at_;
+    device_ = half.device + executor.at_;
     executor.at_ += bytes_;
   }
   // The next list: written by the host at `here`, read by the GPU at what is returned.
@@ -132,7 +152,11 @@ CudaExecutor::~CudaExecutor() {
     passages_.clear();
     for (Half& half : halves_) {
       half.used.reset();
-      release(half.memory);
+      releasePinned(half.pinned, half.pinnedBytes);
+      releaseDevice(half.device, half.deviceBytes);
+    }
+    for (const auto& [start, range] : adopted_) {
+      if (range.pinned) cuda::unpin(reinterpret_cast<void*>(start));
     }
     stream_.reset();
   } catch (const std::exception& e) {
@@ -140,23 +164,43 @@ CudaExecutor::~CudaExecutor() {
   }
 }
 
-void CudaExecutor::need(Twin& twin, std::size_t bytes) {
-  if (twin.bytes >= bytes) return;
-  release(twin);
-  bytes = rounded(bytes);
-  twin.pinned = static_cast<std::byte*>(cuda::allocatePinned(bytes));
-  held_ += bytes;
-  twin.device = static_cast<std::byte*>(cuda::allocate(bytes));
-  held_ += bytes;
-  twin.bytes = bytes;
+void CudaExecutor::needDevice(std::byte*& memory, std::size_t& has, std::size_t bytes) {
+  memory = static_cast<std::byte*>(cuda::allocate(rounded(bytes)));
+  has = rounded(bytes);
+  held_ += has;
+}
+void CudaExecutor::needPinned(std::byte*& memory, std::size_t& has, std::size_t bytes) {
+  memory = static_cast<std::byte*>(cuda::allocatePinned(rounded(bytes)));
+  has = rounded(bytes);
+  held_ += has;
+}
+void CudaExecutor::releaseDevice(std::byte*& memory, std::size_t& has) noexcept {
+  cuda::release(memory);
+  held_ -= has;
+  memory = nullptr;
+  has = 0;
+}
+void CudaExecutor::releasePinned(std::byte*& memory, std::size_t& has) noexcept {
+  cuda::releasePinned(memory);
+  held_ -= has;
+  memory = nullptr;
+  has = 0;
 }
 
-void CudaExecutor::release(Twin& twin) noexcept {
-  if (twin.pinned != nullptr) held_ -= twin.bytes;
-  if (twin.device != nullptr) held_ -= twin.bytes;
-  cuda::releasePinned(twin.pinned);
-  cuda::release(twin.device);
-  twin = {};
+const CudaExecutor::Range* CudaExecutor::rangeOf(const void* memory) const {
+  const auto at = reinterpret_cast<std::uintptr_t>(memory);
+  auto found = adopted_.upper_bound(at);
+  if (found == adopted_.begin()) return nullptr;
+  --found;
+  return at < found->first + found->second.bytes ? &found->second : nullptr;
+}
+
+void CudaExecutor::adopt(void* memory, std::size_t bytes) {
+  if (adopted(memory)) return;
+  const cuda::OnDevice on(device_);
+  const bool done = cuda::pin(memory, bytes);
+  if (!done) FUSCO_INFO(kLogAlloc, "{} bytes of slots cannot be pinned: their payloads are copied by the CPU", bytes);
+  adopted_[reinterpret_cast<std::uintptr_t>(memory)] = {bytes, done};
 }
 
 void CudaExecutor::copy(void* to, const void* from, std::size_t bytes) {

@@ -36,18 +36,29 @@ class CudaExecutor final : public Executor {
   void copy(void* to, const void* from, std::size_t bytes);
   void copyRows(const kernels::RowCopy& rows);
 
+  // Library memory that passages lead to: between it and the GPU bytes go straight, if it can be pinned.
+  void adopt(void* memory, std::size_t bytes);
+  bool adopted(const void* memory) const { return rangeOf(memory) != nullptr; }
+
  private:
+  struct Range {
+    std::size_t bytes;
+    bool pinned;
+  };
+  const Range* rangeOf(const void* memory) const;
+  bool pinned(const void* memory) const {
+    const Range* range = rangeOf(memory);
+    return range != nullptr && range->pinned;
+  }
+  std::map<std::uintptr_t, Range> adopted_;  // by start
+
   class CudaPassage;
   class Lists;
 
-  // Pinned memory and as much of the GPU's: what is written into the one is brought to the other.
-  struct Twin {
-    std::byte* pinned = nullptr;
-    std::byte* device = nullptr;
-    std::size_t bytes = 0;
-  };
-  void need(Twin& twin, std::size_t bytes);
-  void release(Twin& twin) noexcept;
+  void needDevice(std::byte*& memory, std::size_t& has, std::size_t bytes);
+  void needPinned(std::byte*& memory, std::size_t& has, std::size_t bytes);
+  void releaseDevice(std::byte*& memory, std::size_t& has) noexcept;
+  void releasePinned(std::byte*& memory, std::size_t& has) noexcept;
   kernels::PlaceArgs placeArgs(const PlaceArgs& args, Lists& lists);
 
   const int device_;
@@ -56,7 +67,9 @@ class CudaExecutor final : public Executor {
   std::unique_ptr<cuda::OwnStream> stream_;
   // Lists of calls: one half is written while the GPU may still read the other.
   struct Half {
-    Twin memory;
+    std::byte* pinned = nullptr;
+    std::byte* device = nullptr;  // what is written into the one is brought to the other
+    std::size_t pinnedBytes = 0, deviceBytes = 0;
     std::unique_ptr<cuda::Event> used;
     bool inUse = false;
   };

@@ -25,6 +25,8 @@ void* allocate(std::size_t) { none(); }
 void release(void*) noexcept {}
 void* allocatePinned(std::size_t) { none(); }
 void releasePinned(void*) noexcept {}
+bool pin(void*, std::size_t) noexcept { return false; }
+void unpin(void*) noexcept {}
 Where whereIs(const void*) { none(); }
 void copy(void*, const void*, std::size_t, Stream) { none(); }
 void fill(void*, int, std::size_t, Stream) { none(); }

@@ -96,7 +96,7 @@ struct MoveArgs {
 class Passage {
  public:
   virtual ~Passage() = default;
-  // Where calls find these bytes. The memory itself is not looked at again.
+  // Where calls find these bytes. The memory stays as it is until done().
   virtual const std::byte* in(const std::byte* memory, std::size_t /*bytes*/) { return memory; }
   // Where calls are to write what belongs into the memory; it lies there when done() says so.
   virtual std::byte* out(std::byte* memory, std::size_t /*bytes*/) { return memory; }

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <vector>
 
 namespace fusco::transport {
 
@@ -56,6 +57,8 @@ class PostedLink {
   virtual void release() = 0;  // gives the credit back
   // All that was posted has left this rank's memory.
   virtual bool drained() = 0;
+  // What slots lie in, as far as there is any yet: for whoever copies to and from there by other means than the CPU.
+  virtual std::vector<Segment> slotMemory() const { return {}; }
 
   // Links that copy anyway can take payload from where it lies, and bring it to where it belongs.
   virtual bool gathers() const { return false; }

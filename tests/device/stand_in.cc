@@ -139,6 +139,20 @@ void releasePinned(void* pointer) noexcept {
   gpu().memory.erase(reinterpret_cast<std::uintptr_t>(pointer));
   std::free(pointer);
 }
+bool pin(void* memory, std::size_t bytes) noexcept {
+  const Lock lock(gpu().mutex);
+  auto& [shadow, size, device, file] = gpu().memory[reinterpret_cast<std::uintptr_t>(memory)];
+  shadow = static_cast<std::byte*>(memory);
+  size = bytes;
+  device = false;
+  --file;  // counts below zero
+  return true;
+}
+void unpin(void* memory) noexcept {
+  const Lock lock(gpu().mutex);
+  const auto found = gpu().memory.find(reinterpret_cast<std::uintptr_t>(memory));
+  if (++found->second.file == 0) gpu().memory.erase(found);
+}
 Where whereIs(const void* pointer) {
   const Lock lock(gpu().mutex);
   const Region* region = regionOf(pointer);

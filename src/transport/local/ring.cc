@@ -45,6 +45,13 @@ void RingLink::release() {
   ways_.ringPeer();
 }
 
+std::vector<Segment> RingLink::slotMemory() const {
+  std::vector<Segment> memory;
+  for (const auto& ring : {out_, in_})
+    if (ring) memory.push_back(ring->memory());
+  return memory;
+}
+
 bool RingLink::drained() { return !out_ || out_->counters().released.load(std::memory_order_acquire) == posted_; }
 
 }  // namespace fusco::transport

@@ -34,6 +34,7 @@ class RingMemory {
   }
   int slots() const { return slots_; }
   std::size_t bytes() const { return memory_.bytes(); }
+  Segment memory() const { return {memory_.data(), memory_.bytes()}; }
 
  private:
   SharedMemory memory_;
@@ -57,6 +58,7 @@ class RingLink : public PostedLink {
   void release() override;
   // Shared memory outlives the sender, but a slice counts as gone only when the receiver has given its slot back.
   bool drained() override;
+  std::vector<Segment> slotMemory() const override;
   // Of the ring that this rank has made.
   std::size_t bytesMade() const { return madeBytes_.load(std::memory_order_relaxed); }
 

@@ -244,6 +244,14 @@ PostedLink::Sent TcpLink::sentSoFar() const {
   return sent;
 }
 
+std::vector<Segment> TcpLink::slotMemory() const {
+  std::lock_guard lock(mutex_);
+  std::vector<Segment> memory;
+  for (const Mapping* slots : {&outSlots_, &inSlots_})
+    if (*slots) memory.push_back({slots->data(), slots->size()});
+  return memory;
+}
+
 void TcpLink::abandon() {
   std::lock_guard lock(mutex_);
   fall(State::failed, "was given up by this rank");

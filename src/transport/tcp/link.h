@@ -47,6 +47,7 @@ class TcpLink final : public NetworkLink, private Attended {
   Sent sent() override;
   // What leaves in some milliseconds at the speed that was last seen, if that is less than a slot.
   std::size_t sliceBytes() override;
+  std::vector<Segment> slotMemory() const override;
 
   std::string failure() const override;
 
