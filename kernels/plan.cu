@@ -7,9 +7,12 @@ namespace fusco::kernels {
 
 namespace {
 
-constexpr int kWholeInBlock = 16384;  // ids of all ranks that each rank's block can count by itself
-constexpr int kOwnInBlock = 2048;     // and of its own rank
-constexpr int kMostDirect = 4096;     // counts of all ranks that every block adds up
+// Up to here one kernel, in which each rank's block counts for itself: two take less by themselves from about 1500 ids
+// on, but a whole dispatch of 4096 was the faster one with it (docs/results.md, "One H100").
+constexpr int kWholeInBlock = 4096;    // ids of all ranks
+constexpr int kOwnInBlock = 1024;      // and of its own rank
+constexpr int kSlottedInBlock = 2048;  // of its own rank, where it need not count those of others
+constexpr int kMostDirect = 4096;      // counts of all ranks that every block adds up
 
 // Counts the entries of a batch: addRow(key) for each; copies and entries of nodes where they are asked for. With one
 // node they are kept in `only`.
@@ -110,24 +113,25 @@ __device__ void lookForBadIds(const PlanLaunch& launch, const PlanRank& rank, co
   }
 }
 
-// kStore: block 0 of a rank writes the head, the others the lists. Else only what is kept of each chunk is counted,
-// where rows are dropped at all.
-template <bool kStore>
-__global__ void __launch_bounds__(32 * kMaxWarps, 2) layKernel(const __grid_constant__ PlanLaunch launch) {
-  const PlanRank& rank = launch.rank[blockIdx.y];
-  const PlanShared s = shareOut(launch, false);
-  const Lane me = whoAmI(launch);
-  const Columns columns = myColumns(launch);
-  bool tooMany = false;
-  const std::uint32_t tokens = tokensOf(rank, tooMany);
-  const std::uint32_t each = tokensOfChunk(launch, tokens);
-  const int chunks = static_cast<int>((tokens + each - 1) / each);
-  const bool isHead = kStore && blockIdx.x == 0;
-  const int chunk = isHead ? 0 : static_cast<int>(blockIdx.x) - kStore;
-  if (!isHead && chunk >= chunks) {
-    ptx::waitForPreviousLaunch();  // the next launch takes the end of this one for the end of that one
-    return;
+// Whether, and where, a block of this launch works. Block 0 of a rank writes the head, the others a chunk of the lists.
+struct Part {
+  std::uint32_t tokens, each;  // of the rank, of a chunk
+  int chunks, chunk;
+  bool tooMany, isHead;
+  __device__ explicit Part(const PlanLaunch& launch, const PlanRank& rank) {
+    tooMany = false;
+    tokens = tokensOf(rank, tooMany);
+    each = tokensOfChunk(launch, tokens);
+    chunks = static_cast<int>((tokens + each - 1) / each);
+    isHead = blockIdx.x == 0;
+    chunk = isHead ? 0 : static_cast<int>(blockIdx.x) - 1;
   }
+  __device__ bool idle() const { return !isHead && chunk >= chunks; }
+  __device__ std::uint32_t begin() const { return chunk * each; }
+  __device__ std::uint32_t end() const { return begin() + each < tokens ? begin() + each : tokens; }
+};
+
+__device__ void clearForLay(const PlanLaunch& launch, const PlanRank& rank, const PlanShared& s) {
   if (rank.before == nullptr && launch.allCounts != nullptr) {
     for (int i = threadIdx.x; i < launch.ranks; i += blockDim.x) s.counts[i] = launch.allCounts[i];
   }
@@ -135,77 +139,128 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 2) layKernel(const __grid_cons
   clear(s.total, launch.keys);
   if (launch.mayDrop) clear(s.lower, launch.keys);
   clear(s.words, kPlanWords);
+}
+
+// First rows of all keys; the head writes what belongs to it. Ends with a barrier.
+__device__ void findBases(const PlanLaunch& launch, const PlanRank& rank, const PlanShared& s, const Lane& me,
+                          const Part& part, bool isOdd) {
+  const auto own = [&](int key) {
+    if (!part.isHead && !launch.mayDrop) return 0u;
+    const int2 both = loadFresh(bothCounts(rank.counts) + key);
+    return static_cast<std::uint32_t>(isOdd ? both.y : both.x);
+  };
+  const HeadRows head{launch, rank, s};
+  findRowBases(launch, rank, s, me, own,
+               [&](int key, std::uint32_t base, std::uint32_t start, std::uint32_t total, std::uint32_t ownRows) {
+                 if (part.isHead) head.visit(key, base, start, total, ownRows);
+               });
+}
+
+// The head's block: what is left when bases and the cursors of the first chunk are known.
+__device__ void endHead(const PlanLaunch& launch, const PlanRank& rank, const PlanShared& s, const Part& part,
+                        const HeadFrame& frame, std::uint64_t number, std::uint32_t wanted) {
+  finishHead(launch, rank, s, frame, part.tokens, wanted);
+  // What this launch's successor counts into, which nobody reads any more.
+  for (int key = threadIdx.x; key < launch.room; key += blockDim.x) *countOf(rank.counts, number + 1, key) = 0;
+  if (threadIdx.x == 0) {
+    setStatus(launch, rank, s, part.tooMany);
+    rank.counts->bad[(number + 1) & 1] = 0;
+    rank.counts->ended = number + 1;
+  }
+  clearTails(launch, rank, s, part.tokens, 0, part.chunks + 1);
+}
+
+// Writes the arena, unless rows have to be dropped: then it only counts what is kept of each chunk.
+__global__ void __launch_bounds__(32 * kMaxWarps, 2) layKernel(const __grid_constant__ PlanLaunch launch) {
+  const PlanRank& rank = launch.rank[blockIdx.y];
+  const PlanShared s = shareOut(launch, false);
+  const Lane me = whoAmI(launch);
+  const Columns columns = myColumns(launch);
+  const Part part(launch, rank);
+  if (part.idle()) {
+    ptx::waitForPreviousLaunch();  // the next launch takes the end of this one for the end of that one
+    return;
+  }
+  clearForLay(launch, rank, s);
   ptx::letNextLaunchBegin();
-  if (isHead) __syncthreads();  // a walk has its own
+  if (part.isHead) __syncthreads();  // a walk has its own
 
   std::uint64_t number = 0;
-  std::uint32_t wanted = 0;
   const auto basesAreKnown = [&] {
     ptx::waitForPreviousLaunch();
     number = loadFresh(&rank.counts->begun);
     const bool isOdd = (number & 1) != 0;
-    gather(launch, rank, s, columns, isOdd, isHead ? 0 : chunk);
-    if (!launch.mayDrop || isHead) gatherNodes(launch, s, me, rank.chunkOfNode, chunks, chunk);
-    if (isHead) lookForBadIds(launch, rank, s, isOdd);
+    gather(launch, rank, s, columns, isOdd, part.chunk);
+    gatherNodes(launch, s, me, rank.chunkOfNode, part.chunks, part.chunk);
+    if (part.isHead) lookForBadIds(launch, rank, s, isOdd);
     __syncthreads();
-    if (kStore && !launch.mayDrop) placeNodes(launch, s, me);
-    const auto own = [&](int key) {
-      if (!isHead && !launch.mayDrop) return 0u;
-      const int2 both = loadFresh(bothCounts(rank.counts) + key);
-      return static_cast<std::uint32_t>(isOdd ? both.y : both.x);
-    };
-    const HeadRows head{launch, rank, s};
-    findRowBases(launch, rank, s, me, own,
-                 [&](int key, std::uint32_t base, std::uint32_t start, std::uint32_t total, std::uint32_t ownRows) {
-                   if (isHead) head.visit(key, base, start, total, ownRows);
-                 });
-    if (s.words[kRefused] != 0) return false;
-    const bool limited = s.words[kLimited] != 0;
-    if constexpr (kStore) {
-      if (!launch.mayDrop) return true;
-      if (isHead) {
-        for (int node = 0; node < launch.nodes; ++node) wanted += s.entriesOfNode[node];
-        __syncthreads();
-      }
-      if (limited || !isHead) {
-        gatherNodes(launch, s, me, limited ? rank.keptOfNode : rank.chunkOfNode, chunks, chunk);
-        __syncthreads();
-      }
-      placeNodes(launch, s, me);
-      __syncthreads();
-      return true;
-    } else {
-      clear(s.copies, launch.nodes);
-      clear(s.entries, launch.nodes);
-      __syncthreads();
-      return limited;
-    }
+    placeNodes(launch, s, me);
+    findBases(launch, rank, s, me, part, isOdd);
+    return s.words[kRefused] == 0 && s.words[kLimited] == 0;
   };
-
-  if (isHead) {
+  if (part.isHead) {
     HeadFrame frame;
     frame.load(rank);
     basesAreKnown();
-    finishHead(launch, rank, s, frame, tokens, launch.mayDrop ? wanted : s.entries[launch.nodes]);
-    // What this launch's successor counts into, which nobody reads any more.
-    for (int key = threadIdx.x; key < launch.room; key += blockDim.x) *countOf(rank.counts, number + 1, key) = 0;
-    if (threadIdx.x == 0) {
-      setStatus(launch, rank, s, tooMany);
-      rank.counts->bad[(number + 1) & 1] = 0;
-      rank.counts->ended = number + 1;
-    }
-    clearTails(launch, rank, s, tokens, 0, chunks + 1);
+    const bool isLimited = s.words[kRefused] == 0 && s.words[kLimited] != 0;
+    if (threadIdx.x == 0) rank.counts->limited = isLimited;
+    if (!isLimited) endHead(launch, rank, s, part, frame, number, s.entries[launch.nodes]);
     return;
   }
-  const std::uint32_t begin = chunk * each;
-  walk<kStore>(launch, rank, s, me, begin, begin + each < tokens ? begin + each : tokens, basesAreKnown);
-  if constexpr (kStore) {
-    clearTails(launch, rank, s, tokens, chunk + 1, chunks + 1);
-  } else if (s.words[kLimited] != 0 && s.words[kRefused] == 0) {
-    for (int node = threadIdx.x; node < launch.nodes; node += blockDim.x) {
-      rank.keptOfNode[node * kMaxChunks + chunk] = uint2{s.copies[node], s.entries[node]};
-    }
+  walk<true>(launch, rank, s, me, part.begin(), part.end(), true, basesAreKnown);
+  if (s.words[kRefused] != 0 || s.words[kLimited] == 0) {
+    clearTails(launch, rank, s, part.tokens, part.chunk + 1, part.chunks + 1);
+    return;
   }
+  __syncthreads();
+  clear(s.copies, launch.nodes);
+  clear(s.entries, launch.nodes);
+  walk<false>(launch, rank, s, me, part.begin(), part.end(), false, [] { return true; });
+  for (int node = threadIdx.x; node < launch.nodes; node += blockDim.x) {
+    rank.keptOfNode[node * kMaxChunks + part.chunk] = uint2{s.copies[node], s.entries[node]};
+  }
+}
+
+// Behind layKernel, where a capacity may cut rows off: writes the arenas of ranks that drop rows.
+__global__ void __launch_bounds__(32 * kMaxWarps, 2) dropKernel(const __grid_constant__ PlanLaunch launch) {
+  const PlanRank& rank = launch.rank[blockIdx.y];
+  const PlanShared s = shareOut(launch, false);
+  const Lane me = whoAmI(launch);
+  const Columns columns = myColumns(launch);
+  ptx::letNextLaunchBegin();
+  ptx::waitForPreviousLaunch();
+  if (loadFresh(&rank.counts->limited) == 0) return;
+  const Part part(launch, rank);
+  if (part.idle()) return;
+  clearForLay(launch, rank, s);
+  __syncthreads();
+  const std::uint64_t number = loadFresh(&rank.counts->begun);
+  const bool isOdd = (number & 1) != 0;
+  std::uint32_t wanted = 0;
+  const auto basesAreKnown = [&] {
+    gather(launch, rank, s, columns, isOdd, part.chunk);
+    if (part.isHead) {
+      lookForBadIds(launch, rank, s, isOdd);
+      gatherNodes(launch, s, me, rank.chunkOfNode, part.chunks, 0);
+      __syncthreads();
+      for (int node = 0; node < launch.nodes; ++node) wanted += s.entriesOfNode[node];
+    }
+    __syncthreads();
+    gatherNodes(launch, s, me, rank.keptOfNode, part.chunks, part.chunk);
+    __syncthreads();
+    placeNodes(launch, s, me);
+    findBases(launch, rank, s, me, part, isOdd);
+    return true;
+  };
+  if (part.isHead) {
+    HeadFrame frame;
+    frame.load(rank);
+    basesAreKnown();
+    endHead(launch, rank, s, part, frame, number, wanted);
+    return;
+  }
+  walk<true>(launch, rank, s, me, part.begin(), part.end(), false, basesAreKnown);
+  clearTails(launch, rank, s, part.tokens, part.chunk + 1, part.chunks + 1);
 }
 
 // A block plans a rank, and counts the routing maps of all ranks by itself.
@@ -290,10 +345,10 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 1) aloneKernel(const __grid_co
     basesAreKnown();
   } else {
     for (;; isSecond = true) {
-      walk<true>(launch, rank, s, me, 0, tokens, basesAreKnown);
+      walk<true>(launch, rank, s, me, 0, tokens, !launch.mayDrop, basesAreKnown);
       if (isSecond || !goesOn || s.words[kLimited] == 0) break;
       // Rows are dropped: once more, with the numbers of what is kept.
-      walk<false>(launch, rank, s, me, 0, tokens, [] { return true; });
+      walk<false>(launch, rank, s, me, 0, tokens, false, [] { return true; });
       for (int key = threadIdx.x; key < launch.keys; key += blockDim.x) s.next[key] -= s.own[key];
       for (int node = threadIdx.x; node < launch.nodes; node += blockDim.x) {
         s.copiesOfNode[node] = s.copies[node];
@@ -346,7 +401,8 @@ bool isSmall(const PlanArgs& args) {
     all += ids;
     most = std::max(most, ids);
   }
-  return most <= kOwnInBlock && (all <= kWholeInBlock || args.layout == plan::Layout::slotted);
+  if (args.layout == plan::Layout::slotted) return most <= kSlottedInBlock;
+  return most <= kOwnInBlock && all <= kWholeInBlock;
 }
 
 // Whether a kernel of its own adds up the ranks' counts, since they are too many for every block to do so.
@@ -429,14 +485,13 @@ PlanLaunch prepare(const PlanArgs& args, const Device& device, bool alone) {
   launch.batchesOfRank = static_cast<int>((most + launch.tokensOfBatch - 1) / launch.tokensOfBatch);
   const std::int64_t step = std::int64_t{launch.warps} * launch.tokensOfBatch;
   const std::int64_t useful = std::max<std::int64_t>((most + step - 1) / step, 1);
-  const int blocks = args.blocks > 0 ? args.blocks : device.multiprocessors;
+  const int blocks = args.blocks > 0 ? args.blocks : 2 * device.multiprocessors;
   launch.chunks = static_cast<int>(std::min<std::int64_t>(useful, std::clamp(blocks / args.rankCount, 1, kMaxChunks)));
   return launch;
 }
 
 template <typename Kernel>
-cudaError_t start(Kernel kernel, const PlanLaunch& launch, const Device& device, int blocks, bool alone, bool overlaps,
-                  void* stream) {
+cudaError_t start(Kernel kernel, const PlanLaunch& launch, const Device& device, int blocks, bool alone, void* stream) {
   const std::size_t shared = sharedBytes(launch.keys, launch.pairs, launch.warps, launch.nodes, launch.mayDrop, alone);
   if (shared > 49152) {
     const cudaError_t error =
@@ -451,7 +506,7 @@ cudaError_t start(Kernel kernel, const PlanLaunch& launch, const Device& device,
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
-  if (overlaps && device.major >= 9) {
+  if (device.major >= 9) {  // every kernel waits for the previous launch before it touches what others use
     config.attrs = &attribute;
     config.numAttrs = 1;
   }
@@ -483,7 +538,7 @@ int launchPlanCount(const PlanArgs& args, void* stream) {
   if (const int error = askDevice(device); error != cudaSuccess) return error;
   if (!isSane(args) || warpsThatFit(args, device, false) == 0) return cudaErrorInvalidValue;
   const PlanLaunch launch = prepare(args, device, false);
-  return start(countKernel, launch, device, launch.chunks, false, false, stream);
+  return start(countKernel, launch, device, launch.chunks, false, stream);
 }
 
 int launchPlanLay(const PlanArgs& args, void* stream) {
@@ -493,14 +548,12 @@ int launchPlanLay(const PlanArgs& args, void* stream) {
   const PlanLaunch launch = prepare(args, device, false);
   if (summedApart(args, 0)) {
     const int blocks = (launch.keys + kKeysOfSum - 1) / kKeysOfSum;
-    const cudaError_t error = start(sumKernel, launch, device, blocks, false, true, stream);
+    const cudaError_t error = start(sumKernel, launch, device, blocks, false, stream);
     if (error != cudaSuccess) return error;
   }
-  if (launch.mayDrop) {
-    const cudaError_t error = start(layKernel<false>, launch, device, launch.chunks, false, true, stream);
-    if (error != cudaSuccess) return error;
-  }
-  return start(layKernel<true>, launch, device, launch.chunks + 1, false, true, stream);
+  const cudaError_t error = start(layKernel, launch, device, launch.chunks + 1, false, stream);
+  if (error != cudaSuccess || !launch.mayDrop) return error;
+  return start(dropKernel, launch, device, launch.chunks + 1, false, stream);
 }
 
 int launchPlan(const PlanArgs& args, void* stream) {
@@ -508,7 +561,7 @@ int launchPlan(const PlanArgs& args, void* stream) {
   if (const int error = askDevice(device); error != cudaSuccess) return error;
   if (!isSane(args)) return cudaErrorInvalidValue;
   if (isSmall(args) && warpsThatFit(args, device, true) > 0) {
-    return start(aloneKernel, prepare(args, device, true), device, 1, true, false, stream);
+    return start(aloneKernel, prepare(args, device, true), device, 1, true, stream);
   }
   if (const int error = launchPlanCount(args, stream); error != cudaSuccess) return error;
   return launchPlanLay(args, stream);

@@ -46,7 +46,8 @@ struct PlanCounts {
   std::uint64_t begun;   // number of the launch whose counts are complete after launchPlanCount
   std::uint64_t ended;   // number of the next launch
   std::uint32_t bad[2];  // 0, or ~(token * topk + slot) of the first id out of range
-  std::uint32_t reserved[10];
+  std::uint32_t limited;  // in a launch that may drop rows: whether this rank's entries do not all fit
+  std::uint32_t reserved[9];
 };
 static_assert(sizeof(PlanCounts) == 64);
 
@@ -81,7 +82,7 @@ struct PlanArgs {
   // [ranks], in device memory: counts of all ranks, in their order. Null where `before` and `total` are given, and in
   // the slotted layout.
   const PlanCounts* const* allCounts;
-  int blocks;  // blocks of 512 threads that a launch may have at a time over all its ranks; 0: one for each SM
+  int blocks;  // blocks of 512 threads that a launch may have at a time over all its ranks; 0: two for each SM
   int rankCount;
   Rank rank[kMaxPlanRanks];
 };

@@ -210,11 +210,11 @@ __device__ inline void clear(std::uint32_t* words, int count) {
 }
 
 // Walks [begin, end), which is not empty. `basesAreKnown` is called by all threads once, when all that does not need
-// the other blocks' counts has been done; it says whether to go on. Without kStore only the cursors move.
+// the other blocks' counts has been done; it says whether to go on. Without kStore only the cursors move. placesFirst:
+// nothing is dropped if it goes on, so that places do not depend on rows.
 template <bool kStore, typename BasesAreKnown>
 __device__ void walk(const PlanLaunch& launch, const PlanRank& rank, const PlanShared& s, const Lane& me,
-                     std::uint32_t begin, std::uint32_t end, BasesAreKnown&& basesAreKnown) {
-  const bool placesFirst = kStore && !launch.mayDrop;  // places do not depend on rows
+                     std::uint32_t begin, std::uint32_t end, bool placesFirst, BasesAreKnown&& basesAreKnown) {
   for (bool isFirst = true;; isFirst = false) {
     Tile tile;
     tile.load(launch, rank, me, begin, end);

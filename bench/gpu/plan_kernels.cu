@@ -187,21 +187,26 @@ int main() {
   tight.capacityRows = 30000;
   byRank.layout = plan::Layout::rankOrder;
   slotted.layout = plan::Layout::slotted;
-  slotted.maxTokens = 128;
+  slotted.maxTokens = 256;
   none.dedup = plan::Dedup::none;
   for (const Shape& shape : {
            Shape{"8 x 4096, 8 of 256", 8, 8, 4096, 8, 256, exact},
            Shape{"the same, 64 blocks", 8, 8, 4096, 8, 256, exact, false, 64},
-           Shape{"the same, 256 blocks", 8, 8, 4096, 8, 256, exact, false, 256},
+           Shape{"the same, 132 blocks", 8, 8, 4096, 8, 256, exact, false, 132},
            Shape{"the same, aligned to 128", 8, 8, 4096, 8, 256, aligned},
            Shape{"the same, without dedup", 8, 8, 4096, 8, 256, none},
            Shape{"the same, in rank order", 8, 8, 4096, 8, 256, byRank},
            Shape{"the same, capacity that suffices", 8, 8, 4096, 8, 256, dropping, true},
+           Shape{"the same, suffices, 132 blocks", 8, 8, 4096, 8, 256, dropping, true, 132},
            Shape{"the same, capacity that drops", 8, 8, 4096, 8, 256, tight, true},
            Shape{"8 x 1024, 8 of 256", 8, 8, 1024, 8, 256, exact},
+           Shape{"8 x 512, 8 of 256", 8, 8, 512, 8, 256, exact},
+           Shape{"8 x 256, slotted", 8, 8, 256, 8, 256, slotted},
            Shape{"8 x 128, 8 of 256", 8, 8, 128, 8, 256, exact},
            Shape{"8 x 128, slotted", 8, 8, 128, 8, 256, slotted},
+           Shape{"8 x 64, 8 of 256", 8, 8, 64, 8, 256, exact},
            Shape{"8 x 32, 8 of 256", 8, 8, 32, 8, 256, exact},
+           Shape{"8 x 16, 8 of 256", 8, 8, 16, 8, 256, exact},
            Shape{"8 x 1, 8 of 256", 8, 8, 1, 8, 256, exact},
            Shape{"8 x 1, slotted", 8, 8, 1, 8, 256, slotted},
            Shape{"1 x 4096, 8 of 256", 1, 1, 4096, 8, 256, exact},
