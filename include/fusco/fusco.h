@@ -497,8 +497,9 @@ FUSCO_API fuscoResult_t fuscoFinish(fuscoPlan_t plan);
 
 /* Memory that the library will hold on a rank beyond the caller's tensors for a communicator of `nranks` on `nodes`
  * equal nodes and one plan of the given shape (tokens, topk, experts, layout; expertIds is not read) with rows of
- * `rowBytes`; docs/concepts.md has the formula. `privateRows` is the number of rows in memory that peers cannot map (0:
- * all tensors from fuscoMemAlloc or in one process). No communicator is needed. */
+ * `rowBytes`; docs/concepts.md has the formulas. On a GPU and one node: in the GPU's memory and pinned. `privateRows`
+ * is the number of rows in memory that peers cannot map (0: all tensors from fuscoMemAlloc or in one process). No
+ * communicator is needed. */
 FUSCO_API fuscoResult_t fuscoWorkspaceSize(const fuscoConfig_t* config, const fuscoPlanConfig_t* plan, int nranks,
                                            int nodes, size_t rowBytes, int64_t privateRows, size_t* bytes);
 

@@ -489,6 +489,7 @@ fuscoResult_t fuscoWorkspaceSize(const fuscoConfig_t* config, const fuscoPlanCon
     shape.slices = c.slices;
     shape.ranks = nranks;
     shape.nodes = nodes;
+    shape.onGpu = c.device == fuscoDeviceCuda && nodes == 1;
     shape.rowBytes = rowBytes;
     shape.privateRows = privateRows;
     *bytes = engine::workspaceBytes(shape);

@@ -178,6 +178,7 @@ struct WorkspaceShape {
   int slices = 0;
   int ranks = 1;
   int nodes = 1;  // with as many ranks each
+  bool onGpu = false;
   std::size_t rowBytes = 0;
   std::int64_t privateRows = 0;
 };

@@ -2,20 +2,69 @@
 #include <algorithm>
 
 #include "engine/control.h"
+#include "engine/device/beside.h"
+#include "engine/device/domain.h"
 #include "engine/engine.h"
 #include "engine/plan_state.h"
 #include "transport/local/rank_memory.h"
 
 namespace fusco::engine {
 
+namespace {
+
+// Rows that arrive, where their number is known beforehand; else 0.
+std::size_t rowsBeside(const WorkspaceShape& s) {
+  const plan::Options& options = s.request.options;
+  const auto capacity = static_cast<std::size_t>(options.capacityRows);
+  if (options.layout != plan::Layout::slotted) return capacity;
+  const auto localExperts = static_cast<std::size_t>((s.request.map.experts + s.ranks - 1) / s.ranks);
+  const std::size_t places =
+      localExperts * static_cast<std::size_t>(s.ranks) * static_cast<std::size_t>(options.maxTokens);
+  return capacity == 0 ? places : std::min(capacity, places);
+}
+
+// Ranks of one node on GPUs: in GPU memory and pinned, what DevicePlan, DeviceBeside and DeviceDomain take.
+std::size_t bytesOnGpu(const WorkspaceShape& s) {
+  const auto rounded = [](std::size_t n) { return (n + 255) / 256 * 256; };
+  const plan::Options& options = s.request.options;
+  const plan::RoutingMap& map = s.request.map;
+  const bool rankOrder = options.layout == plan::Layout::rankOrder;
+  const int localExperts = (map.experts + s.ranks - 1) / s.ranks;
+  const auto experts = static_cast<std::size_t>(map.experts);
+  const std::size_t slots = static_cast<std::size_t>(map.tokens) * static_cast<std::size_t>(map.topk);
+  const plan::ArenaOffsets arena =
+      plan::arenaOffsets(map.tokens, map.topk, map.experts, s.ranks, 1, localExperts, 1, options.dedup);
+  // What is brought once: the frame, the experts' homes, the flow.
+  const std::size_t frame =
+      rounded(sizeof(plan::ArenaHeader)) + rounded(experts * sizeof(std::uint32_t)) + rounded(sizeof(plan::Flow));
+  std::size_t plan = rounded(arena.end) + frame + rounded(exec::cuda::planScratchBytes(map.experts, s.ranks, 1)) +
+                     rounded(2 * sizeof(std::int32_t) * (rankOrder ? static_cast<std::size_t>(s.ranks) : experts));
+  if (rankOrder) plan += rounded(slots * static_cast<std::size_t>(map.idBytes));
+  if (rankOrder && map.weights != nullptr) plan += rounded(slots * sizeof(float));
+  const std::size_t pinned = rounded(arena.copies) + rounded(sizeof(kernels::PlanStatus)) + frame;
+  std::size_t beside = 0;
+  if (DeviceBeside::wanted(s.request)) {
+    BesideShape shape;
+    shape.localExperts = localExperts;
+    shape.rows = rowsBeside(s);
+    shape.topk = static_cast<std::size_t>(map.topk);
+    shape.rankOrder = rankOrder;
+    beside = rounded(shape.bytes()) + rounded(1);
+  }
+  return plan + pinned + beside + DeviceDomain::bytesOf(s.ranks) + transport::kRankHeaderBytes +
+         (controlBytes(s.ranks) + 4095) / 4096 * 4096;
+}
+
+}  // namespace
+
 std::size_t workspaceBytes(const WorkspaceShape& s) {
+  if (s.onGpu) return bytesOnGpu(s);
   const auto page = [](std::size_t n) { return (n + 4095) & ~std::size_t{4095}; };
   const auto line = [](std::size_t n) { return (n + 63) & ~std::size_t{63}; };
   const plan::Options& options = s.request.options;
   const plan::RoutingMap& map = s.request.map;
   const bool slotted = options.layout == plan::Layout::slotted;
   const bool rankOrder = options.layout == plan::Layout::rankOrder;
-  const auto ranks = static_cast<std::size_t>(s.ranks);
   const auto keys = static_cast<std::size_t>(std::max(map.experts, s.ranks));
   const auto topk = static_cast<std::size_t>(map.topk);
   const std::size_t slots = static_cast<std::size_t>(map.tokens) * topk;
@@ -27,12 +76,7 @@ std::size_t workspaceBytes(const WorkspaceShape& s) {
   const std::size_t routing =
       line(slots * static_cast<std::size_t>(map.idBytes) + 1) + (map.weights == nullptr ? 0 : line(slots * 4 + 1));
   // Beside each row, where the number of rows is known beforehand.
-  auto rows = static_cast<std::size_t>(options.capacityRows);
-  if (slotted) {
-    const std::size_t places =
-        static_cast<std::size_t>(localExperts) * ranks * static_cast<std::size_t>(options.maxTokens);
-    rows = rows == 0 ? places : std::min(rows, places);
-  }
+  const std::size_t rows = rowsBeside(s);
   std::size_t beside = 0;
   if (rows > 0 && (s.request.tickets || slotted || rankOrder)) beside += page(rows * sizeof(Ticket) + 64);
   if ((s.request.counters || slotted) && !rankOrder) beside += page(CounterBoard::bytes(localExperts));

@@ -54,12 +54,16 @@ constexpr std::size_t kCountsOfSlot = sizeof(kernels::PlanCounts) + DeviceDomain
 
 }  // namespace
 
+std::size_t DeviceDomain::bytesOf(int ranks) {
+  return kOperationSlots * (kCountsOfSlot + static_cast<std::size_t>(ranks) * sizeof(void*));
+}
+
 DeviceDomain::DeviceDomain(Engine& engine, int device, int maxSms, std::int64_t timeoutMs)
     : engine_(engine), device_(device), maxSms_(maxSms), pool_(device, engine.ledger()) {
   const cuda::OnDevice on(device_);
   comm::Fabric& fabric = engine.fabric();
   const int ranks = fabric.ranks();
-  countsBytes_ = kOperationSlots * (kCountsOfSlot + static_cast<std::size_t>(ranks) * sizeof(void*));
+  countsBytes_ = bytesOf(ranks);
   countsMemory_ = static_cast<std::byte*>(cuda::allocate(countsBytes_));
   engine_.ledger().bytes += countsBytes_;
   cuda::fillNow(countsMemory_, 0, countsBytes_);

@@ -42,6 +42,9 @@ class DeviceDomain {
   // Experts, and ranks in rank order, that are planned on the GPU at most.
   static constexpr int kMaxKeys = 4096;
 
+  // GPU memory that each rank's domain takes.
+  static std::size_t bytesOf(int ranks);
+
   // Collective. maxSms: multiprocessors that this rank's launches may take; 0: all.
   DeviceDomain(Engine& engine, int device, int maxSms, std::int64_t timeoutMs);
   ~DeviceDomain();
