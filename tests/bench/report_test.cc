@@ -10,6 +10,7 @@ namespace {
 
 using nlohmann::json;
 using testing::HasSubstr;
+using testing::Not;
 
 class Report : public testing::Test {
  protected:
@@ -76,6 +77,24 @@ TEST_F(Report, RefusesWhatIsNoResult) {
   write(after_, json{{"no", "rows"}});
   EXPECT_EQ(say(std::string(REPORT) + " " + after_).code, 2);
   EXPECT_EQ(say(std::string(REPORT) + " /nowhere.json").code, 2);
+}
+
+TEST_F(Report, ShowsPartsAndNumbersOfMultiprocessors) {
+  json few = rows_[1], all = rows_[1], other = rows_[1];
+  few.update({{"part", "few"}, {"sms", 24}, {"write_gbps", 100.0}});
+  all.update({{"part", "few"}, {"sms", 0}, {"write_gbps", 300.0}, {"algbw_gbps", 30.0}});
+  other.update({{"part", "other"}, {"algbw_gbps", 77.77}});
+  write(after_, json::array({few, all, other}));
+  const std::string picture = temporary("sweep.png");
+  const bool canPlot = say("python3 -c 'import matplotlib'").code == 0;
+  Said said =
+      say(std::string(REPORT) + " " + after_ + " --part few" + (canPlot ? " --plot " + picture : std::string()));
+  EXPECT_EQ(said.code, 0) << said.text;
+  EXPECT_THAT(said.text, HasSubstr("sms"));
+  EXPECT_THAT(said.text, HasSubstr("24"));
+  EXPECT_THAT(said.text, Not(HasSubstr("77.77")));
+  std::remove(picture.c_str());
+  EXPECT_EQ(say(std::string(REPORT) + " " + after_ + " --part none").code, 2);
 }
 
 TEST_F(Report, PlotsOrSaysWhatToInstall) {
