@@ -18,15 +18,12 @@ __global__ void raceInSharedMemory(int* out) {
 
 __global__ void readWhatNobodyWrote(const int* memory, int* out) { out[threadIdx.x] = memory[threadIdx.x] + 1; }
 
-// The lanes of a warp wait at different barriers.
-__global__ void divideABarrier(int* out) {
-  if (threadIdx.x % 2 == 0) {
+// A lane waits with lanes that do not name it.
+__global__ void waitUninvited(int* out) {
+  const unsigned int named = __ballot_sync(0xffffffffu, threadIdx.x % 32 < 16);
+  if (threadIdx.x % 32 <= 16) {
     out[threadIdx.x] = 1;
-    __syncthreads();
-  } else {
-    out[threadIdx.x] = 2;
-    __syncthreads();
-    out[threadIdx.x] += out[threadIdx.x - 1];
+    __syncwarp(named);
   }
 }
 
@@ -46,7 +43,7 @@ int main(int count, char** arguments) {
   } else if (std::strcmp(kind, "initcheck") == 0) {
     readWhatNobodyWrote<<<1, kThreads>>>(memory, out);
   } else if (std::strcmp(kind, "synccheck") == 0) {
-    divideABarrier<<<1, kThreads>>>(out);
+    waitUninvited<<<1, kThreads>>>(out);
   }
   std::printf("%s: %s\n", kind, cudaGetErrorString(cudaDeviceSynchronize()));
   cudaFree(memory);
