@@ -8,6 +8,7 @@
 #include <string>
 
 #include "base/status.h"
+#include "exec/cuda_virtual.h"
 
 namespace fusco::exec::cuda {
 
@@ -215,7 +216,7 @@ bool Event::reached() const {
   return true;
 }
 
-Exported exportMemory(const void* pointer) {
+Exported exportMemory(const void* pointer, std::size_t bytes) {
   // The handle stands for a whole allocation; where it begins is the driver's to say.
   using GetRange = int (*)(unsigned long long*, std::size_t*, unsigned long long);
   void* entry = nullptr;
@@ -227,25 +228,28 @@ Exported exportMemory(const void* pointer) {
 #endif
   if (found != cudaDriverEntryPointSuccess) fail(Code::unhandledCudaError, "the driver lacks cuMemGetAddressRange");
   unsigned long long start = 0;
-  std::size_t bytes = 0;
+  std::size_t whole = 0;
   const auto address = reinterpret_cast<std::uintptr_t>(pointer);
-  check(reinterpret_cast<GetRange>(entry)(&start, &bytes, address), "cuMemGetAddressRange");
+  check(reinterpret_cast<GetRange>(entry)(&start, &whole, address), "cuMemGetAddressRange");
   cudaIpcMemHandle_t handle;
   const cudaError_t told = cudaIpcGetMemHandle(&handle, reinterpret_cast<void*>(start));
   if (told == cudaErrorInvalidValue || told == cudaErrorNotSupported) {
     cudaGetLastError();
-    fail(Code::invalidUsage,
-         "a tensor lies in GPU memory that has no handle for other processes (virtual memory management, as torch's "
-         "expandable segments; a pool; managed or pinned memory): take it from cudaMalloc (torch: "
-         "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:False), run the ranks as threads, or give each process a node of "
-         "its own (nodeId, FUSCO_NODE): then the host carries the rows");
+    Exported exported;
+    if (exportVirtual(pointer, bytes, exported)) return exported;
+    fail(
+        Code::invalidUsage,
+        "a tensor lies in GPU memory that has no handle for other processes (a pool; managed or pinned memory; virtual "
+        "memory management without file descriptors): take it from "
+        "cudaMalloc (torch: PYTORCH_CUDA_ALLOC_CONF=expandable_segments:False), run the ranks as threads, or give each "
+        "process a node of its own (nodeId, FUSCO_NODE): then the host carries the rows");
   }
   check(told, "cudaIpcGetMemHandle");
   Exported exported;
   static_assert(sizeof handle == sizeof exported.handle);
   std::memcpy(exported.handle.data(), &handle, sizeof handle);
   exported.offset = address - start;
-  exported.bytes = bytes;
+  exported.bytes = whole;
   return exported;
 }
 

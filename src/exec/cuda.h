@@ -85,13 +85,14 @@ class Event {
   void* event_ = nullptr;
 };
 
-// How another process reaches device memory: a handle of the allocation, and where in it.
+// How another process reaches device memory: a handle of the allocation (of virtual memory management: of the pieces that
+// [pointer, pointer + bytes) lies in), and where in it.
 struct Exported {
   std::array<unsigned char, 64> handle;
   std::uint64_t offset;
   std::uint64_t bytes;  // of the allocation
 };
-Exported exportMemory(const void* pointer);
+Exported exportMemory(const void* pointer, std::size_t bytes = 1);
 
 // Kernels. The budget counts over all ranks of a launch.
 std::size_t planScratchBytes(int experts, int ranks, int nodes);

@@ -39,7 +39,7 @@ Event::~Event() = default;
 void Event::record(Stream) { none(); }
 void Event::waitOn(Stream) const { none(); }
 bool Event::reached() const { none(); }
-Exported exportMemory(const void*) { none(); }
+Exported exportMemory(const void*, std::size_t) { none(); }
 std::size_t planScratchBytes(int, int, int) { none(); }
 bool planFits(const kernels::PlanArgs&) { none(); }
 void planCount(const kernels::PlanArgs&, Stream) { none(); }

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "exec/cuda_virtual.h"
 
 namespace fusco::exec::cuda {
 
@@ -113,6 +114,7 @@ struct Imported::Mapping {
   int device;
   Foreign foreign;
   void* start = nullptr;
+  std::unique_ptr<VirtualMapping> pieces;  // where it has no CUDA IPC handle
   int uses = 0;
   std::atomic<bool> unmapped{false};
 };
@@ -128,7 +130,11 @@ struct Imported::Mappings {
   }
   void unmap(std::size_t at) noexcept {
     all[at]->unmapped = true;
-    cudaIpcCloseMemHandle(all[at]->start);
+    if (all[at]->pieces != nullptr) {
+      all[at]->pieces.reset();
+    } else {
+      cudaIpcCloseMemHandle(all[at]->start);
+    }
     cudaGetLastError();
     all.erase(all.begin() + static_cast<std::ptrdiff_t>(at));
   }
@@ -144,7 +150,8 @@ Imported::Imported(const Foreign& foreign) {
     if (known.device != device || std::memcmp(other.process, foreign.process, sizeof other.process) != 0) continue;
     if (other.handle == foreign.handle) {
       mapping_ = mappings.all[at];
-    } else if (other.start < foreign.start + foreign.bytes && foreign.start < other.start + other.bytes) {
+    } else if (!isVirtual(other.handle) && !isVirtual(foreign.handle) && other.start < foreign.start + foreign.bytes &&
+               foreign.start < other.start + other.bytes) {
       mappings.unmap(at);
     }
   }
@@ -152,9 +159,14 @@ Imported::Imported(const Foreign& foreign) {
     auto made = std::make_shared<Mapping>();
     made->device = device;
     made->foreign = foreign;
-    cudaIpcMemHandle_t native;
-    std::memcpy(&native, foreign.handle.data(), sizeof native);
-    CHECK(cudaIpcOpenMemHandle(&made->start, native, cudaIpcMemLazyEnablePeerAccess));
+    if (isVirtual(foreign.handle)) {
+      made->pieces = std::make_unique<VirtualMapping>(foreign.handle);
+      made->start = made->pieces->start();
+    } else {
+      cudaIpcMemHandle_t native;
+      std::memcpy(&native, foreign.handle.data(), sizeof native);
+      CHECK(cudaIpcOpenMemHandle(&made->start, native, cudaIpcMemLazyEnablePeerAccess));
+    }
     mappings.all.push_back(made);
     mapping_ = std::move(made);
   }

@@ -207,7 +207,7 @@ bool Event::reached() const {
   runOne(*recorded.queue);
   return false;
 }
-Exported exportMemory(const void*) { notHere("exportMemory"); }
+Exported exportMemory(const void*, std::size_t) { notHere("exportMemory"); }
 
 namespace {
 

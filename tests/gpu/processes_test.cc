@@ -1,8 +1,12 @@
 // Ranks in processes of their own that share a GPU: they reach each other's memory by CUDA IPC. The process of the test
 // itself never touches CUDA, since a fork would inherit it.
+#include <cuda.h>
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <unistd.h>
+
+#include <map>
+#include <type_traits>
 
 #include "gpu/space.h"
 #include "shuffle/ranks.h"
@@ -28,6 +32,81 @@ fuscoConfig_t onGpu(const Rank& self) {
   return config;
 }
 
+template <typename Function>
+Function* driver(const char* name) {
+  void* entry = nullptr;
+  cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
+#if CUDART_VERSION >= 12050
+  CUDA_OK(cudaGetDriverEntryPointByVersion(name, &entry, 12000, cudaEnableDefault, &found));
+#else
+  CUDA_OK(cudaGetDriverEntryPoint(name, &entry, cudaEnableDefault, &found));
+#endif
+  if (entry == nullptr) throw std::runtime_error(std::string("the driver lacks ") + name);
+  return reinterpret_cast<Function*>(entry);
+}
+void okDriver(CUresult result, const char* what) {
+  if (result != CUDA_SUCCESS) throw std::runtime_error(std::string(what) + ": " + std::to_string(result));
+}
+
+// Memory as torch's expandable segments have it: pieces of 2 MiB that were mapped one behind the other. Tensors begin
+// somewhere in one piece and end in another.
+class PieceSpace : public GpuSpace {
+ public:
+  void* allocate(std::size_t bytes, bool) override {
+    const std::size_t size = (kBefore + bytes + kPiece - 1) / kPiece * kPiece;
+    std::vector<CUdeviceptr>& kept = free_[size];
+    if (kept.empty()) kept.push_back(make(size));
+    const CUdeviceptr start = kept.back();
+    kept.pop_back();
+    sizes_[start + kBefore] = size;
+    return reinterpret_cast<void*>(start + kBefore);
+  }
+  void release(void* pointer, bool) override {
+    const auto at = reinterpret_cast<CUdeviceptr>(pointer);
+    free_[sizes_.at(at)].push_back(at - kBefore);
+  }
+  // Other memory behind the same addresses.
+  void remake() {
+    settle();
+    for (auto& [size, kept] : free_) {
+      for (const CUdeviceptr start : kept) {
+        okDriver(driver<decltype(cuMemUnmap)>("cuMemUnmap")(start, size), "cuMemUnmap");
+        map(start, size);
+      }
+    }
+  }
+
+ private:
+  static constexpr std::size_t kPiece = std::size_t{2} << 20, kBefore = kPiece - 4096;
+  CUdeviceptr make(std::size_t size) {
+    CUdeviceptr start = 0;
+    okDriver(driver<decltype(cuMemAddressReserve)>("cuMemAddressReserve")(&start, size, 0, 0, 0),
+             "cuMemAddressReserve");
+    map(start, size);
+    return start;
+  }
+  static void map(CUdeviceptr start, std::size_t size) {
+    CUmemAllocationProp kind{};
+    kind.type = CU_MEM_ALLOCATION_TYPE_PINNED;
+    kind.requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
+    kind.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
+    for (std::size_t at = 0; at < size; at += kPiece) {
+      CUmemGenericAllocationHandle piece = 0;
+      okDriver(driver<decltype(cuMemCreate)>("cuMemCreate")(&piece, kPiece, &kind, 0), "cuMemCreate");
+      okDriver(driver<decltype(cuMemMap)>("cuMemMap")(start + at, kPiece, 0, piece, 0), "cuMemMap");
+      okDriver(driver<decltype(cuMemRelease)>("cuMemRelease")(piece), "cuMemRelease");
+    }
+    CUmemAccessDesc access{};
+    access.location = kind.location;
+    access.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+    okDriver(driver<decltype(cuMemSetAccess)>("cuMemSetAccess")(start, size, &access, 1), "cuMemSetAccess");
+  }
+
+  std::map<std::size_t, std::vector<CUdeviceptr>> free_;
+  std::map<CUdeviceptr, std::size_t> sizes_;
+};
+
+template <typename SomeSpace = GpuSpace>
 void runWorld(const World& world, std::int64_t cases) {
   const Cases some(cases, 600 + world.ranks);
   const std::vector<std::string> wrong = runRanks(
@@ -35,8 +114,11 @@ void runWorld(const World& world, std::int64_t cases) {
       [&](Rank& self) {
         fuscoComm_t comm = self.connect(0, onGpu(self));
         {
-          GpuSpace space;
+          SomeSpace space;
           for (std::int64_t i = 0; i < some.count; ++i) {
+            if constexpr (std::is_same_v<SomeSpace, PieceSpace>) {
+              if (i % 5 == 4) space.remake();
+            }
             const std::string text = runRank(randomCase(some.seed(i), world.ranks), comm, self.rank(), space);
             if (text.empty()) continue;
             fuscoCommAbort(comm);
@@ -54,6 +136,8 @@ void runWorld(const World& world, std::int64_t cases) {
 TEST_F(GpuProcesses, TwoRanks) { runWorld({"two", 2, 1, {}, true, 16384}, 60); }
 TEST_F(GpuProcesses, FourRanks) { runWorld({"four", 4, 1, {}, true, 16384}, 30); }
 TEST_F(GpuProcesses, TwoProcessesOfTwoThreads) { runWorld({"two of two threads", 4, 2, {}, true, 16384}, 30); }
+
+TEST_F(GpuProcesses, TwoRanksWhoseMemoryIsMappedInPieces) { runWorld<PieceSpace>({"two", 2, 1, {}, true, 16384}, 20); }
 
 TEST_F(GpuProcesses, TwoNodesOfTwoProcesses) { runWorld({"two nodes of two", 4, 1, {0, 0, 1, 1}, true, 16384}, 20); }
 

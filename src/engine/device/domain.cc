@@ -9,6 +9,7 @@
 #include "comm/bootstrap.h"
 #include "engine/device/operation.h"
 #include "engine/engine.h"
+#include "exec/cuda_virtual.h"
 
 namespace fusco::engine {
 
@@ -49,6 +50,8 @@ struct DeviceRecord {
   std::uint64_t counts;
   cuda::Exported exported;
 };
+
+constexpr std::size_t kMostImports = 256;
 
 constexpr std::size_t kCountsOfSlot = sizeof(kernels::PlanCounts) + DeviceDomain::kMaxKeys * 2 * 4;
 
@@ -156,7 +159,7 @@ transport::MemoryRef DeviceDomain::describe(const void* pointer, std::size_t byt
   ref.bytes = bytes;
   if (!engine_.fabric().oneProcess()) {
     const cuda::OnDevice on(device_);
-    const cuda::Exported exported = cuda::exportMemory(pointer);
+    const cuda::Exported exported = cuda::exportMemory(pointer, bytes);
     ref.offset = exported.offset;
     static_assert(sizeof exported.handle == 2 * sizeof(transport::MemoryRef));
     std::memcpy(static_cast<void*>(handle), exported.handle.data(), sizeof exported.handle);
@@ -178,13 +181,23 @@ std::byte* DeviceDomain::reach(int localIndex, const transport::MemoryRef& memor
 std::byte* DeviceDomain::mapped(const Peer& peer, const cuda::Handle& handle, std::uint64_t start,
                                 std::uint64_t bytes) {
   std::lock_guard lock(importMutex_);
-  std::unique_ptr<cuda::Imported>& known = imports_[handle];
-  if (known == nullptr || known->unmapped()) {
+  ++asked_;
+  Import& known = imports_[handle];
+  if (known.memory == nullptr || known.memory->unmapped()) {
     const cuda::OnDevice on(device_);
-    known.reset();
-    known = std::make_unique<cuda::Imported>(cuda::Foreign{handle, {peer.process[0], peer.process[1]}, start, bytes});
+    known.memory.reset();
+    known.memory =
+        std::make_unique<cuda::Imported>(cuda::Foreign{handle, {peer.process[0], peer.process[1]}, start, bytes});
+    // Two operations may be under way; neither asks more often than so.
+    const std::uint64_t recent = 2 * std::uint64_t{kMemoryRoles} * peers_.size();
+    if (imports_.size() > kMostImports && asked_ > recent) {
+      std::erase_if(imports_, [&](const auto& one) {
+        return cuda::isVirtual(one.first) && one.second.used < asked_ - recent && one.second.memory != known.memory;
+      });
+    }
   }
-  return known->start();
+  known.used = asked_;
+  return known.memory->start();
 }
 
 void DeviceDomain::checkPointer(const char* what, const void* pointer) const {

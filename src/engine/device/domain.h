@@ -9,8 +9,8 @@
 #include <mutex>
 #include <vector>
 
-#include "engine/device/memory.h"
 #include "engine/control.h"
+#include "engine/device/memory.h"
 #include "exec/cuda.h"
 #include "exec/cuda_peer.h"
 
@@ -84,7 +84,8 @@ class DeviceDomain {
     int device;
     std::uint64_t process[2];
   };
-  // The start of an allocation of a peer in another process.
+  // The start of an allocation of a peer in another process, or of pieces of virtual memory. Of those, which owners may
+  // have unmapped long ago, 256 are kept, and more only as long as operations that have not ended may use them.
   std::byte* mapped(const Peer& peer, const exec::cuda::Handle& handle, std::uint64_t start, std::uint64_t bytes);
 
   Engine& engine_;
@@ -100,7 +101,12 @@ class DeviceDomain {
   std::size_t countsBytes_ = 0;
   std::unique_ptr<exec::cuda::Event> events_[kEvents];
   std::mutex importMutex_;
-  std::map<exec::cuda::Handle, std::unique_ptr<exec::cuda::Imported>> imports_;
+  struct Import {
+    std::unique_ptr<exec::cuda::Imported> memory;
+    std::uint64_t used = 0;  // count of calls that have asked for any, at the last one for this
+  };
+  std::map<exec::cuda::Handle, Import> imports_;
+  std::uint64_t asked_ = 0;
 };
 
 }  // namespace fusco::engine
