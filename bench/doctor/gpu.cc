@@ -34,6 +34,7 @@ struct Driver {
   int (*toHost)(void*, std::uint64_t, std::size_t);
   int (*getHandle)(Handle*, std::uint64_t);
   int (*openHandle)(std::uint64_t*, Handle, unsigned);
+  int (*pathAttribute)(int*, int, int, int);
   std::string missing;
 
   Driver() {
@@ -61,6 +62,7 @@ struct Driver {
     find(toHost, "cuMemcpyDtoH_v2");
     find(getHandle, "cuIpcGetMemHandle");
     find(openHandle, "cuIpcOpenMemHandle_v2");
+    find(pathAttribute, "cuDeviceGetP2PAttribute");
   }
   // The first GPU's context on this thread.
   std::string use() const {
@@ -99,6 +101,33 @@ std::string listGpus() {
                         dmaBuf != 0 ? "yes" : "no", mode == 3 ? ", exclusive to one process" : "");
   }
   return text;
+}
+
+// How each GPU reaches the memory of each other one; begins with '!' if some do not.
+std::string listPaths() {
+  const Driver driver;
+  int count = 0;
+  if (!driver.missing.empty() || driver.init(0) != 0 || driver.count(&count) != 0) return "!" + driver.missing;
+  if (count < 2) return "one GPU: its ranks share it";
+  constexpr int kAccess = 2, kAtomics = 3;
+  int atomic = 0, plain = 0;
+  std::string none;
+  for (int from = 0; from < count; ++from) {
+    for (int to = 0; to < count; ++to) {
+      int one = 0, other = 0, access = 0, atomics = 0;
+      if (from == to || driver.get(&one, from) != 0 || driver.get(&other, to) != 0) continue;
+      driver.pathAttribute(&access, kAccess, one, other);
+      driver.pathAttribute(&atomics, kAtomics, one, other);
+      if (access == 0) {
+        none += fmt::format("{}{} to {}", none.empty() ? "" : ", ", from, to);
+      } else {
+        ++(atomics != 0 ? atomic : plain);
+      }
+    }
+  }
+  const std::string some = fmt::format("of {} ordered pairs of GPUs {} by a link with atomics (NVLink), {} by PCIe",
+                                       count * (count - 1), atomic, plain);
+  return none.empty() ? some : "!" + some + "; no path: " + none;
 }
 
 constexpr std::uint64_t kWord = 0x46757363'6f446f63;
@@ -158,6 +187,14 @@ void checkGpus(Report& report) {
     } else {
       report.pass("GPU", gpu);
     }
+  }
+  const std::string paths = apart(60, listPaths);
+  if (paths.empty() || paths[0] == '!') {
+    report.warn(
+        "GPU, paths", paths.empty() ? "no answer" : paths.substr(1),
+        "give the ranks of GPUs without a path nodes of their own (nodeId, FUSCO_NODE): the host carries their rows");
+  } else {
+    report.pass("GPU, paths", paths);
   }
   const std::string ipc = apart(60, tryIpc);
   if (ipc.empty()) {

@@ -7,6 +7,7 @@
 #include <mutex>
 #include <string>
 
+#include "base/log.h"
 #include "base/status.h"
 #include "exec/cuda_virtual.h"
 
@@ -70,6 +71,12 @@ bool reachDevice(int device, int other) {
   if (device == other) return true;
   int can = 0;
   CHECK(cudaDeviceCanAccessPeer(&can, device, other));
+  int atomics = 0;
+  if (can != 0) CHECK(cudaDeviceGetP2PAttribute(&atomics, cudaDevP2PAttrNativeAtomicSupported, device, other));
+  FUSCO_INFO(kLogInit, "GPU {} reaches the memory of GPU {} {}", device, other,
+             can == 0       ? "by no path"
+             : atomics != 0 ? "by a link with atomics (NVLink)"
+                            : "by PCIe");
   if (can == 0) return false;
   const OnDevice on(device);
   const cudaError_t error = cudaDeviceEnablePeerAccess(other, 0);
