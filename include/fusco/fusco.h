@@ -201,8 +201,9 @@ FUSCO_API fuscoResult_t fuscoCommCount(fuscoComm_t comm, int* count);
 FUSCO_API fuscoResult_t fuscoCommUserRank(fuscoComm_t comm, int* rank);
 /* The node of `rank`, numbered from 0 by first appearance. */
 FUSCO_API fuscoResult_t fuscoCommNode(fuscoComm_t comm, int rank, int* node);
-/* fuscoSuccess, fuscoInProgress, or the error that broke the communicator: such an error stays. What befell a peer is
- * seen by this rank's operations, not by this call. */
+/* fuscoSuccess, fuscoInProgress, or the error that broke the communicator: such an error stays. It also looks at the
+ * peers, so that a watchdog that only polls it learns of one that died, exited without destroy or aborted; one that has
+ * left in order is no error for who waits for nothing. */
 FUSCO_API fuscoResult_t fuscoCommGetAsyncError(fuscoComm_t comm, fuscoResult_t* error);
 
 #define FUSCO_STATISTICS_MAGIC 0x46535441u
@@ -272,8 +273,8 @@ FUSCO_API fuscoResult_t fuscoAllToAllv(const void* sendbuff, const size_t sendco
 /* The paper's dComm (section 3). Rows of `rowBytes` bytes at sendbuff + index * rowBytes, `rows` of them, indices of
  * type fuscoInt32 or fuscoInt64 (host memory on host communicators, copied during the call; memory that the GPU reaches on
  * others, read in the order of the stream and not checked), are sent in list order;
- * the receiver's k-th row goes to recvbuff + index[k] * rowBytes. Repeats are legal when sending, not when receiving. A
- * NULL index list: 0, 1, 2, ... Matches fuscoSend/fuscoRecv as well, if the bytes are equal. */
+ * the receiver's k-th row goes to recvbuff + index[k] * rowBytes. Repeats are legal when sending, not when receiving (InvalidArgument; lists in
+ * GPU memory are not looked through). A NULL index list: 0, 1, 2, ... Matches fuscoSend/fuscoRecv as well, if the bytes are equal. */
 FUSCO_API fuscoResult_t fuscoGatherSend(const void* sendbuff, size_t rows, size_t rowBytes, const void* rowIndices,
                                         fuscoDataType_t indexType, int peer, fuscoComm_t comm, cudaStream_t stream);
 FUSCO_API fuscoResult_t fuscoScatterRecv(void* recvbuff, size_t rows, size_t rowBytes, const void* rowIndices,

@@ -246,10 +246,10 @@ std::shared_ptr<engine::Engine> connect(const CommState& state, const char id[12
   f.slots = c.slices;
   f.allowProcessVm = c.allowProcessVm != 0;
   f.initTimeoutMs = c.initTimeoutMs;
-  // Settings that all ranks must share.
-  f.signature = static_cast<std::uint64_t>(c.sliceBytes) * 1024 + static_cast<std::uint64_t>(c.slices) +
-                (static_cast<std::uint64_t>(c.lanesPerNode) << 44) + (static_cast<std::uint64_t>(c.balance) << 60) +
-                (static_cast<std::uint64_t>(c.device) << 56);
+  // Sizes and lanes are compared one by one.
+  static constexpr const char* kBalances[] = {"none", "paper", "full"};
+  f.settings =
+      fmt::format("device {}, balance {}", c.device == fuscoDeviceCuda ? "cuda" : "host", kBalances[c.balance]);
   engine::EngineConfig e;
   e.allocator = {c.allocate, c.release, c.allocatorContext};
   e.operationTimeoutMs = c.operationTimeoutMs;

@@ -19,6 +19,7 @@
 
 #include "base/environment.h"
 #include "base/log.h"
+#include "base/point.h"
 #include "base/status.h"
 #include "comm/fabric.h"
 #include "comm/relay.h"
@@ -120,28 +121,30 @@ void beforeFork() {
 }
 
 // Waits until the socket can be read.
-void awaitAnswer(int socket, const Record& record, Deadline deadline) {
+void awaitAnswer(int socket, const Record& record, Deadline deadline, const char* whose) {
   for (;;) {
     pollfd polled{socket, POLLIN, 0};
     if (::poll(&polled, 1, transport::pollMs(deadline, 60000)) > 0) return;
     if (deadline.passed()) {
-      fail(Code::remoteError, record.describe() + " got no answer at init from the process that made the id (pid " +
+      fail(Code::remoteError, record.describe() + " got no answer at init from " + whose + " (pid " +
                                   std::to_string(transport::credentialsOf(socket).pid) +
                                   "); it may be stopped or overloaded");
     }
   }
 }
 
-std::string receivePart(int socket, const Record& record, Deadline deadline) {
+// `whose` is the process at the other end.
+std::string receivePart(int socket, const Record& record, Deadline deadline, const char* whose) {
   std::string part(kAnswerPart, 0);
   for (;;) {
-    awaitAnswer(socket, record, deadline);
+    awaitAnswer(socket, record, deadline, whose);
     std::size_t bytes = 0;
     const transport::Io io = transport::receiveMessage(socket, part.data(), part.size(), &bytes);
     if (io == transport::Io::again) continue;
     if (io == transport::Io::closed) {
-      fail(Code::remoteError, record.describe() + ": the process that made the id (pid " +
-                                  std::to_string(transport::credentialsOf(socket).pid) + ") ended during init");
+      fail(Code::remoteError, record.describe() + ": " + whose + " (pid " +
+                                  std::to_string(transport::credentialsOf(socket).pid) +
+                                  ") ended during init; look at its log");
     }
     if (bytes > part.size()) fail(Code::internalError, record.describe() + " got a malformed answer at init");
     part.resize(bytes);
@@ -336,6 +339,7 @@ UniqueFd connectRelay(const UniqueId& id, const Record& record, Deadline deadlin
 }  // namespace
 
 std::vector<Record> meet(const UniqueId& id, const Record& record, Deadline deadline) {
+  passPoint("meet", 0);
   const bool near = id.domain == record.domain && (id.flags & UniqueId::kByAddress) == 0;
   UniqueFd socket = near ? transport::connectAbstract(id.socketName, deadline) : connectRelay(id, record, deadline);
   if (!socket) {
@@ -349,13 +353,16 @@ std::vector<Record> meet(const UniqueId& id, const Record& record, Deadline dead
   std::memcpy(hello.key, id.key, sizeof(hello.key));
   hello.record = record;
   if (transport::sendMessage(socket.get(), &hello, sizeof(hello)) != transport::Io::done) failClosed(record);
+  passPoint("meet", 1);
 
   AnswerHead head{};
-  const std::string first = receivePart(socket.get(), record, deadline);
+  const char* const whose =
+      near ? "the process that made the id" : "the process that speaks for the ranks of this machine";
+  const std::string first = receivePart(socket.get(), record, deadline, whose);
   if (first.size() == sizeof(head)) std::memcpy(&head, first.data(), sizeof(head));
   if (head.magic != Hello::kMagic) fail(Code::internalError, record.describe() + " got a malformed answer at init");
   std::string body;
-  while (body.size() < head.bytes) body += receivePart(socket.get(), record, deadline);
+  while (body.size() < head.bytes) body += receivePart(socket.get(), record, deadline, whose);
   if (head.code != 0) throw Error(static_cast<Code>(head.code), body);
   std::vector<Record> records(static_cast<std::size_t>(record.ranks));
   if (body.size() != records.size() * sizeof(Record)) {

@@ -33,7 +33,7 @@ struct FabricConfig {
   int slots = 4;
   bool allowProcessVm = true;
   std::int64_t initTimeoutMs = 300000;
-  std::uint64_t signature = 0;  // hash of settings that must agree; ranks that differ are told both values
+  std::string settings;  // that must be the same on all ranks, as text; ranks that differ are told both
 };
 
 // The unique id: magic, version, 32 random bytes, an address. Opens the meeting place in this process (a thread serves
@@ -94,6 +94,17 @@ class Fabric {
   // Throws remoteError when a peer died, left or aborted, or this rank was aborted. Cheap (reads a word; looks at
   // processes at most every 50 ms).
   virtual void check() = 0;
+  // The same for a rank that waits for nobody: peers that have left in order are no error. Any thread.
+  virtual void checkPeers() {}
+  // What this rank has told its peers has left it. A call returns only then, since nobody looks after it until the
+  // next.
+  virtual bool settled() { return true; }
+  // Around whatever may touch memory of peers of this domain. moveBegins() throws once one of them has aborted, so that
+  // a rank whose operation has failed can wait until nobody touches its caller's memory any more: abort(), then
+  // awaitMoves(), which is bounded.
+  virtual void moveBegins() {}
+  virtual void moveEnds() {}
+  virtual void awaitMoves() {}
   // Wakes every rank; their check() throws with this reason.
   virtual void abort(const std::string& reason) = 0;
   // Bytes of memory that this fabric holds at the moment.

@@ -19,9 +19,16 @@ namespace fusco::comm {
 struct Purpose {
   enum Kind : std::uint32_t { records = 1, tree = 2, link = 3, verbsLink = 4 };
   std::uint32_t kind = 0;
-  std::int32_t rank = -1;    // the caller's; the lowest one behind it for records
-  std::int32_t channel = 0;  // of links
+  std::int32_t rank = -1;    // the caller's; unknown for records
+  std::int32_t channel = 0;  // of links; for records, with the next: whose process the relay runs in
   std::int32_t stream = 0;   // of links
+
+  static Purpose ofProcess(std::uint64_t identity) {
+    return {records, -1, static_cast<std::int32_t>(identity), static_cast<std::int32_t>(identity >> 32)};
+  }
+  std::uint64_t process() const {
+    return static_cast<std::uint32_t>(channel) | static_cast<std::uint64_t>(static_cast<std::uint32_t>(stream)) << 32;
+  }
 };
 
 class Handshake {

@@ -1,5 +1,7 @@
 #include "comm/lobby.h"
 
+#include <algorithm>
+
 #include "base/status.h"
 #include "transport/local/socket.h"
 
@@ -10,15 +12,28 @@ using transport::Io;
 namespace {
 
 constexpr std::size_t kMostCallers = 8192;
+constexpr std::int32_t kMostRanks = 1 << 20;
+constexpr std::size_t kFewCallers = 64;
+constexpr std::int64_t kStarvingNs = 1'000'000'000;
 
 bool endsInTime(const char* text, std::size_t room) { return std::memchr(text, 0, room) != nullptr; }
 
 }  // namespace
 
 bool Lobby::wellFormed(const Record& record) {
-  return record.ranks > 0 && record.rank >= 0 && record.rank < record.ranks && record.addressCount >= 0 &&
-         record.addressCount <= Record::kMostAddresses && endsInTime(record.hostName, sizeof(record.hostName)) &&
-         endsInTime(record.socketName, sizeof(record.socketName)) && endsInTime(record.failure, sizeof(record.failure));
+  return record.ranks > 0 && record.ranks <= kMostRanks && record.rank >= 0 && record.rank < record.ranks &&
+         record.addressCount >= 0 && record.addressCount <= Record::kMostAddresses &&
+         endsInTime(record.hostName, sizeof(record.hostName)) &&
+         endsInTime(record.socketName, sizeof(record.socketName)) &&
+         endsInTime(record.settings, sizeof(record.settings)) && endsInTime(record.failure, sizeof(record.failure));
+}
+
+Lobby::Greeting Lobby::readHello(const void* message, std::size_t bytes, Hello* hello) {
+  if (bytes < kHelloHead) return Greeting::stranger;
+  std::memcpy(static_cast<void*>(hello), message, std::min(bytes, sizeof(*hello)));
+  if (hello->magic != Hello::kMagic) return Greeting::stranger;
+  if (hello->format != Hello::kFormat || hello->bytes != sizeof(Record)) return Greeting::otherFormat;
+  return bytes == sizeof(*hello) && wellFormed(hello->record) ? Greeting::rank : Greeting::stranger;
 }
 
 void Lobby::serve(const std::atomic<bool>& stop) {
@@ -52,6 +67,7 @@ void Lobby::acceptCallers() {
   for (bool exhausted = false;;) {
     UniqueFd socket = transport::acceptOne(listener_, &exhausted);
     if (socket) {
+      noteStarving(false);
       try {
         if (!transport::sameUser(socket.get())) continue;
       } catch (const Error&) {
@@ -64,9 +80,12 @@ void Lobby::acceptCallers() {
     } else if (!exhausted) {
       return;
     }
-    // The longest silent makes room.
+    // Few of them are no crowd that could be asked to make room.
+    const bool starving = exhausted && callers_.size() < kFewCallers;
+    noteStarving(starving);
     bool freed = false;
-    for (auto caller = callers_.begin(); caller != callers_.end() && !freed; ++caller) {
+    // The longest silent makes room.
+    for (auto caller = callers_.begin(); caller != callers_.end() && !freed && !starving; ++caller) {
       if (caller->rank >= 0 || caller->answered) continue;
       callers_.erase(caller);
       freed = true;
@@ -78,10 +97,22 @@ void Lobby::acceptCallers() {
   }
 }
 
+void Lobby::noteStarving(bool starving) {
+  const std::int64_t now = nowNs();
+  if (!starving) {
+    starvingNs_ = 0;
+  } else if (starvingNs_ == 0) {
+    starvingNs_ = now;
+  } else if (now - starvingNs_ > kStarvingNs && !decided_) {
+    starves();
+  }
+}
+
 void Lobby::hear(Caller* caller) {
   Hello hello;
+  std::byte message[sizeof(hello)];
   std::size_t bytes = 0;
-  const Io io = transport::receiveMessage(caller->socket.get(), &hello, sizeof(hello), &bytes);
+  const Io io = transport::receiveMessage(caller->socket.get(), message, sizeof(message), &bytes);
   if (io == Io::again) return;
   if (caller->rank >= 0 || caller->answered) {
     // A rank says one thing only; its end or a second message means that it waits no more.
@@ -89,15 +120,13 @@ void Lobby::hear(Caller* caller) {
     if (!decided_ && caller->rank >= 0) lost(caller->rank);
     return;
   }
-  if (io == Io::closed || bytes < kHelloHead || hello.magic != Hello::kMagic ||
-      !transport::sameSecret(hello.key, key_, sizeof(key_))) {
+  const Greeting greeting = io == Io::closed ? Greeting::stranger : readHello(message, bytes, &hello);
+  if (greeting == Greeting::stranger || !transport::sameSecret(hello.key, key_, sizeof(key_))) {
     caller->gone = true;
-  } else if (hello.format != Hello::kFormat || hello.bytes != sizeof(Record)) {
+  } else if (greeting == Greeting::otherFormat) {
     caller->deadline = Deadline::never();
     if (!decided_) differs(caller, hello.format);
     answer(caller);
-  } else if (bytes != sizeof(hello) || !wellFormed(hello.record)) {
-    caller->gone = true;
   } else {
     caller->deadline = Deadline::never();
     came(caller, hello.record);

@@ -31,6 +31,10 @@ class Lobby {
   }
   virtual ~Lobby() = default;
 
+  // What a message of a rank is worth, its key apart; `hello` is what could be read of it.
+  enum class Greeting { rank, otherFormat, stranger };
+  static Greeting readHello(const void* message, std::size_t bytes, Hello* hello);
+
   // Returns when all ranks have been answered, the time-out has passed, or `stop` is set and the listener shut down.
   void serve(const std::atomic<bool>& stop);
 
@@ -54,6 +58,10 @@ class Lobby {
   virtual void came(Caller* caller, const Record& record) = 0;
   // A rank that was taken has hung up before the verdict.
   virtual void lost(int rank) = 0;
+  // For a second now this process has had no descriptors for who comes.
+  virtual void starves() = 0;
+  // Of a turn: whether a caller could not be taken in for that reason, though no strangers hold the room.
+  void noteStarving(bool starving);
   // A holder of the key whose messages have another format.
   virtual void differs(Caller* caller, std::uint32_t format) = 0;
 
@@ -81,6 +89,7 @@ class Lobby {
   void push(Caller* caller);
 
   const int listener_;
+  std::int64_t starvingNs_ = 0;  // since when; 0: it is not
   std::deque<Caller> callers_;
   std::vector<pollfd> polled_;
   std::int64_t answeredCallers_ = 0;

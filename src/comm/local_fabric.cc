@@ -7,11 +7,13 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <set>
 
 #include "base/clock.h"
 #include "base/environment.h"
 #include "base/log.h"
+#include "base/point.h"
 #include "base/status.h"
 #include "comm/bootstrap.h"
 #include "transport/local/process_vm.h"
@@ -33,11 +35,19 @@ constexpr std::uint8_t kProcessVmVote = 1, kInfinibandVote = 2, kRoceVote = 4;
 // A rank that has destroyed its communicator may have done its part of the operation that we still wait in: its leaving
 // is an error only when the wait goes on and nobody rings.
 constexpr std::int64_t kFarewellGraceNs = 1'000'000'000;
+// How often waiting ranks look whether peers of their machine are stopped, and after what time they say so.
+constexpr std::int64_t kStoppedEveryNs = 1'000'000'000;
+constexpr std::int64_t kStoppedWarningNs = 3'000'000'000;
+// A step of a peer takes milliseconds; one that is stopped in the middle of it is not waited for forever.
+constexpr std::int64_t kMovesMs = 1000;
 // For the news of a rank's end to leave this one.
 constexpr std::int64_t kFarewellMs = 500;
 // A link that breaks is the first that is seen of a death, or of a rank that has left: who died, and that it left, is
 // told by the tree a little later.
-constexpr std::int64_t kBrokenLinkGraceNs = 300'000'000;
+constexpr std::int64_t kBrokenLinkGraceNs = 500'000'000;
+// One that was closed in order is that of a rank that has left or, if it was killed between two slices, of a dead one:
+// the tree tells which, as soon as machines that are busy get to it.
+constexpr std::int64_t kClosedLinkGraceNs = 10'000'000'000;
 // Of a gather that goes through the tree: what all ranks together bring in a round, and the least of one.
 constexpr std::size_t kGatherRoundBytes = std::size_t{1} << 20;
 constexpr std::size_t kGatherLeastBytes = 64;
@@ -77,6 +87,15 @@ std::uint64_t randomWord() {
   return word;
 }
 
+bool isStopped(pid_t pid) {
+  std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
+  std::string line;
+  if (!std::getline(file, line)) return false;
+  // The name before it may hold anything.
+  const std::size_t end = line.rfind(')');
+  return end != std::string::npos && end + 2 < line.size() && (line[end + 2] == 'T' || line[end + 2] == 't');
+}
+
 int usableCores() {
   cpu_set_t set;
   if (::sched_getaffinity(0, sizeof(set), &set) == 0) return CPU_COUNT(&set);
@@ -90,7 +109,15 @@ LocalFabric::LocalFabric(const FabricConfig& config, const UniqueId& id)
   try {
     prepare(id);
     meetAll(id);
-  } catch (...) {
+  } catch (const Error& error) {
+    std::string text = error.what();
+    if (text.find("rank ") == std::string::npos) text = record_.describe() + ": " + text;
+    const std::string phase = text.find("init") == std::string::npos ? " (during init)" : "";
+    tellOthers(text + phase);
+    release();
+    throw Error(error.code(), text + phase);
+  } catch (const std::exception& error) {
+    tellOthers(error.what());
     release();
     throw;
   }
@@ -102,6 +129,17 @@ LocalFabric::LocalFabric(const FabricConfig& config, const UniqueId& id)
 
 LocalFabric::~LocalFabric() { release(); }
 
+// Set-up has failed here. Ranks of other machines may be waiting for this one, and should hear why and not only that it
+// has gone.
+void LocalFabric::tellOthers(const std::string& reason) {
+  if (!network_) return;
+  network_->tree().tell({News::aborted, config_.rank, reason});
+  for (const Deadline deadline = Deadline::afterMs(kFarewellMs); !deadline.passed(); ::usleep(2000)) {
+    if (network_->tree().missing().empty()) break;
+  }
+  network_->tree().flush(kFarewellMs);
+}
+
 void LocalFabric::release() {
   if (entered_) {
     Fabrics& known = fabrics();
@@ -110,8 +148,12 @@ void LocalFabric::release() {
   }
   // A child that was forked off gives back its copies only; the rank lives on in the parent.
   if (forks_ == forkCount()) {
-    say(Presence::left);
+    passPoint("destroy", 0);
+    // Who has not come through init has told why, and has not been there to leave.
+    if (entered_) say(Presence::left);
+    passPoint("destroy", 1);
     network_.reset();
+    passPoint("destroy", 2);
   } else {
     // Its thread and locks are the parent's.
     static_cast<void>(network_.release());
@@ -163,7 +205,7 @@ void LocalFabric::prepare(const UniqueId& id) {
   record.domain = domainIdentity(config_.hostId);
   record.boot = bootIdentity();
   record.pidNamespace = pidNamespace();
-  record.signature = config_.signature;
+  copyText(record.settings, sizeof(record.settings), config_.settings);
   record.controlBytes = config_.controlBytes;
   record.slotBytes = config_.slotBytes;
   record.slots = config_.slots;
@@ -182,15 +224,22 @@ void LocalFabric::prepare(const UniqueId& id) {
     group_ = LocalGroup::of(id.key);
     group_->add(record.member, {memory_, inbox_});
   } catch (const Error& error) {
-    // The other ranks are told at once and need not wait for their time-outs.
-    copyText(record.failure, sizeof(record.failure), error.what());
-    record.failureCode = static_cast<int>(error.code());
-    try {
-      meet(id, record, Deadline::afterMs(1000));
-    } catch (const Error&) {
-      // Its answer is our own error.
-    }
+    tellMeetingPlace(id, error);
     throw;
+  }
+}
+
+// The other ranks are told at once and need not wait for their time-outs.
+void LocalFabric::tellMeetingPlace(const UniqueId& id, const Error& error) {
+  // Descriptors may be what is short.
+  listener_.reset();
+  networkListeners_.clear();
+  copyText(record_.failure, sizeof(record_.failure), error.what());
+  record_.failureCode = static_cast<int>(error.code());
+  try {
+    meet(id, record_, Deadline::afterMs(1000));
+  } catch (const Error&) {
+    // Its answer is our own error.
   }
 }
 
@@ -219,11 +268,22 @@ void LocalFabric::meetAll(const UniqueId& id) {
   if ((id.flags & UniqueId::kByAddress) != 0 && config_.rank == 0) openAgreedPlace(id);
   // The meeting place knows who is missing: its answer at the time-out should come before our own.
   const std::int64_t grace = config_.initTimeoutMs / 20 + 50;
-  std::vector<Record> records =
-      meet(id, record_, config_.initTimeoutMs > 0 ? Deadline::afterMs(config_.initTimeoutMs + grace) : deadline);
+  std::vector<Record> records;
+  try {
+    records =
+        meet(id, record_, config_.initTimeoutMs > 0 ? Deadline::afterMs(config_.initTimeoutMs + grace) : deadline);
+  } catch (const Error& error) {
+    if (error.code() == Code::systemError) tellMeetingPlace(id, error);
+    throw;
+  }
+  passPoint("connect", 0);
   arrange(records);
+  // First of all, so that what happens from here on can be told to all.
+  startNetwork(id, records);
   connectMesh(id, records, deadline);
-  connectNetwork(id, records, deadline);
+  passPoint("connect", 1);
+  joinNetwork(deadline);
+  passPoint("connect", 2);
   vote(records);
   listener_.reset();
   leaveMeetingPlace(id);
@@ -240,6 +300,9 @@ void LocalFabric::arrange(const std::vector<Record>& records) {
     onMachine += record.boot == record_.boot ? 1 : 0;
   }
   topology_.emplace(nodeOf, config_.lanesPerNode);
+  remotePresence_ = std::vector<std::atomic<std::uint32_t>>(records.size());
+  headers_.assign(records.size(), nullptr);
+  headers_[static_cast<std::size_t>(config_.rank)] = &memory_->header();
   // With a core for each, waking a sleeper (a halted core, on a virtual machine) costs far more than to look on for a
   // while; without, one look after the others have run is enough.
   spinMicroseconds_ = onMachine <= usableCores() ? 50 : 0;
@@ -271,13 +334,15 @@ void LocalFabric::connectMesh(const UniqueId& id, const std::vector<Record>& rec
   for (auto& links : links_) links.resize(static_cast<std::size_t>(kChannels * topology_->paths()));
   mailSeen_.assign(records.size(),
                    std::vector<std::uint32_t>(static_cast<std::size_t>(kChannels * topology_->paths())));
-  mesh_ = std::make_unique<transport::Mesh>(config_.rank, id.key, std::move(members), std::move(listener_),
-                                            config_.controlBytes, deadline,
-                                            [this](int rank, const MeshMessage& message, UniqueFd descriptor) {
-                                              onMessage(rank, message, std::move(descriptor));
-                                            });
+  mesh_ = std::make_unique<transport::Mesh>(
+      config_.rank, id.key, std::move(members), std::move(listener_), config_.controlBytes, deadline,
+      [this](int rank, const MeshMessage& message, UniqueFd descriptor) {
+        onMessage(rank, message, std::move(descriptor));
+      },
+      [this] { checkDuringInit(); });
   for (int rank = 0; rank < config_.ranks; ++rank) {
-    headers_.push_back(mesh_->remote(rank) ? nullptr : &mesh_->header(rank));
+    // This rank's own is in use already, by the network's thread.
+    if (rank != config_.rank && !mesh_->remote(rank)) headers_[static_cast<std::size_t>(rank)] = &mesh_->header(rank);
   }
 }
 
@@ -286,7 +351,11 @@ bool LocalFabric::byNetwork(int rank) const {
   return mesh_->remote(rank) || config_.net == Net::tcp || config_.net == Net::verbs;
 }
 
-void LocalFabric::connectNetwork(const UniqueId& id, const std::vector<Record>& records, Deadline deadline) {
+void LocalFabric::checkDuringInit() {
+  if (headers_[config_.rank]->alarm.load(std::memory_order_acquire) != 0) tellOfEnds();
+}
+
+void LocalFabric::startNetwork(const UniqueId& id, const std::vector<Record>& records) {
   bool needed = (config_.net == Net::tcp || config_.net == Net::verbs) && topology_->nodes() > 1;
   for (const Record& record : records) {
     if (record.domain == records.front().domain) continue;
@@ -299,11 +368,14 @@ void LocalFabric::connectNetwork(const UniqueId& id, const std::vector<Record>& 
   std::vector<UniqueFd> listeners = std::move(networkListeners_);
   networkListeners_.clear();
   if (!needed) return;
-  remotePresence_ = std::vector<std::atomic<std::uint32_t>>(records.size());
   network_ = std::make_unique<Network>(
       records, config_.rank, *topology_, id.key, std::move(listeners),
       Network::LinkShape{config_.slotBytes, config_.slots, kChannels},
       Network::Ways{[this](const News& news) { hear(news); }, [this] { headers_[config_.rank]->ring(); }});
+}
+
+void LocalFabric::joinNetwork(Deadline deadline) {
+  if (!network_) return;
   network_->join(deadline, [this] { check(); });
   if (config_.net != Net::tcp) openNics();
 }
@@ -433,9 +505,24 @@ void LocalFabric::check() {
   look(lock);
 }
 
+// Whoever polls this from beside an operation must not disturb it: that one may hold the lock for as long as it likes.
+void LocalFabric::checkPeers() {
+  if (forks_ != forkCount()) return;
+  if (headers_[config_.rank]->alarm.load(std::memory_order_acquire) != 0) tellOfEnds();
+  std::unique_lock lock(mutex_, std::try_to_lock);
+  if (lock) look(lock);
+}
+
+bool LocalFabric::settled() {
+  if (!mesh_->queued()) return true;
+  std::lock_guard lock(mutex_);
+  return mesh_->flush();
+}
+
 void LocalFabric::look(std::unique_lock<std::mutex>& lock) {
   if (failure_.empty()) {
     mesh_->flush();
+    lookForStopped();
     const int dead = mesh_->look();
     if (dead >= 0) {
       failure_ = names_[dead] + " died: its process has ended without destroying the communicator; look at its log";
@@ -450,14 +537,43 @@ void LocalFabric::look(std::unique_lock<std::mutex>& lock) {
   fail(Code::remoteError, text);
 }
 
+// Under the lock. A stopped process is alive and may go on: whoever waits is told, and waits on.
+void LocalFabric::lookForStopped() {
+  const std::int64_t now = nowNs();
+  if (now - lookedForStoppedNs_ < kStoppedEveryNs) return;
+  lookedForStoppedNs_ = now;
+  stopped_.resize(static_cast<std::size_t>(config_.ranks));
+  for (int rank = 0; rank < config_.ranks; ++rank) {
+    if (mesh_->remote(rank) || mesh_->sameProcess(rank) || mesh_->pid(rank) <= 0) continue;
+    Stopped& known = stopped_[static_cast<std::size_t>(rank)];
+    if (!isStopped(mesh_->pid(rank))) {
+      if (known.told) FUSCO_WARN("{} goes on", names_[rank]);
+      known = {};
+      continue;
+    }
+    if (known.sinceNs == 0) known.sinceNs = now;
+    if (known.told || now - known.sinceNs < kStoppedWarningNs) continue;
+    known.told = true;
+    FUSCO_WARN(
+        "{} is stopped (SIGSTOP, or a debugger holds it) since {} s; waiting goes on, `kill -CONT {}` continues it",
+        names_[rank], (now - known.sinceNs) / 1'000'000'000, mesh_->pid(rank));
+  }
+}
+
 // Under the lock.
 void LocalFabric::lookAtLinks() {
   std::string how;
-  const int peer = network_->brokenLink([this](int rank) { return presenceOf(rank) != Presence::here; }, &how);
-  if (peer < 0) return;
+  bool orderly = false;
+  const int peer =
+      network_->brokenLink([this](int rank) { return presenceOf(rank) != Presence::here; }, &how, &orderly);
+  if (peer < 0) {
+    brokenLinkNs_.store(0);
+    return;
+  }
+  const std::int64_t grace = orderly ? kClosedLinkGraceNs : kBrokenLinkGraceNs;
   const std::int64_t now = nowNs();
   std::int64_t none = 0;
-  if (brokenLinkNs_.compare_exchange_strong(none, now) || now - brokenLinkNs_.load() < kBrokenLinkGraceNs) return;
+  if (brokenLinkNs_.compare_exchange_strong(none, now) || now - brokenLinkNs_.load() < grace) return;
   // Other ranks will read it, too.
   const std::string_view self = "this rank";
   for (std::size_t at = 0; (at = how.find(self, at)) != std::string::npos; at += names_[config_.rank].size()) {
@@ -480,7 +596,9 @@ void LocalFabric::hear(const News& news) {
       return own.raiseAlarm();
     case News::died: {
       std::lock_guard lock(newsMutex_);
-      if (newsOfDeath_.empty()) newsOfDeath_ = names_[news.rank] + " " + news.text;
+      if (!newsOfDeath_.empty()) break;
+      newsOfDeath_ = names_[news.rank] + " " + news.text;
+      if (news.rank == config_.rank) newsOfDeath_ = "this rank is taken for dead, another one says: " + newsOfDeath_;
     }
       deathTold_.store(true, std::memory_order_release);
       return own.raiseAlarm();
@@ -494,7 +612,8 @@ Presence LocalFabric::presenceOf(int rank) const {
   return static_cast<Presence>(remotePresence_[rank].load(std::memory_order_acquire));
 }
 
-void LocalFabric::alarmed() {
+// What ends operations whether or not anything is waited for.
+void LocalFabric::tellOfEnds() {
   RankHeader& own = *headers_[config_.rank];
   if (own.aborted.load(std::memory_order_acquire) == 2) {
     fail(Code::remoteError, std::string(own.reason, strnlen(own.reason, RankHeader::kReasonBytes)));
@@ -503,13 +622,21 @@ void LocalFabric::alarmed() {
     std::lock_guard lock(newsMutex_);
     fail(Code::remoteError, newsOfDeath_);
   }
+  for (int peer = 0; peer < config_.ranks; ++peer) {
+    if (presenceOf(peer) == Presence::exited) {
+      fail(Code::remoteError, names_[peer] +
+                                  " left: its process exited without destroying the communicator; look at "
+                                  "its log, or destroy communicators before the end");
+    }
+  }
+}
+
+void LocalFabric::alarmed() {
+  tellOfEnds();
+  RankHeader& own = *headers_[config_.rank];
   int left = -1;
   for (int peer = 0; peer < config_.ranks; ++peer) {
-    const Presence presence = presenceOf(peer);
-    if (presence == Presence::exited) {
-      fail(Code::remoteError, names_[peer] + " left: its process exited without destroying the communicator");
-    }
-    if (presence == Presence::left && peer != config_.rank) left = peer;
+    if (presenceOf(peer) == Presence::left && peer != config_.rank) left = peer;
   }
   if (left < 0) return;
   int first = -1;
@@ -534,6 +661,32 @@ void LocalFabric::abort(const std::string& reason) {
     if (header != nullptr) header->abort(reason);
   }
   if (network_) network_->tree().tell({News::aborted, config_.rank, reason});
+}
+
+// Who moves says so, then looks whether anybody has aborted; who aborts says so, then looks who moves. Between the two
+// lies a fence on both sides, so at least one of them sees the other.
+void LocalFabric::moveBegins() {
+  RankHeader& own = *headers_[config_.rank];
+  own.moving.store(1, std::memory_order_seq_cst);
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  if (own.aborted.load(std::memory_order_seq_cst) == 0) return;
+  own.moving.store(0, std::memory_order_release);
+  // The reason may be under way.
+  for (int turn = 0; turn < 1000 && own.aborted.load(std::memory_order_acquire) != 2; ++turn) ::usleep(10);
+  tellOfEnds();
+  fail(Code::remoteError, "a rank of this machine has aborted; look at the others' logs");
+}
+
+void LocalFabric::awaitMoves() {
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  const Deadline patience = Deadline::afterMs(kMovesMs);
+  for (int peer = 0; peer < config_.ranks; ++peer) {
+    if (peer == config_.rank || headers_[peer] == nullptr) continue;
+    while (headers_[peer]->moving.load(std::memory_order_seq_cst) != 0 && !patience.passed()) {
+      if (!mesh_->sameProcess(peer) && mesh_->ended(peer)) break;
+      ::usleep(50);
+    }
+  }
 }
 
 // ---- gather

@@ -12,6 +12,7 @@
 #include <unordered_set>
 #include <vector>
 
+#include "base/status.h"
 #include "comm/fabric.h"
 #include "comm/local_group.h"
 #include "comm/network.h"
@@ -50,7 +51,12 @@ class LocalFabric final : public Fabric {
   void allGather(const void* mine, std::size_t bytes, void* all, std::int64_t timeoutMs) override;
 
   void check() override;
+  void checkPeers() override;
+  bool settled() override;
   void abort(const std::string& reason) override;
+  void moveBegins() override;
+  void moveEnds() override { headers_[config_.rank]->moving.store(0, std::memory_order_release); }
+  void awaitMoves() override;
   std::size_t memoryBytes() const override;
 
   // A window of this process has been freed: peers that know it let go of it. Returns whether any do.
@@ -76,7 +82,11 @@ class LocalFabric final : public Fabric {
   void vote(const std::vector<Record>& records);
   void chooseMedia(const std::vector<std::uint8_t>& votes);
   void listen();
-  void connectNetwork(const UniqueId& id, const std::vector<Record>& records, Deadline deadline);
+  void startNetwork(const UniqueId& id, const std::vector<Record>& records);
+  void joinNetwork(Deadline deadline);
+  void checkDuringInit();
+  void tellMeetingPlace(const UniqueId& id, const Error& error);
+  void tellOthers(const std::string& reason);
   bool byNetwork(int rank) const;
   void release();
 
@@ -86,6 +96,8 @@ class LocalFabric final : public Fabric {
   void exportWindow(const std::shared_ptr<transport::Window>& window);
   void look(std::unique_lock<std::mutex>& lock);
   void alarmed();
+  void tellOfEnds();
+  void lookForStopped();
   void lookAtLinks();
   void hear(const News& news);
   transport::Presence presenceOf(int rank) const;
@@ -105,7 +117,7 @@ class LocalFabric final : public Fabric {
   bool oneProcess_ = false;
   std::uint8_t nicVote_ = 0;  // which kind of RDMA port this rank offers
   std::string nicFailure_;    // why none
-  bool entered_ = false;  // in the list of the process's fabrics
+  bool entered_ = false;      // in the list of the process's fabrics
   const std::uint64_t probeWord_;
   Record record_{};
   UniqueFd listener_;
@@ -131,7 +143,13 @@ class LocalFabric final : public Fabric {
   std::atomic<std::uint32_t> farewellBell_ = 0;
   std::atomic<int> firstLeft_ = -1;
   std::atomic<bool> failed_ = false;  // a peer is dead
-  std::string failure_;               // under mutex_, set once
+  struct Stopped {
+    std::int64_t sinceNs = 0;
+    bool told = false;
+  };
+  std::vector<Stopped> stopped_;  // under mutex_; by rank
+  std::int64_t lookedForStoppedNs_ = 0;
+  std::string failure_;  // under mutex_, set once
 
   // Where some ranks are reached by TCP.
   std::vector<UniqueFd> networkListeners_;

@@ -2,14 +2,28 @@
 
 #include <poll.h>
 
+#include <algorithm>
+#include <cerrno>
+
 #include "base/log.h"
 #include "base/status.h"
+#include "transport/tcp/connect.h"
 
 namespace fusco::comm {
 
 namespace {
 
 constexpr std::int64_t kCallMs = 10000;
+constexpr std::int64_t kFarewellMs = 1000;
+// Who is missing in the tree is asked for after the first, and given up when its machine says nothing for the second.
+constexpr std::int64_t kProbeAfterNs = 300'000'000;
+constexpr std::int64_t kSilentNs = 7'500'000'000;
+// A link is slow if it has had more to send than went for so long, and less went than this, or than this share of what
+// another link of the rank carries at the same time.
+constexpr std::int64_t kPaceMs = 1000;
+constexpr double kSlowSeconds = 3;
+constexpr double kSlowRate = 2e6;  // bytes a second
+constexpr double kSlowShare = 1.0 / 16;
 
 std::vector<std::uint64_t> domainsOf(const std::vector<Record>& records) {
   std::vector<std::uint64_t> domains;
@@ -44,12 +58,20 @@ Network::Network(const std::vector<Record>& records, int rank, const plan::Topol
   switchboard_ = std::make_unique<Switchboard>(
       reactor_, key, std::move(listeners), [this](const Purpose& purpose) { return judge(purpose); },
       [this](const Purpose& purpose, UniqueFd socket) { take(purpose, std::move(socket)); });
+  paceNs_ = nowNs();
+  paceTimer_ = reactor_.every(kPaceMs, [this] { lookAtPace(); });
+  if (treeShape_.parent >= 0) callParent();
 }
 
 // First what hands out connections, then what uses them, at last the thread.
 Network::~Network() {
+  reactor_.cancel(paceTimer_);
   switchboard_.reset();
   tree_.reset();
+  // All of them together have as long as one: first each says what it can at once.
+  const Deadline patience = Deadline::afterMs(kFarewellMs);
+  for (auto& [key, line] : lines_) line.link->farewell(Deadline::afterNs(0));
+  for (auto& [key, line] : lines_) line.link->farewell(patience);
   lines_.clear();
 }
 
@@ -69,11 +91,63 @@ void Network::callParent() {
   switchboard_->call(addressOf(other(parent), 0), {}, {Purpose::tree, rank_, 0, 0}, Deadline::afterMs(kCallMs), done);
 }
 
+namespace {
+
+// Asks a machine's kernel whether it is there, by a connection that means nothing: who has met all others may still be
+// late with its calls, or be stopped, and that is no error before the time-out.
+class Probe {
+ public:
+  explicit Probe(const transport::Address& to) : to_(to), heardNs_(nowNs()) {}
+  // For how long nothing has been heard.
+  std::int64_t silentNs() {
+    if (!socket_ && nowNs() >= nextNs_) {
+      nextNs_ = nowNs() + kEveryNs;
+      socket_ = transport::beginConnect(to_);
+      refused_ = !socket_ && errno == ECONNREFUSED;
+    }
+    pollfd polled{socket_.get(), POLLOUT, 0};
+    if (socket_ && ::poll(&polled, 1, 0) > 0) {
+      const int error = transport::connectResult(socket_.get());
+      socket_.reset();
+      if (error == 0) heardNs_ = nowNs();
+      refused_ = error == ECONNREFUSED;
+    }
+    return nowNs() - heardNs_;
+  }
+  // Nobody listens there any more.
+  bool refused() const { return refused_; }
+
+ private:
+  static constexpr std::int64_t kEveryNs = 250'000'000;
+  const transport::Address to_;
+  std::int64_t heardNs_;
+  std::int64_t nextNs_ = 0;
+  bool refused_ = false;
+  UniqueFd socket_;
+};
+
+}  // namespace
+
 void Network::join(Deadline deadline, const std::function<void()>& check) {
-  if (treeShape_.parent >= 0) callParent();
+  const std::int64_t begun = nowNs();
+  std::map<int, Probe> probes;
   for (;;) {
     const std::vector<int> missing = tree_->missing();
     if (missing.empty()) return;
+    for (const int one : missing) {
+      if (nowNs() - begun < kProbeAfterNs) break;
+      Probe& probe = probes.try_emplace(one, addressOf(other(one), 0)).first->second;
+      const std::int64_t silent = probe.silentNs();
+      if (probe.refused()) {
+        fail(Code::remoteError,
+             other(one).describe() + " died or gave up at init, after all ranks had met; look at its log");
+      }
+      if (silent < kSilentNs) continue;
+      fail(Code::remoteError, other(one).describe() + " cannot be reached at init: its machine has not answered at " +
+                                  transport::textOf(addressOf(other(one), 0)) + " for " +
+                                  std::to_string(silent / 1'000'000'000) +
+                                  " s; look at that machine and at the network between");
+    }
     std::string why;
     bool again = false;
     {
@@ -214,18 +288,77 @@ void Network::take(const Purpose& purpose, UniqueFd socket) {
   ways_.ringBell();
 }
 
-int Network::brokenLink(const std::function<bool(int peer)>& excused, std::string* how) const {
+// A cable that has gone bad costs all ranks its time, and nothing else would say so. What is looked at is the way
+// alone: a peer that takes nothing is busy with something else.
+void Network::lookAtPace() {
+  const std::int64_t now = nowNs();
+  const double seconds = static_cast<double>(now - paceNs_) / 1e9;
+  paceNs_ = now;
+  struct Busy {
+    const std::pair<int, int>* key;
+    Line* line;
+    double rate;
+  };
+  std::vector<Busy> busy;
+  double fastest = 0;
   std::lock_guard lock(mutex_);
+  for (auto& [key, line] : lines_) {
+    if (line.kind != Purpose::link) continue;
+    const transport::TcpPace pace = static_cast<transport::TcpLink&>(*line.link).pace();
+    const transport::TcpPace last = std::exchange(line.pace, pace);
+    if (pace.busyUs < last.busyUs || pace.peerUs < last.peerUs) continue;
+    const double waited = static_cast<double>((pace.busyUs - last.busyUs) -
+                                              std::min(pace.busyUs - last.busyUs, pace.peerUs - last.peerUs)) /
+                          1e6;
+    const double bytes = static_cast<double>(pace.acknowledged - last.acknowledged);
+    if (waited < seconds / 10) {
+      line.slowSeconds = line.slowBytes = 0;
+      continue;
+    }
+    fastest = std::max(fastest, bytes / waited);
+    // Only what is held up all the time counts.
+    if (waited > seconds * 0.8) busy.push_back({&key, &line, bytes / waited});
+  }
+  for (const auto& [key, line, rate] : busy) {
+    if (rate > kSlowRate && rate > fastest * kSlowShare) {
+      line->slowSeconds = line->slowBytes = 0;
+      continue;
+    }
+    line->slowSeconds += seconds;
+    line->slowBytes += rate * seconds;
+    if (line->slowTold || line->slowSeconds < kSlowSeconds) continue;
+    line->slowTold = true;
+    const int peer = key->first;
+    const transport::Address& to = addressOf(other(peer), topology_.laneOf(peer, rank_, key->second / shape_.channels));
+    FUSCO_WARN(
+        "{} reaches {} at {} slowly: {:.2f} MB/s in the last {:.0f} s, with more waiting all the time; all ranks wait "
+        "for that, look at the cable, the port and the network between",
+        own().describe(), other(peer).describe(), transport::textOf(to), line->slowBytes / line->slowSeconds / 1e6,
+        line->slowSeconds);
+  }
+}
+
+int Network::brokenLink(const std::function<bool(int peer)>& excused, std::string* how, bool* orderly) const {
+  std::lock_guard lock(mutex_);
+  int closed = -1;
+  *orderly = false;
   for (const auto& [key, line] : lines_) {
     if (!line.failure.empty()) {
       *how = line.failure;
       return key.first;
     }
-    if (line.link->state() == transport::NetworkLink::State::open || excused(key.first)) continue;
+    const transport::NetworkLink::State state = line.link->state();
+    if (state == transport::NetworkLink::State::open || excused(key.first)) continue;
+    if (state == transport::NetworkLink::State::closed) {
+      closed = key.first;
+      continue;
+    }
     *how = line.link->failure();
     return key.first;
   }
-  return -1;
+  *orderly = closed >= 0;
+  if (closed >= 0) *how = "closed its connection";
+  return closed;
 }
 
 std::size_t Network::memoryBytes() const {

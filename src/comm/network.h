@@ -36,12 +36,12 @@ class Network {
     int channels;  // of each path
   };
 
-  // One listener for each of the record's addresses. `topology` has to outlive this.
+  // One listener for each of the record's addresses. `topology` has to outlive this. Begins to connect the tree.
   Network(const std::vector<Record>& records, int rank, const plan::Topology& topology, const std::uint8_t key[32],
           std::vector<UniqueFd> listeners, LinkShape shape, Ways ways);
   ~Network();
 
-  // Connects the tree; `check` is asked while it waits. Throws Error(remoteError) that names who is missing.
+  // Waits until the tree is connected; `check` is asked meanwhile. Throws Error(remoteError) that names who is missing.
   void join(Deadline deadline, const std::function<void()>& check);
   Tree& tree() { return *tree_; }
   // This rank's NICs: from now on others may make links by queue pairs with it. Before they can know that it has any.
@@ -52,9 +52,9 @@ class Network {
 
   // `channel` counts the channels of all paths.
   transport::PostedLink& link(int peer, int channel);
-  // A link whose connection has broken, of a peer that is not `excused`: the peer, and what happened, to be put behind
-  // its name; -1 if none.
-  int brokenLink(const std::function<bool(int peer)>& excused, std::string* how) const;
+  // A link whose connection has ended, of a peer that is not `excused`: the peer, and what happened, to be put behind
+  // its name; -1 if none. `orderly`: it was closed between two slices, as who leaves does it.
+  int brokenLink(const std::function<bool(int peer)>& excused, std::string* how, bool* orderly) const;
   std::size_t memoryBytes() const;
   // Before a window's memory goes back.
   void forgetWindow(std::uint32_t id);
@@ -67,6 +67,10 @@ class Network {
     Purpose::Kind kind = Purpose::link;
     std::vector<Stage> stages;  // of each stream
     std::string failure;        // it could not be connected
+    transport::TcpPace pace;    // when it was looked at last
+    double slowSeconds = 0;     // for how long it has been slow, of late
+    double slowBytes = 0;       // that went meanwhile
+    bool slowTold = false;
   };
   static constexpr int kStreams = 1;
 
@@ -76,6 +80,7 @@ class Network {
   bool judge(const Purpose& purpose);
   void take(const Purpose& purpose, UniqueFd socket);
   void callParent();
+  void lookAtPace();
   const Record& own() const { return records_[static_cast<std::size_t>(rank_)]; }
   const Record& other(int rank) const { return records_[static_cast<std::size_t>(rank)]; }
 
@@ -91,6 +96,8 @@ class Network {
   std::map<std::pair<int, int>, Line> lines_;  // by peer and channel
   std::string parentFailure_;                  // what came of the last call to the parent
   bool callParent_ = false;
+  std::uint64_t paceTimer_ = 0;
+  std::int64_t paceNs_ = 0;
   TreeShape treeShape_;
   std::unique_ptr<Tree> tree_;
   std::unique_ptr<Switchboard> switchboard_;

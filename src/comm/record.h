@@ -40,7 +40,6 @@ struct Record {
   std::uint64_t domain;        // who can share memory: boot id, network namespace and FUSCO_HOSTID, hashed
   std::uint64_t boot;          // boot id, hashed
   std::uint64_t pidNamespace;  // in which pid counts, 0 if unknown
-  std::uint64_t signature;
   std::uint64_t controlBytes;
   std::uint64_t slotBytes;
   std::int64_t slots;
@@ -52,6 +51,7 @@ struct Record {
   transport::Address addresses[kMostAddresses];  // where it listens, one for each interface
   char hostName[64];
   char socketName[64];
+  char settings[72];  // that must be the same on all ranks
   char failure[256];  // not empty: the rank cannot take part, and why
   std::int32_t failureCode;
   std::int32_t padding;
@@ -60,13 +60,13 @@ struct Record {
     return "rank " + std::to_string(rank) + " (" + hostName + ":" + std::to_string(pid) + ")";
   }
 };
-static_assert(sizeof(Record) == 688 && std::is_trivially_copyable_v<Record>);
+static_assert(sizeof(Record) == 752 && std::is_trivially_copyable_v<Record>);
 
 // A rank's first and only message to the meeting place. What comes before the record is the same in every version, so
 // that ranks of different versions are told so.
 struct Hello {
   static constexpr std::uint64_t kMagic = 0x31494843534f4655;  // "UFOSCHI1"
-  static constexpr std::uint32_t kFormat = 2;                  // of all messages at init and between ranks
+  static constexpr std::uint32_t kFormat = 3;                  // of all messages at init and between ranks
   std::uint64_t magic = kMagic;
   std::uint32_t format = kFormat;
   std::uint32_t bytes = sizeof(Record);

@@ -5,6 +5,7 @@
 
 #include "base/log.h"
 #include "base/status.h"
+#include "comm/bootstrap.h"
 #include "transport/tcp/connect.h"
 
 namespace fusco::comm {
@@ -14,6 +15,8 @@ namespace {
 constexpr std::int64_t kAttemptMs = 5000;
 constexpr std::int64_t kPauseMs = 50;
 constexpr int kSilenceMs = 8000;
+constexpr char kStarving[] =
+    "the process that speaks for the ranks of this machine at init has no file descriptors left; raise `ulimit -n`";
 constexpr std::size_t kMostAnswer = std::size_t{1} << 30;
 
 }  // namespace
@@ -56,6 +59,9 @@ bool Relay::finishTurn() {
   } else if (next_.passed()) {
     if (phase_ == Phase::resting) {
       begin();
+    } else if (phase_ == Phase::proving) {
+      // Its machine is there; the process may be stopped, or busy. The time-out is the limit.
+      next_ = Deadline::never();
     } else if (phase_ == Phase::connecting || phase_ == Phase::proving) {
       retry("no answer", true);
     }
@@ -91,6 +97,13 @@ void Relay::lost(int rank) {
   if (phase_ == Phase::open) proceed();
 }
 
+void Relay::starves() {
+  FUSCO_WARN("{}", kStarving);
+  giveUp(kStarving);
+  // Who waits at the door sees it close.
+  end_ = Deadline::afterNs(0);
+}
+
 void Relay::differs(Caller*, std::uint32_t format) {
   // Its head is enough for the meeting place to tell everyone.
   Hello hello;
@@ -117,7 +130,9 @@ void Relay::proceed() {
       return retry(std::strerror(error), error == ECONNREFUSED || error == ETIMEDOUT);
     }
     transport::watchConnection(socket_.get(), kSilenceMs);
-    handshake_.restart({Purpose::records, 0, 0, 0});
+    std::uint64_t process[2];
+    processIdentity(process);
+    handshake_.restart(Purpose::ofProcess(process[0]));
     phase_ = Phase::proving;
   }
   if (phase_ == Phase::proving) {

@@ -28,6 +28,7 @@ class Relay final : public Lobby {
   bool finishTurn() override;
   void came(Caller* caller, const Record& record) override;
   void lost(int rank) override;
+  void starves() override;
   void differs(Caller* caller, std::uint32_t format) override;
 
   void begin();

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/log.h"
+#include "base/point.h"
 #include "base/status.h"
 #include "transport/local/socket.h"
 #include "transport/tcp/connect.h"
@@ -15,6 +16,9 @@ namespace {
 constexpr std::size_t kMostStrangers = 1024;
 constexpr std::size_t kMostNamed = 16;
 constexpr int kSilenceMs = 8000;
+constexpr std::size_t kFewGuests = 64;
+constexpr char kStarving[] =
+    "the process of the meeting place at init has no file descriptors left for the ranks that come; raise `ulimit -n`";
 
 }  // namespace
 
@@ -54,6 +58,12 @@ void Rendezvous::acceptGuests() {
     UniqueFd socket = transport::acceptOne(network_, &exhausted);
     if (!socket && !exhausted) return;
     const auto strangers = std::count_if(guests_.begin(), guests_.end(), [](const Guest& g) { return !g.frames; });
+    const bool starving = exhausted && guests_.size() < kFewGuests;
+    noteStarving(starving);
+    if (starving) {
+      ::poll(nullptr, 0, 10);
+      return;
+    }
     if (exhausted || static_cast<std::size_t>(strangers) >= kMostStrangers) {
       // The longest silent makes room.
       const auto oldest = std::find_if(guests_.begin(), guests_.end(), [](const Guest& g) { return !g.frames; });
@@ -83,6 +93,7 @@ void Rendezvous::hearGuest(Guest* guest) {
         return;
     }
     const bool wanted = guest->handshake->purpose().kind == Purpose::records;
+    guest->process = guest->handshake->purpose().process();
     Handshake::answer(guest->socket.get(), wanted);
     guest->handshake.reset();
     guest->deadline = Deadline::never();
@@ -96,9 +107,16 @@ void Rendezvous::hearGuest(Guest* guest) {
   if (state == Frames::State::open) return;
   guest->gone = true;
   if (decided() || guest->ranks.empty()) return;
-  const int first = *guest->ranks.begin();
+  // The rank that had the relay in its process, if it has come as well; else somebody of that machine.
+  int gone = *guest->ranks.begin();
+  for (const int rank : guest->ranks) {
+    const auto record = records_.find(rank);
+    if (record == records_.end() || record->second.process[0] != guest->process) continue;
+    gone = rank;
+    break;
+  }
   guest->ranks.clear();
-  lost(first);
+  lost(gone);
 }
 
 void Rendezvous::hearFrame(Guest* guest, std::uint32_t kind, std::string_view body) {
@@ -110,13 +128,13 @@ void Rendezvous::hearFrame(Guest* guest, std::uint32_t kind, std::string_view bo
     if (!decided()) lost(rank);
     return;
   }
-  if (kind != static_cast<std::uint32_t>(RecordFrame::hello) || body.size() < kHelloHead) return;
-  std::memcpy(&hello, body.data(), std::min(body.size(), sizeof(hello)));
-  if (hello.format != Hello::kFormat || hello.bytes != sizeof(Record)) {
+  if (kind != static_cast<std::uint32_t>(RecordFrame::hello)) return;
+  const Greeting greeting = readHello(body.data(), body.size(), &hello);
+  if (greeting == Greeting::stranger) return;
+  if (greeting == Greeting::otherFormat) {
     if (!decided()) fail(static_cast<int>(Code::invalidUsage), skew("a rank of another machine", hello.format));
     return answerGuest(guest);
   }
-  if (body.size() != sizeof(hello) || !wellFormed(hello.record)) return;
   guest->ranks.insert(hello.record.rank);
   if (take(hello.record)) {
     succeedIfComplete();
@@ -186,6 +204,7 @@ bool Rendezvous::take(const Record& record) {
     return false;
   }
   records_.emplace(record.rank, record);
+  passPoint("taken", record.rank);
   return true;
 }
 
@@ -213,6 +232,13 @@ std::string Rendezvous::skew(const std::string& who, std::uint32_t format) {
          "; use one version of the library on all ranks";
 }
 
+void Rendezvous::starves() {
+  FUSCO_WARN("{}", kStarving);
+  fail(static_cast<int>(Code::remoteError), kStarving);
+  // Who waits at the door sees it close.
+  end_ = Deadline::afterNs(0);
+}
+
 void Rendezvous::differs(Caller* caller, std::uint32_t format) {
   fail(static_cast<int>(Code::invalidUsage),
        skew("a process of its machine (pid " + std::to_string(transport::credentialsOf(caller->socket.get()).pid) + ")",
@@ -233,13 +259,16 @@ std::string Rendezvous::disagreement(const Record& first, const Record& other) c
       {"the number of slots", static_cast<std::uint64_t>(first.slots), static_cast<std::uint64_t>(other.slots)},
       {"FUSCO_NET (0: auto, 1: tcp, 2: shm, 3: verbs)", static_cast<std::uint64_t>(first.net),
        static_cast<std::uint64_t>(other.net)},
-      {"the hash of their settings", first.signature, other.signature},
   };
   for (const Item& item : items) {
     if (item.one == item.two) continue;
     return std::string("ranks disagree on ") + item.name + ": " + first.describe() + " has " +
            std::to_string(item.one) + ", " + other.describe() + " has " + std::to_string(item.two) +
            "; give all ranks the same";
+  }
+  if (std::strcmp(first.settings, other.settings) != 0) {
+    return "ranks disagree on their settings: " + first.describe() + " has " + first.settings + "; " +
+           other.describe() + " has " + other.settings + "; give all ranks the same";
   }
   return {};
 }

@@ -29,6 +29,7 @@ class Rendezvous final : public Lobby {
     std::unique_ptr<Handshake> handshake;
     std::unique_ptr<Frames> frames;
     std::set<int> ranks;
+    std::uint64_t process = 0;  // in which the relay runs
     bool gone = false;
   };
 
@@ -37,6 +38,7 @@ class Rendezvous final : public Lobby {
   bool finishTurn() override;
   void came(Caller* caller, const Record& record) override;
   void lost(int rank) override;
+  void starves() override;
   void differs(Caller* caller, std::uint32_t format) override;
 
   void acceptGuests();

@@ -5,10 +5,29 @@
 #include <algorithm>
 #include <chrono>
 
+#include "base/clock.h"
+#include "base/log.h"
 #include "engine/device/domain.h"
 #include "engine/device/peers.h"
 
 namespace fusco::engine {
+
+namespace {
+// An operation in which nothing moves is told of after the first, then after each further of the second.
+constexpr std::int64_t kStallWarningNs = 10'000'000'000;
+constexpr std::int64_t kStallAgainNs = 60'000'000'000;
+
+class Moving {
+ public:
+  explicit Moving(comm::Fabric& fabric) : fabric_(fabric) { fabric_.moveBegins(); }
+  ~Moving() { fabric_.moveEnds(); }
+  Moving(const Moving&) = delete;
+  Moving& operator=(const Moving&) = delete;
+
+ private:
+  comm::Fabric& fabric_;
+};
+}  // namespace
 
 Engine::Engine(std::unique_ptr<comm::Fabric> fabric, const EngineConfig& config)
     : fabric_(std::move(fabric)),
@@ -92,6 +111,7 @@ void Engine::failOperation(Submission& submission, std::exception_ptr error) {
     return;
   } catch (...) {
     breakDown(error);
+    fabric_->awaitMoves();
   }
 }
 
@@ -137,7 +157,10 @@ bool Engine::tryBegin(Operation& operation) {
 
 Outcome Engine::runStage(Operation& operation, int stage) {
   std::lock_guard lock(mutex_);
-  const Outcome outcome = operation.advanceStage(stage);
+  const Outcome outcome = [&] {
+    const Moving moving(*fabric_);
+    return operation.advanceStage(stage);
+  }();
   if (outcome == Outcome::idle) fabric_->check();
   idleOnLinks_ = outcome == Outcome::idle && operation.waitsForLinks();
   if (operation.complete()) {
@@ -151,7 +174,9 @@ Code Engine::abandon(Operation& operation, std::exception_ptr error) {
   std::lock_guard lock(mutex_);
   operation.clearCounts();
   operation.giveUp();
-  return breakDown(error);
+  const Code code = breakDown(error);
+  fabric_->awaitMoves();
+  return code;
 }
 
 bool Engine::advance(Submission& submission) {
@@ -160,28 +185,47 @@ bool Engine::advance(Submission& submission) {
     if (!submission.begun) {
       operation.begin();
       submission.begun = true;
+      submission.movedNs = nowNs();
+      submission.warnNs = submission.movedNs + kStallWarningNs;
       if (config_.operationTimeoutMs > 0) submission.deadlineNs = nowNs() + config_.operationTimeoutMs * 1'000'000;
     }
-    const bool moved = operation.advance();
-    if (operation.complete()) {
+    const bool moved = [&] {
+      const Moving moving(*fabric_);
+      return operation.advance();
+    }();
+    if (operation.complete() && fabric_->settled()) {
       submission.finished = true;
       ++statistics_.operations;
       return true;
     }
     if (!moved) {
       fabric_->check();
-      if (submission.deadlineNs != 0 && nowNs() > submission.deadlineNs) {
+      const std::int64_t now = nowNs();
+      if (now > submission.warnNs) {
+        FUSCO_WARN("rank {}: {} has not moved for {} s; waiting goes on{}", fabric_->rank(), operation.describe(),
+                   (now - submission.movedNs) / 1'000'000'000,
+                   submission.deadlineNs == 0 ? ""
+                                              : fmt::format(" for at most {} s (FUSCO_OPERATION_TIMEOUT_MS)",
+                                                            (submission.deadlineNs - now) / 1'000'000'000));
+        submission.warnNs = now + kStallAgainNs;
+      }
+      if (submission.deadlineNs != 0 && now > submission.deadlineNs) {
         fail(Code::remoteError,
              fmt::format("rank {}: {} did not finish within {} ms; look at the rank that is waited for, or raise "
                          "FUSCO_OPERATION_TIMEOUT_MS",
                          fabric_->rank(), operation.describe(), config_.operationTimeoutMs));
       }
+    } else if (const std::int64_t now = submission.warnNs > 0 ? nowNs() : 0; now > 0) {
+      submission.movedNs = now;
+      submission.warnNs = now + kStallWarningNs;
     }
     return moved;
   } catch (const CommonError&) {
     failOperation(submission, std::current_exception());
   } catch (const Error& e) {
-    const std::string text = e.what();
+    std::string text = e.what();
+    // The others are told the same words: whose they are has to be in them.
+    if (text.find("rank ") == std::string::npos) text = fabric_->describeRank(fabric_->rank()) + ": " + text;
     const bool usage = e.code() == Code::remoteError && text.find(kUsagePrefix) != std::string::npos;
     const Code code = usage ? Code::invalidUsage : e.code();
     const std::string during =
@@ -297,6 +341,16 @@ void Engine::checkUsable() {
 }
 
 Code Engine::asyncError() {
+  {
+    std::lock_guard lock(errorMutex_);
+    if (error_ != Code::success) return error_;
+  }
+  // Who only polls this, as watchdogs do, waits in no operation that would find out.
+  try {
+    fabric_->checkPeers();
+  } catch (const Error&) {
+    breakDown(std::current_exception());
+  }
   std::lock_guard lock(errorMutex_);
   return error_;
 }

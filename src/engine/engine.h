@@ -41,6 +41,8 @@ struct Submission {
   bool begun = false;
   std::atomic<bool> finished{false};  // completed or failed; then error may be read
   std::int64_t deadlineNs = 0;        // 0: none
+  std::int64_t movedNs = 0;           // when a step moved last
+  std::int64_t warnNs = 0;            // when to say next that nothing does
   std::exception_ptr error;
 };
 

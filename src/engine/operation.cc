@@ -7,6 +7,8 @@
 
 #include "exec/ranges.h"
 
+#include "base/point.h"
+
 namespace fusco::engine {
 
 namespace {
@@ -43,6 +45,7 @@ void Operation::begin() {
   for (int& open : openOfStage_) open = 0;
   for (const Step& step : program_) ++openOfStage_[step.stage];
   openSteps_ = static_cast<int>(program_.size());
+  passPoint(operationName(kind_), -1);
 }
 
 bool Operation::mayRun(const Step& step) const {
@@ -65,6 +68,7 @@ bool Operation::runSteps(int stageOnly) {
       finished_[i] = 1;
       --openOfStage_[step.stage];
       --openSteps_;
+      if (openOfStage_[step.stage] == 0) passPoint(operationName(kind_), step.stage);
     }
   }
   return moved;

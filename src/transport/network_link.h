@@ -6,6 +6,7 @@
 #include <functional>
 #include <string>
 
+#include "base/clock.h"
 #include "base/handle.h"
 #include "transport/transport.h"
 
@@ -36,6 +37,10 @@ class NetworkLink : public PostedLink {
   State state() const { return state_.load(std::memory_order_acquire); }
   // "closed its connection", "connection reset by peer", ...: to be put behind the peer's name.
   virtual std::string failure() const = 0;
+
+  // Before the end: sees to it that the peer's kernel has all that was posted. True when it has, or cannot get it any
+  // more; false at the deadline, then call again. So that many links together take as long as one.
+  virtual bool farewell(Deadline) { return true; }
 
   // Memory held for slots.
   std::size_t bytesMade() const { return madeBytes_.load(std::memory_order_relaxed); }

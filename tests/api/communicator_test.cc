@@ -134,6 +134,12 @@ TEST(Communicator, settingsThatDisagreeAreTold) {
     if (self.rank() == 1) config.sliceBytes = 32768;
     fuscoComm_t comm = nullptr;
     EXPECT_CODE(fuscoCommInitRankConfig(&comm, 2, self.id(), self.rank(), &config), fuscoInvalidUsage);
+    config = self.config();
+    if (self.rank() == 1) config.balance = fuscoBalanceFull;
+    const std::string text =
+        EXPECT_CODE(fuscoCommInitRankConfig(&comm, 2, self.id(2), self.rank(), &config), fuscoInvalidUsage);
+    requireContains(text, "balance none");
+    requireContains(text, "balance full");
     comm = self.connect(1);
     shuffleWorks(self, comm);
     leave(comm);
@@ -302,6 +308,49 @@ TEST(Communicator, aKilledRankIsNamed) {
       EXPECT_EQ(texts[1], "killed by signal 9");
       EXPECT_EQ(texts[2], "") << world.name << ", after " << when << " ms";
     }
+  }
+}
+
+// A watchdog that only polls learns of a dead peer, and of nothing when a peer leaves in order.
+TEST(Communicator, theAsyncErrorTellsOfADeadPeer) {
+  const std::vector<World> worlds = {{"three processes", 3, 1, {}, true, 16384},
+                                     {"two nodes", 3, 1, {0, 1, 1}, true, 16384}};
+  for (const World& world : worlds) {
+    const std::vector<std::string> texts = runRanks(world, [](Rank& self) {
+      fuscoComm_t comm = self.connect(0);
+      shuffleWorks(self, comm);
+      fuscoResult_t error = fuscoSuccess;
+      FUSCO_OK(fuscoCommGetAsyncError(comm, &error));
+      REQUIRE(error == fuscoSuccess);
+      self.barrier();
+      if (self.rank() == 1) kill(getpid(), SIGKILL);
+      const Clock::time_point start = Clock::now();
+      while (error == fuscoSuccess && secondsSince(start) < 10) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(10));
+        FUSCO_OK(fuscoCommGetAsyncError(comm, &error));
+      }
+      REQUIRE(secondsSince(start) < 2);
+      require(error == fuscoRemoteError, "code " + std::to_string(error));
+      requireContains(fuscoGetLastError(comm), "rank 1 (");
+      FUSCO_OK(fuscoCommDestroy(comm));
+    });
+    EXPECT_EQ(texts[0], "") << world.name;
+    EXPECT_EQ(texts[2], "") << world.name;
+    runWell(world, [](Rank& self) {
+      fuscoComm_t comm = self.connect(0);
+      shuffleWorks(self, comm);
+      self.barrier();
+      if (self.rank() == 1) FUSCO_OK(fuscoCommDestroy(comm));
+      self.barrier();
+      for (int i = 0; i < 150 && self.rank() != 1; ++i) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(10));
+        fuscoResult_t error = fuscoSuccess;
+        FUSCO_OK(fuscoCommGetAsyncError(comm, &error));
+        require(error == fuscoSuccess, fuscoGetLastError(comm));
+      }
+      self.barrier();
+      if (self.rank() != 1) FUSCO_OK(fuscoCommDestroy(comm));
+    });
   }
 }
 

@@ -2,6 +2,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -397,6 +398,46 @@ TEST(Input, nodesThatDisagreeAreTold) {
       shuffleWorks(self, comm);
       leave(comm);
     });
+  }
+}
+
+// The slotted layout has no round of its own: the first dispatch compares. Nobody waits for a time-out.
+TEST(Input, slottedPlansThatDisagreeAreTold) {
+  struct Difference {
+    const char* name;
+    void (*make)(fuscoPlanConfig_t& config);
+  };
+  const std::vector<Difference> differences = {{"max tokens", [](fuscoPlanConfig_t& c) { c.maxTokens = 16; }},
+                                               {"experts", [](fuscoPlanConfig_t& c) { c.experts = 9; }},
+                                               {"topk", [](fuscoPlanConfig_t& c) { c.topk = 1; }}};
+  for (const World& world : {kThreads, kProcesses, kTwoNodes, kThreadNodes}) {
+    for (const Difference& difference : differences) {
+      runWell(world, [&](Rank& self) {
+        fuscoComm_t comm = self.connect(0);
+        Routing routing(8, 2, 8);
+        routing.config.layout = fuscoLayoutSlotted;
+        routing.config.maxTokens = 8;
+        if (self.rank() == self.ranks() - 1) difference.make(routing.config);
+        std::vector<float> in(8 * 16), out(64 * 64 * 16);
+        fuscoPlan_t plan = nullptr;
+        const auto start = std::chrono::steady_clock::now();
+        fuscoResult_t result = fuscoPlanCreate(&plan, &routing.config, comm, nullptr);
+        if (result == fuscoSuccess) result = fuscoDispatch(plan, in.data(), out.data(), 64, nullptr);
+        const std::string text = fuscoGetLastError(nullptr);
+        require(result == fuscoInvalidUsage,
+                std::string(difference.name) + ", code " + std::to_string(result) + ": " + text);
+        requireContains(text, "all ranks must make the same");
+        if (!world.multiNode()) requireContains(text, difference.name);
+        REQUIRE(std::chrono::steady_clock::now() - start < std::chrono::seconds(5));
+        self.barrier();
+        if (plan != nullptr) FUSCO_OK(fuscoPlanDestroy(plan));
+        fuscoCommAbort(comm);
+        self.barrier();
+        comm = self.connect(5);
+        shuffleWorks(self, comm);
+        leave(comm);
+      });
+    }
   }
 }
 

@@ -105,9 +105,9 @@ TEST(Bootstrap, DifferentSettingsAreNamedToAll) {
   char id[128];
   makeUniqueId(id);
   auto configs = configsOf(2);
-  configs[0].signature = 111;
-  configs[1].signature = 222;
-  expectAll(connectOnly(Kind::threads, configs, id), "code 5", {"settings", "has 111", "has 222"});
+  configs[0].settings = "balance full";
+  configs[1].settings = "balance none";
+  expectAll(connectOnly(Kind::threads, configs, id), "code 5", {"settings", "has balance full", "has balance none"});
   makeUniqueId(id);
   configs = configsOf(2);
   configs[0].slotBytes = 65536;

@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <cstring>
+#include <functional>
 #include <vector>
 
 #include "base/clock.h"
@@ -223,6 +224,70 @@ TEST_P(FabricTest, PostedLinksKeepOrderAndCredits) {
                 }
               },
               {0, 0, 1, 1});
+}
+
+// So many rings that their announcements do not fit the peer's socket: their sender has settled only when the peer has
+// all, and after that need not look at anything any more.
+TEST(Fabric, WhatIsToldArrivesThoughItsSenderWaitsForNothing) {
+  FabricConfig config = smallConfig();
+  config.lanesPerNode = 64;
+  config.slotBytes = 128;
+  config.slots = 1;
+  SharedPage<std::atomic<int>> stage;
+  const auto texts = runRanks(Kind::processes, 2, config,
+                              [&](Fabric& fabric) {
+                                const auto eachLink = [&](const std::function<void(transport::PostedLink&)>& visit) {
+                                  for (int path = 0; path < fabric.topology().paths(); ++path) {
+                                    for (int channel = 0; channel < Fabric::kChannels; ++channel)
+                                      visit(fabric.link(1 - fabric.rank(), channel, path));
+                                  }
+                                };
+                                if (fabric.rank() == 0) {
+                                  eachLink([](transport::PostedLink& link) {
+                                    require(link.acquire() != nullptr, "no slot");
+                                    link.post(64);
+                                  });
+                                  require(!fabric.settled(), "all went at once: the test shows nothing");
+                                  stage->store(1);
+                                  await(fabric, [&] { return fabric.settled(); });
+                                  while (stage->load() < 2) usleep(1000);
+                                  return;
+                                }
+                                while (stage->load() < 1) usleep(1000);
+                                eachLink([&](transport::PostedLink& link) {
+                                  await(
+                                      fabric, [&] { return link.peek() != nullptr; }, 5000);
+                                  link.release();
+                                });
+                                stage->store(2);
+                              },
+                              {0, 1});
+  for (const std::string& text : texts) EXPECT_EQ(text, "");
+}
+
+// A rank whose operation has failed gets its memory back: nobody touches it after awaitMoves().
+TEST_P(FabricTest, WhoAbortsWaitsForMovesAndNoneBeginsAfterwards) {
+  SharedPage<std::atomic<int>> stage;
+  const auto texts = runRanks(GetParam(), 2, smallConfig(), [&](Fabric& fabric) {
+    if (fabric.rank() == 1) {
+      fabric.moveBegins();
+      stage->store(1);
+      usleep(200000);
+      stage->store(2);
+      fabric.moveEnds();
+      for (const Deadline patience = Deadline::afterMs(5000); !patience.passed(); usleep(1000)) {
+        fabric.moveBegins();
+        fabric.moveEnds();
+      }
+      return;
+    }
+    while (stage->load() < 1) usleep(100);
+    fabric.abort("on purpose");
+    fabric.awaitMoves();
+    require(stage->load() == 2, "somebody still moves");
+    fabric.check();
+  });
+  for (const std::string& text : texts) EXPECT_EQ(text, "code 6: on purpose");
 }
 
 TEST_P(FabricTest, GathersOfAnySizeInTurn) {

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -27,7 +28,13 @@ constexpr int kPopulateWrite = 23;  // MADV_POPULATE_WRITE, Linux 5.14
 
 std::string mebibytes(std::size_t bytes) { return std::to_string((bytes + (1 << 20) - 1) >> 20) + " MiB"; }
 
-[[noreturn]] void failShort(const char* name, std::size_t bytes) {
+[[noreturn]] void failShort(const char* name, std::size_t bytes, int error = 0) {
+  rlimit limit{};
+  if (error == EFBIG && ::getrlimit(RLIMIT_FSIZE, &limit) == 0) {
+    fail(Code::systemError, std::string(name) + " needs " + mebibytes(bytes) +
+                                " of shared memory, which counts as a file, and files may have " +
+                                std::to_string(limit.rlim_cur) + " bytes here; raise `ulimit -f` (RLIMIT_FSIZE)");
+  }
   fail(Code::systemError,
        std::string(name) + " needs " + mebibytes(bytes) + " of shared memory, " + mebibytes(availableMemory()) +
            " are available; use smaller buffers or raise the memory limit of this machine or container");
@@ -145,7 +152,7 @@ SharedMemory SharedMemory::create(const char* name, std::size_t bytes) {
     failErrno(std::string(name) + ": memfd_create failed (raise `ulimit -n` if descriptors are short)");
   }
   const int fd = memory.descriptor_.get();
-  if (::ftruncate(fd, static_cast<off_t>(memory.bytes_)) != 0) failShort(name, memory.bytes_);
+  if (::ftruncate(fd, static_cast<off_t>(memory.bytes_)) != 0) failShort(name, memory.bytes_, errno);
   if (::fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
     failErrno(std::string(name) + ": the memory cannot be sealed");
   }

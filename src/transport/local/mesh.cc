@@ -24,7 +24,7 @@ namespace {
 }  // namespace
 
 Mesh::Mesh(int rank, const std::uint8_t key[32], std::vector<MeshMember> members, UniqueFd listener,
-           std::size_t controlBytes, Deadline deadline, Handler handler)
+           std::size_t controlBytes, Deadline deadline, Handler handler, const std::function<void()>& check)
     : rank_(rank), controlBytes_(controlBytes), peers_(members.size()), handler_(std::move(handler)) {
   for (std::size_t i = 0; i < members.size(); ++i) {
     peers_[i].member = std::move(members[i]);
@@ -38,9 +38,12 @@ Mesh::Mesh(int rank, const std::uint8_t key[32], std::vector<MeshMember> members
       if (!peer.member.local && !peer.member.remote && peer.member.pid > 0) watch(peer, peer.member.pid);
     }
     connectLower(key, deadline);
-    meet(key, std::move(listener), deadline);
+    meet(key, std::move(listener), deadline, check);
   } catch (const std::exception&) {
-    // Connected ranks see the closed sockets; the lower ones that were not reached yet are told.
+    // Connected ranks see the closed sockets; the lower ones that were not reached yet are told. Descriptors may be
+    // what is short.
+    listener.reset();
+    for (Peer& peer : peers_) peer.process.reset();
     for (int lower = 0; lower < rank_; ++lower) {
       Peer& peer = peers_[lower];
       if (peer.member.local || peer.member.remote || peer.socket) continue;
@@ -71,8 +74,8 @@ void Mesh::connectLower(const std::uint8_t key[32], Deadline deadline) {
     if (peer.member.local || peer.member.remote) continue;
     UniqueFd socket = connectAbstract(peer.member.socketName, deadline);
     if (!socket) {
-      fail(Code::remoteError, peer.member.name + " cannot be reached at init: " + std::strerror(errno) +
-                                  "; it has died or given up, look at its log");
+      failGone(peer, " cannot be reached at init: " + std::string(std::strerror(errno)) +
+                         "; it has died or given up, look at its log");
     }
     if (!sameUser(socket.get())) {
       fail(Code::systemError,
@@ -81,7 +84,7 @@ void Mesh::connectLower(const std::uint8_t key[32], Deadline deadline) {
     MeshMessage hello{.kind = MeshMessage::hello, .rank = rank_};
     std::memcpy(hello.key, key, sizeof(hello.key));
     if (sendMessage(socket.get(), &hello, sizeof(hello), peers_[rank_].memory->descriptor()) != Io::done) {
-      fail(Code::remoteError, peer.member.name + " hung up at init; it has died or given up, look at its log");
+      failGone(peer, " hung up at init; it has died or given up, look at its log");
     }
     peer.socket = std::move(socket);
     watch(peer, credentialsOf(peer.socket.get()).pid);
@@ -89,8 +92,11 @@ void Mesh::connectLower(const std::uint8_t key[32], Deadline deadline) {
 }
 
 // Welcomes the higher ranks and hears the lower ranks' welcomes. Strangers and the silent hold nobody up.
-void Mesh::meet(const std::uint8_t key[32], UniqueFd listener, Deadline deadline) {
+void Mesh::meet(const std::uint8_t key[32], UniqueFd listener, Deadline deadline, const std::function<void()>& check) {
   constexpr std::size_t kMostCallers = 4096;
+  constexpr std::size_t kManyCallers = 64;
+  constexpr std::int64_t kStarvingNs = 1'000'000'000;
+  std::int64_t starvingNs = 0;  // since when descriptors are short; 0: they are not
   std::deque<UniqueFd> callers;
   for (;;) {
     bool complete = true;
@@ -112,6 +118,7 @@ void Mesh::meet(const std::uint8_t key[32], UniqueFd listener, Deadline deadline
                                   "; look whether they are alive, or raise the init time-out");
     }
     ::poll(polled.data(), polled.size(), pollMs(deadline, 100));
+    check();
 
     for (std::size_t k = 0; k < lower.size(); ++k) {
       if ((polled[1 + k].revents) == 0) continue;
@@ -122,7 +129,7 @@ void Mesh::meet(const std::uint8_t key[32], UniqueFd listener, Deadline deadline
       const Io io = receiveMessage(peer.socket.get(), &welcome, sizeof(welcome), &bytes, &memory);
       if (io == Io::again) continue;
       if (io == Io::closed || bytes != sizeof(welcome) || welcome.kind != MeshMessage::welcome) {
-        fail(Code::remoteError, peer.member.name + " hung up at init; it has died or given up, look at its log");
+        failGone(peer, " hung up at init; it has died or given up, look at its log");
       }
       // The kernel drops a passed descriptor when the process can hold no more.
       if (!memory) failDescriptors(peers_[rank_].member.name);
@@ -152,8 +159,19 @@ void Mesh::meet(const std::uint8_t key[32], UniqueFd listener, Deadline deadline
       } else if (!exhausted) {
         break;
       }
-      // The longest silent make room.
-      if (callers.empty()) failDescriptors(peers_[rank_].member.name);
+      // The longest silent make room. Without many of them it is not they who take it.
+      const std::int64_t now = nowNs();
+      if (!exhausted || callers.size() >= kManyCallers) {
+        starvingNs = 0;
+      } else if (starvingNs == 0) {
+        starvingNs = now;
+      }
+      if (callers.empty() || (starvingNs != 0 && now - starvingNs > kStarvingNs))
+        failDescriptors(peers_[rank_].member.name);
+      if (starvingNs != 0) {
+        ::poll(nullptr, 0, 10);
+        break;
+      }
       callers.pop_front();
     }
     const int dead = findDead();
@@ -163,18 +181,25 @@ void Mesh::meet(const std::uint8_t key[32], UniqueFd listener, Deadline deadline
   }
 }
 
+// Who has given up has done so because of who died, if anybody has: that one is named.
+void Mesh::failGone(const Peer& peer, const std::string& what) {
+  const int dead = findDead();
+  if (dead >= 0) fail(Code::remoteError, peers_[dead].member.name + " died at init; look at its log");
+  fail(Code::remoteError, peer.member.name + what);
+}
+
 void Mesh::welcomeCaller(UniqueFd* socket, const MeshMessage& hello, UniqueFd memory) {
   if (hello.rank <= rank_ || hello.rank >= ranks()) return;
   Peer& peer = peers_[hello.rank];
   if (peer.memory || peer.member.remote) return;
   if (hello.kind == MeshMessage::failed) {
-    fail(Code::remoteError, peer.member.name + " failed at init; look at its log");
+    failGone(peer, " failed at init; look at its log");
   }
   if (hello.kind != MeshMessage::hello) return;
   if (!memory) failDescriptors(peers_[rank_].member.name);
   MeshMessage welcome{.kind = MeshMessage::welcome, .rank = rank_};
   if (sendMessage(socket->get(), &welcome, sizeof(welcome), peers_[rank_].memory->descriptor()) != Io::done) {
-    fail(Code::remoteError, peer.member.name + " hung up at init; it has died or given up, look at its log");
+    failGone(peer, " hung up at init; it has died or given up, look at its log");
   }
   adopt(peer, std::move(*socket), std::move(memory));
   watch(peer, credentialsOf(peer.socket.get()).pid);
@@ -197,6 +222,11 @@ void Mesh::watch(Peer& peer, pid_t pid) {
 #endif
 }
 
+bool Mesh::ended(int rank) const {
+  pollfd polled{peers_[rank].process.get(), POLLIN, 0};
+  return ::poll(&polled, 1, 0) > 0;
+}
+
 void Mesh::send(int rank, const MeshMessage& message, int descriptor) {
   Peer& peer = peers_[rank];
   if (!peer.socket || peer.closed) return;
@@ -214,6 +244,7 @@ void Mesh::send(int rank, const MeshMessage& message, int descriptor) {
     if (!copy) failErrno("cannot duplicate a descriptor for " + peer.member.name + " (raise `ulimit -n`)");
   }
   peer.queue.push_back({message, std::move(copy)});
+  queued_.fetch_add(1, std::memory_order_release);
 }
 
 bool Mesh::flush(int rank) {
@@ -230,10 +261,12 @@ bool Mesh::flush(int rank) {
                       : sendMessage(peer.socket.get(), &next.message, sizeof(next.message), next.descriptor.get());
     if (io == Io::again) return false;
     if (io == Io::closed) {
+      queued_.fetch_sub(peer.queue.size(), std::memory_order_release);
       peer.queue.clear();
       break;
     }
     peer.queue.pop_front();
+    queued_.fetch_sub(1, std::memory_order_release);
     header(rank).mail.fetch_add(1, std::memory_order_seq_cst);
   }
   return true;

@@ -4,6 +4,7 @@
 
 #include <sys/types.h>
 
+#include <atomic>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -46,10 +47,10 @@ class Mesh {
   using Handler = std::function<void(int rank, const MeshMessage& message, UniqueFd descriptor)>;
 
   // Connects to all ranks of other processes but the remote ones: to the lower ones by their listeners, from the higher
-  // ones by `listener`. `controlBytes`: of each rank's memory. Throws Error; then tells the ranks that may still wait
-  // for this one.
+  // ones by `listener`. `controlBytes`: of each rank's memory. While it waits it asks `check`, which may throw. Throws
+  // Error; then tells the ranks that may still wait for this one.
   Mesh(int rank, const std::uint8_t key[32], std::vector<MeshMember> members, UniqueFd listener,
-       std::size_t controlBytes, Deadline deadline, Handler handler);
+       std::size_t controlBytes, Deadline deadline, Handler handler, const std::function<void()>& check);
 
   int ranks() const { return static_cast<int>(peers_.size()); }
   const std::string& name(int rank) const { return peers_[rank].member.name; }
@@ -59,6 +60,8 @@ class Mesh {
   RankMemory& memory(int rank) const { return *peers_[rank].memory; }
   RankHeader& header(int rank) const { return peers_[rank].memory->header(); }
   pid_t pid(int rank) const { return peers_[rank].pid; }
+  // Its process is known to have ended. Any thread.
+  bool ended(int rank) const;
 
   // The rest is called by one thread at a time.
 
@@ -66,6 +69,8 @@ class Mesh {
   void send(int rank, const MeshMessage& message, int descriptor = -1);
   // Sends what is queued as far as the peers take it. True: nothing is queued for `rank` (-1: for anyone).
   bool flush(int rank = -1);
+  // Whether anything is. Any thread.
+  bool queued() const { return queued_.load(std::memory_order_acquire) > 0; }
   // Hands over what has arrived from `rank`. False: its end is closed.
   bool drain(int rank);
   // Waits until a socket has something to read (or room, where something is queued), at most `milliseconds`.
@@ -90,7 +95,8 @@ class Mesh {
   };
 
   void connectLower(const std::uint8_t key[32], Deadline deadline);
-  void meet(const std::uint8_t key[32], UniqueFd listener, Deadline deadline);
+  void meet(const std::uint8_t key[32], UniqueFd listener, Deadline deadline, const std::function<void()>& check);
+  [[noreturn]] void failGone(const Peer& peer, const std::string& what);
   void welcomeCaller(UniqueFd* socket, const MeshMessage& hello, UniqueFd memory);
   void adopt(Peer& peer, UniqueFd socket, UniqueFd memory);
   void watch(Peer& peer, pid_t pid);
@@ -101,6 +107,7 @@ class Mesh {
   const int rank_;
   const std::size_t controlBytes_;
   std::vector<Peer> peers_;
+  std::atomic<std::size_t> queued_{0};
   Handler handler_;
 };
 

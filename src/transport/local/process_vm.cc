@@ -83,7 +83,7 @@ void checkTotals(std::span<const Segment> local, std::span<const Segment> remote
                                       "a buffer given to this call is not (or no longer) mapped, here or there; keep "
                                       "buffers until the call has completed on all ranks");
     case ESRCH:
-      fail(Code::remoteError, what + "its process has ended");
+      fail(Code::remoteError, what + "its process has ended; look at its log");
     default:
       fail(Code::systemError,
            what + std::strerror(error) +

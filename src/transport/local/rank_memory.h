@@ -30,6 +30,9 @@ struct RankHeader {
   std::atomic<std::uint32_t> aborted;               // 0, 1 while the reason is being written, 2
   char reason[kReasonBytes];
 
+  // Not zero: this rank may be touching memory of others.
+  alignas(64) std::atomic<std::uint32_t> moving;
+
   // Gather: round r lies in mailbox r % 2 once `gathered` is at least r.
   alignas(64) std::atomic<std::uint64_t> gathered;
   std::uint64_t gatherBytes[2];

@@ -52,34 +52,40 @@ TcpLink::~TcpLink() {
   for (TcpStream& stream : streams_) {
     if (stream.socket) reactor_.remove(stream.socket.get());
   }
-  farewell();
+  if (!farewellSaid_) farewell(Deadline::afterMs(kFarewellMs));
 }
 
 // A socket that is closed with something unread resets the connection, and takes along what the peer has not got yet.
 // So the end is announced, and what still comes (credits) is read until the peer's kernel has everything.
-void TcpLink::farewell() {
-  const Deadline deadline = Deadline::afterMs(kFarewellMs);
-  if (!attached() || state() == State::failed) return;
+bool TcpLink::farewell(Deadline deadline) {
+  std::lock_guard lock(mutex_);
+  farewellSaid_ = true;
+  if (!attached() || state() == State::failed) return true;
+  bool done = true;
   std::byte dropped[4096];
   for (TcpStream& stream : streams_) {
     const int socket = stream.socket.get();
-    bool shut = false;
     for (;;) {
       if (!stream.queue.empty() && !write(stream)) break;
-      if (stream.queue.empty() && !shut) {
+      if (stream.queue.empty() && !stream.shut) {
         ::shutdown(socket, SHUT_WR);
-        shut = true;
+        stream.shut = true;
       }
       TcpMoved moved;
       do moved = receiveBytes(socket, dropped, sizeof(dropped));
       while (moved.bytes > 0);
       int unsent = 0;
-      const bool taken = shut && (::ioctl(socket, SIOCOUTQ, &unsent) != 0 || unsent == 0);
-      if (taken || !moved.again() || deadline.passed()) break;
-      pollfd wanted{socket, static_cast<short>(shut ? POLLIN : POLLIN | POLLOUT), 0};
+      const bool taken = stream.shut && (::ioctl(socket, SIOCOUTQ, &unsent) != 0 || unsent == 0);
+      if (taken || !moved.again()) break;
+      if (deadline.passed()) {
+        done = false;
+        break;
+      }
+      pollfd wanted{socket, static_cast<short>(stream.shut ? POLLIN : POLLIN | POLLOUT), 0};
       ::poll(&wanted, 1, std::min(deadline.leftMs(), 1));
     }
   }
+  return done;
 }
 
 void TcpLink::attach(int number, UniqueFd socket) {
@@ -103,6 +109,19 @@ void TcpLink::attach(int number, UniqueFd socket) {
 std::string TcpLink::failure() const {
   std::lock_guard lock(mutex_);
   return failure_;
+}
+
+TcpPace TcpLink::pace() const {
+  std::lock_guard lock(mutex_);
+  TcpPace sum;
+  for (const TcpStream& stream : streams_) {
+    if (!stream.socket) continue;
+    const TcpPace one = paceOf(stream.socket.get());
+    sum.acknowledged += one.acknowledged;
+    sum.busyUs = std::max(sum.busyUs, one.busyUs);
+    sum.peerUs = std::max(sum.peerUs, one.peerUs);
+  }
+  return sum;
 }
 
 // Under the lock. What comes later on a broken connection follows from the first.
@@ -476,11 +495,13 @@ bool TcpLink::poke() {
 void TcpLink::attend() {
   std::lock_guard lock(mutex_);
   if (!attached() || state() == State::failed) return;
+  // A slice that is here and not wanted yet needs no telling: what lies unread behind it would only ring without end.
+  const bool unwanted = available(released_) && !scattered_;
   for (TcpStream& stream : streams_) {
     const Incoming& in = incoming_[stream.nextIn % incoming_.size()];
     const bool headOnly = stream.frameGot == sizeof(TcpFrame) && heads_ && in.known && in.headBytes > 0 &&
                           in.got == in.headBytes && wholeWanted_ <= stream.nextIn;
-    const bool reads = !stream.ended && (!headOnly || (scattered_ && stream.nextIn == released_));
+    const bool reads = !stream.ended && !unwanted && (!headOnly || (scattered_ && stream.nextIn == released_));
     std::uint32_t events = 0;
     if (reads) events |= EPOLLIN;
     if (!stream.queue.empty()) events |= EPOLLOUT;

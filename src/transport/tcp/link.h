@@ -15,6 +15,7 @@
 
 #include "base/handle.h"
 #include "transport/network_link.h"
+#include "transport/tcp/pace.h"
 #include "transport/tcp/reactor.h"
 #include "transport/tcp/stream.h"
 
@@ -25,7 +26,7 @@ using TcpLinkOptions = NetworkLinkOptions;
 class TcpLink final : public NetworkLink, private Attended {
  public:
   TcpLink(Reactor& reactor, TcpLinkOptions options);
-  // Gives what was posted at most a second to leave, and the peer's kernel as long to take it.
+  // Without a farewell before it, gives what was posted at most a second to leave.
   ~TcpLink() override;
 
   // Options that belong to the link (non-blocking, no delay) are set here.
@@ -49,7 +50,12 @@ class TcpLink final : public NetworkLink, private Attended {
   std::size_t sliceBytes() override;
   std::vector<Segment> slotMemory() const override;
 
+  bool farewell(Deadline deadline) override;
+
   std::string failure() const override;
+
+  // Of all its connections together.
+  TcpPace pace() const;
 
   // Bytes given to and taken from sockets, frames included.
   std::uint64_t bytesSent() const { return bytesSent_.load(std::memory_order_relaxed); }
@@ -77,7 +83,6 @@ class TcpLink final : public NetworkLink, private Attended {
 
   void lose(TcpStream& stream, const TcpMoved& moved);
   void fall(State state, const std::string& why);
-  void farewell();
   std::byte* slot(Mapping& memory, std::uint64_t sequence);
 
   Reactor& reactor_;
@@ -86,6 +91,7 @@ class TcpLink final : public NetworkLink, private Attended {
   mutable std::mutex mutex_;
   std::vector<TcpStream> streams_;
   int attachedStreams_ = 0;
+  bool farewellSaid_ = false;
   bool openAsked_ = false;
   std::string failure_;
 

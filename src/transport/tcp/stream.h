@@ -77,6 +77,7 @@ struct TcpStream {
   std::uint64_t nextIn = 0;  // number of the next slice that comes by this stream
   std::uint32_t armed = 0;   // what the reactor was asked for
   bool ended = false;        // nothing more can be read
+  bool shut = false;         // all was written, and the end announced
 };
 
 }  // namespace fusco::transport
