@@ -118,7 +118,7 @@ class LocalFabric final : public Fabric {
   std::uint8_t nicVote_ = 0;  // which kind of RDMA port this rank offers
   std::string nicFailure_;    // why none
   bool entered_ = false;      // in the list of the process's fabrics
-  const std::uint64_t probeWord_;
+  std::uint64_t probeWord_ = 0;
   Record record_{};
   UniqueFd listener_;
   std::optional<plan::Topology> topology_;
