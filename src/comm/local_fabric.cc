@@ -73,9 +73,11 @@ LocalFabric::LocalFabric(const FabricConfig& config, const UniqueId& id) : confi
 
 LocalFabric::~LocalFabric() { release(); }
 
-// Set-up has failed here. Ranks of other machines may be waiting for this one, and should hear why and not only that it
-// has gone.
+// Set-up has failed here. Others may be waiting for this rank, and should hear why and not only that it has gone.
 void LocalFabric::tellOthers(const std::string& reason) {
+  for (std::size_t rank = 0; rank < headers_.size(); ++rank) {
+    if (headers_[rank] != nullptr && static_cast<int>(rank) != config_.rank) headers_[rank]->abort(reason);
+  }
   if (!network_) return;
   network_->tree().tell({News::aborted, config_.rank, reason});
   for (const Deadline deadline = Deadline::afterMs(kFarewellMs); !deadline.passed(); ::usleep(2000)) {

@@ -77,7 +77,8 @@ class LocalFabric final : public Fabric {
   void prepare(const UniqueId& id);
   void meetAll(const UniqueId& id);
   void arrange(const std::vector<Record>& records);
-  void connectMesh(const UniqueId& id, const std::vector<Record>& records, Deadline deadline);
+  std::vector<transport::MeshMember> membersOf(const std::vector<Record>& records);
+  void connectMesh(const UniqueId& id, std::vector<transport::MeshMember> members, Deadline deadline);
   void openNics();
   void vote(const std::vector<Record>& records);
   void chooseMedia(const std::vector<std::uint8_t>& votes);

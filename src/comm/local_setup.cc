@@ -130,9 +130,17 @@ void LocalFabric::meetAll(const UniqueId& id) {
   }
   passPoint("connect", 0);
   arrange(records);
-  // First of all, so that what happens from here on can be told to all.
-  startNetwork(id, records);
-  connectMesh(id, records, deadline);
+  std::vector<transport::MeshMember> members = membersOf(records);
+  try {
+    // First of all, so that what happens from here on can be told to all.
+    startNetwork(id, records);
+  } catch (const std::exception&) {
+    // Descriptors may be what is short.
+    listener_.reset();
+    transport::Mesh::tellLower(config_.rank, id.key, members);
+    throw;
+  }
+  connectMesh(id, std::move(members), deadline);
   passPoint("connect", 1);
   joinNetwork(deadline);
   passPoint("connect", 2);
@@ -160,7 +168,7 @@ void LocalFabric::arrange(const std::vector<Record>& records) {
   spinMicroseconds_ = onMachine <= usableCores() ? 50 : 0;
 }
 
-void LocalFabric::connectMesh(const UniqueId& id, const std::vector<Record>& records, Deadline deadline) {
+std::vector<transport::MeshMember> LocalFabric::membersOf(const std::vector<Record>& records) {
   std::vector<transport::MeshMember> members;
   oneProcess_ = true;
   for (const Record& record : records) {
@@ -173,18 +181,21 @@ void LocalFabric::connectMesh(const UniqueId& id, const std::vector<Record>& rec
     const bool sameProcess =
         !member.remote && std::memcmp(record.process, record_.process, sizeof(record.process)) == 0;
     LocalMember local = sameProcess ? group_->find(record.member) : LocalMember{};
-    if (sameProcess && !local.memory) {
-      fail(Code::remoteError, record.describe() + " gave up at init; look at its log");
-    }
     if (member.sameNode && !sameProcess) oneProcess_ = false;
     member.local = local.memory;
+    // group_ keeps it.
+    if (local.memory) headers_[static_cast<std::size_t>(record.rank)] = &local.memory->header();
     inboxes_.push_back(local.inbox);
     members.push_back(std::move(member));
   }
-  imports_.resize(records.size());
-  links_.resize(records.size());
+  return members;
+}
+
+void LocalFabric::connectMesh(const UniqueId& id, std::vector<transport::MeshMember> members, Deadline deadline) {
+  imports_.resize(members.size());
+  links_.resize(members.size());
   for (auto& links : links_) links.resize(static_cast<std::size_t>(kChannels * topology_->paths()));
-  mailSeen_.assign(records.size(),
+  mailSeen_.assign(members.size(),
                    std::vector<std::uint32_t>(static_cast<std::size_t>(kChannels * topology_->paths())));
   mesh_ = std::make_unique<transport::Mesh>(
       config_.rank, id.key, std::move(members), std::move(listener_), config_.controlBytes, deadline,

@@ -21,7 +21,23 @@ namespace {
            "each window: raise `ulimit -n`");
 }
 
+void tellFailed(int rank, const std::uint8_t key[32], const MeshMember& waiting) {
+  if (waiting.local || waiting.remote) return;
+  try {
+    MeshMessage message{.kind = MeshMessage::failed, .rank = rank};
+    std::memcpy(message.key, key, sizeof(message.key));
+    UniqueFd socket = connectAbstract(waiting.socketName, Deadline::afterMs(100));
+    if (socket && sameUser(socket.get())) sendMessage(socket.get(), &message, sizeof(message));
+  } catch (const std::exception&) {
+    // It learns from its own time-out.
+  }
+}
+
 }  // namespace
+
+void Mesh::tellLower(int rank, const std::uint8_t key[32], const std::vector<MeshMember>& members) {
+  for (int lower = 0; lower < rank; ++lower) tellFailed(rank, key, members[static_cast<std::size_t>(lower)]);
+}
 
 Mesh::Mesh(int rank, const std::uint8_t key[32], std::vector<MeshMember> members, UniqueFd listener,
            std::size_t controlBytes, Deadline deadline, Handler handler, const std::function<void()>& check)
@@ -35,7 +51,12 @@ Mesh::Mesh(int rank, const std::uint8_t key[32], std::vector<MeshMember> members
   }
   try {
     for (Peer& peer : peers_) {
-      if (!peer.member.local && !peer.member.remote && peer.member.pid > 0) watch(peer, peer.member.pid);
+      if (peer.member.local || peer.member.remote || peer.member.pid <= 0) continue;
+      // A thread that is not there any more.
+      if (peer.member.pid == ::getpid()) {
+        fail(Code::remoteError, peer.member.name + " gave up at init; look at its log");
+      }
+      watch(peer, peer.member.pid);
     }
     connectLower(key, deadline);
     meet(key, std::move(listener), deadline, check);
@@ -45,16 +66,7 @@ Mesh::Mesh(int rank, const std::uint8_t key[32], std::vector<MeshMember> members
     listener.reset();
     for (Peer& peer : peers_) peer.process.reset();
     for (int lower = 0; lower < rank_; ++lower) {
-      Peer& peer = peers_[lower];
-      if (peer.member.local || peer.member.remote || peer.socket) continue;
-      try {
-        MeshMessage message{.kind = MeshMessage::failed, .rank = rank_};
-        std::memcpy(message.key, key, sizeof(message.key));
-        UniqueFd socket = connectAbstract(peer.member.socketName, Deadline::afterMs(100));
-        if (socket && sameUser(socket.get())) sendMessage(socket.get(), &message, sizeof(message));
-      } catch (const std::exception&) {
-        // It learns from its own time-out.
-      }
+      if (!peers_[lower].socket) tellFailed(rank_, key, peers_[lower].member);
     }
     throw;
   }

@@ -52,6 +52,10 @@ class Mesh {
   Mesh(int rank, const std::uint8_t key[32], std::vector<MeshMember> members, UniqueFd listener,
        std::size_t controlBytes, Deadline deadline, Handler handler, const std::function<void()>& check);
 
+  // For a rank that fails before it makes its mesh: tells those that would wait for it. The higher ones find it gone
+  // when they call it. Needs one descriptor at a time.
+  static void tellLower(int rank, const std::uint8_t key[32], const std::vector<MeshMember>& members);
+
   int ranks() const { return static_cast<int>(peers_.size()); }
   const std::string& name(int rank) const { return peers_[rank].member.name; }
   bool sameProcess(int rank) const { return peers_[rank].member.local != nullptr; }
