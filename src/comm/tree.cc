@@ -283,23 +283,29 @@ void Tree::takeDown(const DownHead& head, std::string_view all) {
   for (Edge& edge : edges_) {
     if (edge.peer != shape_.parent) send(&edge, Kind::down, {bytesOf(head), all});
   }
-  if (head.rank < 0) rounds_.erase(rounds_.begin(), rounds_.upper_bound(head.round));
-  downRound_ = head.round;
-  downHead_ = head;
-  down_.assign(all);
+  if (head.rank >= 0) {
+    // The round before may lie here untaken.
+    disagreements_.emplace(head.round, head);
+  } else {
+    rounds_.erase(rounds_.begin(), rounds_.upper_bound(head.round));
+    downRound_ = head.round;
+    down_.assign(all);
+  }
   ways_.ringBell();
 }
 
 bool Tree::gathered(std::string* all) {
   std::lock_guard lock(mutex_);
-  if (downRound_ < round_) return false;
-  if (downHead_.rank >= 0) {
-    fail(Code::invalidUsage, "ranks disagree in a collective call: " + ways_.nameOf(downHead_.rank) + " brings " +
-                                 std::to_string(downHead_.whole) + " bytes, " + ways_.nameOf(downHead_.other) + " " +
-                                 std::to_string(downHead_.otherWhole) + "; call in the same order on all ranks");
+  if (downRound_ >= round_) {
+    *all = std::move(down_);
+    return true;
   }
-  *all = std::move(down_);
-  return true;
+  const auto found = disagreements_.find(round_);
+  if (found == disagreements_.end()) return false;
+  const DownHead& head = found->second;
+  fail(Code::invalidUsage, "ranks disagree in a collective call: " + ways_.nameOf(head.rank) + " brings " +
+                               std::to_string(head.whole) + " bytes, " + ways_.nameOf(head.other) + " " +
+                               std::to_string(head.otherWhole) + "; call in the same order on all ranks");
 }
 
 std::vector<int> Tree::late() const {

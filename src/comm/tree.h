@@ -125,8 +125,8 @@ class Tree {
   std::uint64_t round_ = 0;                // begun last by this rank
   std::map<std::uint64_t, Round> rounds_;  // what has come from the subtree
   std::uint64_t downRound_ = 0;
-  DownHead downHead_{};
   std::string down_;
+  std::map<std::uint64_t, DownHead> disagreements_;  // by round
 };
 
 }  // namespace fusco::comm
