@@ -45,6 +45,7 @@ enum class Setting : int {
   ibServiceLevel,
   ibPkey,
   ibAdaptiveThreshold,
+  ibPlaceRows,
   commId,
   commKey,
   // Of libfusco, the NCCL face.

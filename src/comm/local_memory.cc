@@ -11,14 +11,20 @@ using transport::MeshMessage;
 
 void LocalFabric::onMessage(int rank, const MeshMessage& message, UniqueFd descriptor) {
   switch (message.kind) {
-    case MeshMessage::window:
+    case MeshMessage::window: {
       // Mapped now, so that the descriptor can go; its pages come with the first use.
-      imports_[rank][static_cast<std::uint32_t>(message.id)].memory =
-          transport::SharedMemory::attach(descriptor.get(), message.bytes);
+      transport::SharedMemory& memory = imports_[rank][static_cast<std::uint32_t>(message.id)].memory;
+      memory = transport::SharedMemory::attach(descriptor.get(), message.bytes);
+      if (network_) network_->knowShared(memory.data(), memory.bytes());
       break;
-    case MeshMessage::windowFreed:
-      imports_[rank].erase(static_cast<std::uint32_t>(message.id));
+    }
+    case MeshMessage::windowFreed: {
+      const auto found = imports_[rank].find(static_cast<std::uint32_t>(message.id));
+      if (found == imports_[rank].end()) break;
+      if (network_) network_->forgetShared(found->second.memory.data());
+      imports_[rank].erase(found);
       break;
+    }
     case MeshMessage::ring: {
       auto ring = std::make_shared<transport::RingMemory>(
           transport::SharedMemory::attach(descriptor.get(), message.bytes), config_.slots, config_.slotBytes);

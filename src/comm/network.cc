@@ -185,6 +185,14 @@ void Network::forgetWindow(std::uint32_t id) {
   if (nics_) nics_->forgetWindow(id);
 }
 
+void Network::knowShared(const void* address, std::size_t bytes) {
+  if (nics_) nics_->knowShared(address, bytes);
+}
+
+void Network::forgetShared(const void* address) {
+  if (nics_) nics_->forgetShared(address);
+}
+
 Network::Line& Network::lineTo(int peer, int channel, Purpose::Kind kind) {
   Line& line = lines_[{peer, channel}];
   if (line.link) return line;

@@ -58,6 +58,9 @@ class Network {
   std::size_t memoryBytes() const;
   // Before a window's memory goes back.
   void forgetWindow(std::uint32_t id);
+  // Windows of other ranks of this node, as they are mapped here.
+  void knowShared(const void* address, std::size_t bytes);
+  void forgetShared(const void* address);
 
  private:
   // A stream of a link is connected by whoever needs it first. Where both do, the lower rank's call counts.

@@ -232,7 +232,55 @@ Outcome Dispatch::bindPeers() {
     castOnTheWay_ = false;
     castInput();
   }
+  openPlaces();
   return Outcome::complete;
+}
+
+// To those that send to this rank: where the rows of this node's ranks go, by tensor and rank, as far as they can be
+// written from here.
+void Dispatch::openPlaces() {
+  if (engine_.executor().defers()) return;
+  std::vector<transport::Segment> pieces;
+  for (std::size_t t = 0; t < tensors_.size(); ++t) {
+    for (int rank = 0; rank < engine_.nodeRanks(); ++rank) {
+      std::byte* const base = placer_.base(static_cast<int>(t), rank);
+      pieces.push_back({base, base == nullptr ? 0 : meeting_.ready(rank).rows * tensors_[t].rowBytes});
+    }
+  }
+  for (const Stream& stream : plan_->streams().in) {
+    transport::PostedLink& link = linkTo(stream);
+    if (link.opensPlaces()) link.openPlaces(placesTag(), pieces);
+  }
+}
+
+// The rows of this slice have been written to the first place of each. The others get them from there.
+void Dispatch::copyFromFirst(const Slice& slice) {
+  const transport::SliceHeader& h = *slice.header;
+  const Tensor& tensor = tensors_[slice.tensor()];
+  for (std::uint32_t i = 0; i < h.rows; ++i) {
+    const std::uint32_t first = slice.copies[i].firstEntry, end = slice.copies[i + 1].firstEntry;
+    std::byte* const base =
+        first < end ? placer_.base(static_cast<int>(slice.tensor()), slice.entries[first].rank) : nullptr;
+    if (base == nullptr) {
+      fail(Code::internalError, fmt::format("{} says that it has written a row to where none was opened to it",
+                                            engine_.fabric().describeRank(h.source)));
+    }
+    if (end == first + 1) continue;
+    const Copy rest[2] = {{slice.copies[i].token, first + 1}, {0, end}};
+    PlaceRequest r;
+    r.tensor = static_cast<int>(slice.tensor());
+    r.rows = base + slice.entries[first].row * tensor.rowBytes + h.rowOffset;
+    r.stride = sliceRowStride(h.rowBytes);
+    r.packed = true;
+    r.copies = rest;
+    r.entries = slice.entries;
+    r.end = 1;
+    r.rowBytes = tensor.rowBytes;
+    r.rowOffset = h.rowOffset;
+    r.partBytes = h.rowBytes;
+    r.ofLibrary = tensor.ofLibrary();
+    placer_.place(r);
+  }
 }
 
 void Dispatch::putRows(std::size_t begin, std::size_t end) {
@@ -371,7 +419,11 @@ Outcome Dispatch::place(std::size_t stream) {
   if (arrival.slot == nullptr) return Outcome::idle;
   const Slice slice = readSlice(arrival.slot, link.slotBytes());
   if (scattering_[stream].empty()) checkRows(slice, sources_);
-  if (!takeIn(link, stream, slice, arrival.whole)) return Outcome::idle;
+  if (arrival.placed) {
+    copyFromFirst(slice);
+  } else if (!takeIn(link, stream, slice, arrival.whole)) {
+    return Outcome::idle;
+  }
   const transport::SliceHeader& h = *slice.header;
   if (h.rows > 0) {
     if (slice.tensor() == 0 && h.rowOffset == 0) {

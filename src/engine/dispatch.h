@@ -41,6 +41,8 @@ class Dispatch : public ShuffleOperation {
   void castInput();
   void putRows(std::size_t begin, std::size_t end);
   bool takeIn(transport::PostedLink& link, std::size_t stream, const Slice& slice, bool whole);
+  void openPlaces();
+  void copyFromFirst(const Slice& slice);
   bool findPlaces(const Slice& slice);
   void record(std::size_t stream, const Slice& slice);
   void sortLanding();

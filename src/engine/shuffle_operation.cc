@@ -7,6 +7,11 @@
 
 namespace fusco::engine {
 
+namespace {
+// A row that is written to its place costs a NIC a request: smaller ones are worth more as parts of a slice.
+constexpr std::size_t kLeastPlacedBytes = 4096;
+}  // namespace
+
 ShuffleOperation::ShuffleOperation(OperationKind kind, Engine& engine, std::shared_ptr<PlanState> plan)
     : Operation(kind), engine_(engine), plan_(std::move(plan)), meeting_(engine, slot_) {
   program_ = lower(kind, plan_->streams());
@@ -63,7 +68,7 @@ ShuffleOperation::Reach ShuffleOperation::reachOf(const void* address, std::size
   return engine_.fabric().processVm() ? Reach::processVm : Reach::staged;
 }
 
-// Rows that links would take from the caller's memory are the caller's again.
+// Rows that links would take from the caller's memory, or write there, are the caller's again.
 void ShuffleOperation::giveUp() {
   if (engine_.deviceExecutor() != nullptr) {
     try {
@@ -80,6 +85,35 @@ void ShuffleOperation::giveUp() {
       // There is no link any more.
     }
   }
+  for (const Stream& stream : plan_->streams().in) {
+    try {
+      transport::PostedLink& link = linkTo(stream);
+      if (link.opensPlaces()) link.abandon();
+    } catch (const Error&) {
+      // The same.
+    }
+  }
+}
+
+// Of a token that several of the node's ranks or experts want, the first one's: the peer copies it from there.
+bool ShuffleOperation::findTargets(transport::PostedLink& link, const Stream& stream, const StreamOut::Cut& cut,
+                                   std::size_t rowBytes) {
+  targets_.clear();
+  if (!link.opensPlaces() || cut.partBytes < kLeastPlacedBytes) return false;
+  const std::span<const std::uint64_t> sizes = link.placesOf(placesTag());
+  if (sizes.empty()) return false;
+  const plan::View& view = plan_->view;
+  const plan::Topology& topology = engine_.topology();
+  const std::size_t ranks = topology.ranksOf(topology.nodeOf(stream.peer)).size();
+  for (std::size_t i = cut.begin; i < cut.end; ++i) {
+    if (view.copies[i].firstEntry == view.copies[i + 1].firstEntry) return false;
+    const plan::Entry& entry = view.entries[view.copies[i].firstEntry];
+    const std::size_t piece = static_cast<std::size_t>(cut.tensor) * ranks + entry.rank;
+    const std::uint64_t offset = entry.row * rowBytes + cut.rowOffset;
+    if (piece >= sizes.size() || offset + cut.partBytes > sizes[piece]) return false;
+    targets_.push_back({static_cast<std::uint32_t>(piece), offset});
+  }
+  return true;
 }
 
 Outcome ShuffleOperation::postWhenFilled(Leaving& leaving, exec::Passage& passage, transport::PostedLink& link) {
@@ -136,7 +170,11 @@ Outcome ShuffleOperation::extractSlice(std::size_t stream, StreamOut& out, const
       gathered_.push_back({const_cast<std::byte*>(row), cut.partBytes});
     }
     complete(slice, flags, cut.rowOffset);
-    link.postRows(slice.header->payloadOffset, gathered_);
+    if (findTargets(link, plan_->streams().out[stream], cut, tensor.rowBytes)) {
+      link.postPlaced(slice.header->payloadOffset, gathered_, targets_);
+    } else {
+      link.postRows(slice.header->payloadOffset, gathered_);
+    }
     count(bytes);
     return outcome();
   }

@@ -67,13 +67,18 @@ class ShuffleOperation : public Operation {
   void post(transport::PostedLink& link, Slice& slice, std::size_t bytes, std::uint32_t flags, std::size_t rowOffset);
   // The operation's number in slices.
   std::uint64_t number() const { return meeting_.sequence(); }
+  // Under which memory is opened to peers.
+  std::uint64_t placesTag() const { return number() + 1; }
 
   Engine& engine_;
   std::shared_ptr<PlanState> plan_;
   int slot_ = -1;  // taken when the operation is queued
   Meeting meeting_;
   std::uint64_t signature_ = 0;
+  // Rows of a slice out that have a place of their own in the peer's node, which it has opened to this rank: where.
+  bool findTargets(transport::PostedLink& link, const Stream& stream, const StreamOut::Cut& cut, std::size_t rowBytes);
   std::vector<transport::Segment> gathered_;
+  std::vector<transport::PostedLink::Target> targets_;
   std::vector<Leaving> leaving_;  // by stream out, or where slices are sent back by stream in
 };
 

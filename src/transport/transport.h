@@ -65,6 +65,22 @@ class PostedLink {
   // As post(), where the acquired slot holds only the first `headBytes` of the slice; the rest follows from `rows`,
   // which must stay as they are until drained().
   virtual void postRows(std::size_t headBytes, std::span<const Segment> rows);
+  // Links that write into the peer's memory can bring rows to where they belong, past the ring. The receiver opens
+  // pieces of its memory to the sender under a tag (of the operation: no two in a row are the same), as many as the
+  // sender expects, empty ones where it has none. What the sender wrote under a tag has been taken when the receiver
+  // opens others, or abandons the link.
+  virtual bool opensPlaces() const { return false; }
+  virtual void openPlaces(std::uint64_t tag, std::span<const Segment> pieces);
+  // Sending: the sizes of the pieces that the peer has opened under this tag; empty as long as it is not known to.
+  virtual std::span<const std::uint64_t> placesOf(std::uint64_t) { return {}; }
+  struct Target {
+    std::uint32_t piece;
+    std::uint64_t offset;
+  };
+  // As postRows(), but each of the rows is written to its target; the peer's slot gets the head only, and its
+  // peekHead() says that the rows are placed. Right after placesOf() has named the pieces.
+  virtual void postPlaced(std::size_t headBytes, std::span<const Segment> rows, std::span<const Target> targets);
+
   // What has left by this link and been acknowledged by the peer's end, and for how long something was on its way while
   // the peer had room for it. Zero where the medium does not tell.
   struct Sent {
@@ -84,6 +100,7 @@ class PostedLink {
   struct Arrival {
     const std::byte* slot = nullptr;
     bool whole = false;
+    bool placed = false;  // there is no payload: its rows are where they belong
   };
   virtual Arrival peekHead() {
     const std::byte* slot = peek();

@@ -32,8 +32,8 @@ constexpr std::uint64_t kSignalEvery = 8;
 // A completion that was found after a longer time than this, and not by an event, may have been there for long.
 constexpr std::int64_t kBlindNs = 1'000'000;
 
-std::uint32_t announcement(bool slice, std::uint64_t sequence, std::uint64_t released) {
-  const Announcement said{slice, static_cast<std::uint32_t>(sequence), static_cast<std::uint32_t>(released)};
+std::uint32_t announcement(bool slice, bool places, std::uint64_t sequence, std::uint64_t released) {
+  const Announcement said{slice, places, static_cast<std::uint32_t>(sequence), static_cast<std::uint32_t>(released)};
   const std::uint32_t bits = said.pack();
   return htonl(bits);
 }
@@ -58,14 +58,25 @@ QueuePairLink::QueuePairLink(Reactor& reactor, std::vector<Nic*> nics, int nic, 
   if (sges_ > 1) mostOfSlice_ = static_cast<int>(options_.slotBytes / kLeastRow + 1) / sges_ + 2;
   // Completions may be taken later than the credits that tell the same: twice the slots.
   mostSends_ = 2 * options_.slots * mostOfSlice_ + 16;
+  if (environment().flag(Setting::ibPlaceRows) && sges_ > 1) {
+    // A row each, the head, the notice; and boards.
+    const int most = static_cast<int>(options_.slotBytes / kLeastRow) + 3;
+    const int sends = 2 * options_.slots * most + 4 * options_.slots + 16;
+    if (sends <= nic_->limits().max_qp_wr) {
+      boards_ = options_.slots + 2;
+      mostOfSlice_ = most;
+      mostSends_ = sends;
+    }
+  }
   if (mostSends_ > nic_->limits().max_qp_wr) {
     sges_ = 1;
     mostOfSlice_ = 2;
     mostSends_ = 4 * options_.slots + 16;
   }
   // Credits go when half of the slots have been released, or with a slice.
-  mostReceives_ = 2 * options_.slots + 8;
+  mostReceives_ = 2 * options_.slots + 8 + boards_;
   filled_.resize(static_cast<std::size_t>(options_.slots));
+  placed_.resize(filled_.size());
   reactor_.join(this);
 }
 
@@ -144,8 +155,8 @@ void QueuePairLink::fall(State state, const std::string& why) {
 void QueuePairLink::abandon() {
   std::lock_guard lock(mutex_);
   fall(State::failed, "was given up by this rank");
-  // The NIC reads no row any more.
-  if (pair_ == nullptr || lastGathered_ == 0) return;
+  // The NIC reads no row any more, and lets none be written.
+  if (pair_ == nullptr || (lastGathered_ == 0 && boardsTold_ == 0)) return;
   ibv_qp_attr attributes{};
   attributes.qp_state = IBV_QPS_ERR;
   verbs_.modifyQp(pair_, &attributes, IBV_QP_STATE);
@@ -167,7 +178,8 @@ std::string QueuePairLink::whereabouts() const {
 // away from under the NIC: it does not get them.
 void QueuePairLink::prepare(Slots& slots, int access) {
   if (!slots.memory) {
-    slots.memory = Mapping::anonymous(static_cast<std::size_t>(options_.slots) * stride_);
+    slots.memory = Mapping::anonymous(static_cast<std::size_t>(options_.slots) * stride_ +
+                                      static_cast<std::size_t>(boards_) * sizeof(Board));
     ::madvise(slots.memory.data(), slots.memory.size(), MADV_DONTFORK);
     madeBytes_.fetch_add(slots.memory.size(), std::memory_order_relaxed);
   }
@@ -219,12 +231,18 @@ void QueuePairLink::post(std::size_t bytes) {
   Filled& filled = filled_[posted_ % filled_.size()];
   filled.head = bytes;
   filled.rows.clear();
+  filled.places.clear();
   hand(bytes);
 }
 
 void QueuePairLink::postRows(std::size_t headBytes, std::span<const Segment> rows) {
   std::lock_guard lock(mutex_);
   if (sges_ < 2) return PostedLink::postRows(headBytes, rows);
+  fill(headBytes, rows, {});
+}
+
+// Lays the slice out and hands it over. Rows that follow each other are one piece, if their targets do as well.
+void QueuePairLink::fill(std::size_t headBytes, std::span<const Segment> rows, std::span<const Target> targets) {
   if (!acquired_) fail(Code::internalError, "a slice was posted without a slot");
   std::size_t bytes = headBytes;
   for (const Segment& row : rows) bytes += row.bytes;
@@ -234,24 +252,39 @@ void QueuePairLink::postRows(std::size_t headBytes, std::span<const Segment> row
   }
   Filled& filled = filled_[posted_ % filled_.size()];
   filled.rows.clear();
+  filled.places.clear();
   filled.head = headBytes;
-  if (regionOf(rows) != nullptr) {
-    // Rows that follow each other are one piece.
-    for (const Segment& row : rows) {
-      Segment* last = filled.rows.empty() ? nullptr : &filled.rows.back();
-      if (last != nullptr && static_cast<std::byte*>(last->address) + last->bytes == row.address) {
-        last->bytes += row.bytes;
-      } else {
-        filled.rows.push_back(row);
-      }
-    }
-  } else {
-    std::byte* to = slot(out_, posted_) + headBytes;
+  filled.inSlot = regionOf(rows) == nullptr;
+  std::byte* to = slot(out_, posted_) + headBytes;
+  if (filled.inSlot) {
     for (const Segment& row : rows) {
       std::memcpy(to, row.address, row.bytes);
       to += row.bytes;
     }
-    filled.head = bytes;
+    to = slot(out_, posted_) + headBytes;
+    if (targets.empty()) filled.head = bytes;
+  }
+  const Board* const there = targets.empty() ? nullptr : board(in_, boardsHeard_);
+  for (std::size_t i = 0; i < rows.size() && (!filled.inSlot || there != nullptr); ++i) {
+    Segment row = rows[i];
+    if (filled.inSlot) row.address = to;
+    to += row.bytes;
+    Segment* last = filled.rows.empty() ? nullptr : &filled.rows.back();
+    bool follows = last != nullptr && static_cast<std::byte*>(last->address) + last->bytes == row.address;
+    Filled::Place place{};
+    if (there != nullptr) {
+      const Board::Piece& piece = there->pieces[targets[i].piece];
+      place = {piece.address + targets[i].offset, piece.key};
+      follows = follows && filled.places.back().key == place.key &&
+                filled.places.back().address + last->bytes == place.address;
+      counts_.bytesPlaced += row.bytes;
+    }
+    if (follows) {
+      last->bytes += row.bytes;
+      continue;
+    }
+    filled.rows.push_back(row);
+    if (there != nullptr) filled.places.push_back(place);
   }
   hand(bytes);
 }
@@ -285,6 +318,7 @@ int QueuePairLink::layOut(std::uint64_t sequence) {
   const Filled& filled = filled_[sequence % filled_.size()];
   pieces_.clear();
   writes_.clear();
+  if (!filled.places.empty()) return layOutPlaced(sequence);
   if (filled.head > 0) {
     pieces_.push_back({reinterpret_cast<std::uint64_t>(slot(out_, sequence)), static_cast<std::uint32_t>(filled.head),
                        out_.region->lkey});
@@ -317,6 +351,7 @@ int QueuePairLink::layOut(std::uint64_t sequence) {
 // One call for all of a slice, one completion, whatever its size.
 void QueuePairLink::send(std::uint64_t sequence) {
   const Filled& filled = filled_[sequence % filled_.size()];
+  const bool places = !filled.places.empty();
   int count = layOut(sequence);
   if (count < 0) return fall(State::failed, "cannot be written to: rows on their way are in no window any more");
   // Where the network may choose a way for each packet, it does so for writes only: a large slice's notice goes apart.
@@ -335,11 +370,11 @@ void QueuePairLink::send(std::uint64_t sequence) {
   }
   ibv_send_wr& last = writes_.back();
   last.opcode = IBV_WR_RDMA_WRITE_WITH_IMM;
-  last.imm_data = announcement(true, sequence, released_);
+  last.imm_data = announcement(true, places, sequence, released_);
   last.send_flags = IBV_SEND_SIGNALED;
   awaitAnswer();
   lastSlice_ = requests_;
-  if (!filled.rows.empty()) lastGathered_ = requests_;
+  if (!filled.rows.empty() && !filled.inSlot) lastGathered_ = requests_;
   creditSaid_ = released_;
   counts_.bytesWritten += filled.bytes;
   const bool first = flying_.empty();
@@ -386,6 +421,12 @@ const std::byte* QueuePairLink::peek() {
   return arrived_ == released_ ? nullptr : slot(in_, released_);
 }
 
+PostedLink::Arrival QueuePairLink::peekHead() {
+  const std::byte* const slot = peek();
+  const bool placed = slot != nullptr && placed_[released_ % placed_.size()] != 0;
+  return {slot, slot != nullptr && !placed, placed};
+}
+
 void QueuePairLink::release() {
   std::lock_guard lock(mutex_);
   if (arrived_ == released_) fail(Code::internalError, "a slice was released that has not arrived");
@@ -401,7 +442,7 @@ void QueuePairLink::offerCredit() {
   if (!roomFor(3)) return;
   ibv_send_wr credit{};
   credit.opcode = IBV_WR_RDMA_WRITE_WITH_IMM;
-  credit.imm_data = announcement(false, 0, released_);
+  credit.imm_data = announcement(false, false, 0, released_);
   credit.wr.rdma.remote_addr = peer_.address;
   credit.wr.rdma.rkey = peer_.key;
   credit.wr_id = ++requests_;
@@ -449,7 +490,10 @@ int QueuePairLink::poll() {
     if (count < kPolled) break;
   }
   if (waiting) meter(watched);
-  if (total > 0) offerCredit();
+  if (total > 0) {
+    if (untold_) tellPlaces();
+    offerCredit();
+  }
   return total;
 }
 
@@ -494,8 +538,8 @@ void QueuePairLink::take(const ibv_wc& completion) {
 void QueuePairLink::hear(Announcement said) {
   const auto slots = static_cast<std::uint64_t>(options_.slots);
   const auto credits = static_cast<std::int16_t>(said.released - static_cast<std::uint32_t>(credited_));
-  // Of 15 bits.
-  const auto ahead = static_cast<std::int16_t>((said.sequence - static_cast<std::uint32_t>(arrived_)) << 1) / 2;
+  // Of 14 bits.
+  const auto ahead = static_cast<std::int16_t>((said.sequence - static_cast<std::uint32_t>(arrived_)) << 2) / 4;
   const bool known = said.slice && ahead < 0 && -ahead <= options_.slots;
   if (credits > static_cast<std::int64_t>(posted_ - credited_) || credits < -options_.slots ||
       (said.slice && !known && (ahead != 0 || arrived_ - released_ >= slots))) {
@@ -503,7 +547,8 @@ void QueuePairLink::hear(Announcement said) {
                 "announced what does not belong to this link; it runs another version or other settings");
   }
   if (credits > 0) credited_ += static_cast<std::uint64_t>(credits);
-  if (said.slice && !known) ++arrived_;
+  if (!said.slice && said.places) hearBoard(said.sequence);
+  if (said.slice && !known) placed_[arrived_++ % slots] = said.places ? 1 : 0;
 }
 
 // ---- with the reactor

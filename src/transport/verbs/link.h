@@ -27,7 +27,7 @@ namespace fusco::transport {
 
 // What an end tells the other. Plain data, one version of the library at both ends.
 struct Greeting {
-  static constexpr std::uint64_t kMagic = 0x3242564f43535546;  // "FUSCOVB2"
+  static constexpr std::uint64_t kMagic = 0x3342564f43535546;  // "FUSCOVB3"
   std::uint64_t magic = kMagic;
   std::uint64_t round = 0;     // counts the link's queue pairs
   std::uint64_t arrived = 0;   // slices, over all earlier ones
@@ -35,7 +35,7 @@ struct Greeting {
   std::uint32_t nic = 0;       // the sender's
   std::uint32_t nics = 0;      // that the sender has
   std::uint32_t wish = 0;      // the other's NIC, if it has no reason to take another one
-  std::uint32_t unused = 0;
+  std::uint32_t boards = 0;    // behind its slots
   std::uint8_t gid[16] = {};
   std::uint32_t queuePair = 0;
   std::uint32_t packet = 0;  // number of the first one
@@ -61,11 +61,33 @@ struct Ready {
 // What the 32 immediate bits say: whether a slice has arrived, and how many slices this end has released so far.
 struct Announcement {
   bool slice;
-  std::uint32_t sequence;  // 15 bits
+  bool places;             // with a slice: its rows are where they belong; else: a board has been written
+  std::uint32_t sequence;  // 14 bits, of the slice or the board
   std::uint32_t released;  // 16 bits
-  std::uint32_t pack() const { return (slice ? 1u << 31 : 0u) | (sequence & 0x7fff) << 16 | (released & 0xffff); }
-  static Announcement unpack(std::uint32_t bits) { return {bits >> 31 != 0, bits >> 16 & 0x7fff, bits & 0xffff}; }
+  std::uint32_t pack() const {
+    return (slice ? 1u << 31 : 0u) | (places ? 1u << 30 : 0u) | (sequence & 0x3fff) << 16 | (released & 0xffff);
+  }
+  static Announcement unpack(std::uint32_t bits) {
+    return {bits >> 31 != 0, (bits >> 30 & 1) != 0, bits >> 16 & 0x3fff, bits & 0xffff};
+  }
 };
+
+// The memory that an end opens to the other, as it writes it behind the other's slots. There are some more boards than
+// slots: an operation opens places once and brings a slice at least, so that one which is read is not written.
+struct Board {
+  static constexpr std::size_t kMostPieces = 128;
+  struct Piece {
+    std::uint64_t address;
+    std::uint64_t bytes;
+    std::uint32_t key;
+    std::uint32_t unused;
+  };
+  std::uint64_t number;  // counts the boards of this end
+  std::uint64_t tag;
+  std::uint64_t count;
+  Piece pieces[kMostPieces];
+};
+static_assert(sizeof(Board) == 3096);
 
 class QueuePairLink final : public VerbsLink, private Attended {
  public:
@@ -86,7 +108,12 @@ class QueuePairLink final : public VerbsLink, private Attended {
   void post(std::size_t bytes) override;
   bool gathers() const override { return sges_ > 1; }
   void postRows(std::size_t headBytes, std::span<const Segment> rows) override;
+  bool opensPlaces() const override { return boards_ > 0; }
+  void openPlaces(std::uint64_t tag, std::span<const Segment> pieces) override;
+  std::span<const std::uint64_t> placesOf(std::uint64_t tag) override;
+  void postPlaced(std::size_t headBytes, std::span<const Segment> rows, std::span<const Target> targets) override;
   const std::byte* peek() override;
+  Arrival peekHead() override;
   void release() override;
   // Of what was gathered: the slots are the link's own.
   bool drained() override;
@@ -144,6 +171,11 @@ class QueuePairLink final : public VerbsLink, private Attended {
   void hand(std::size_t bytes);
   void send(std::uint64_t sequence);
   int layOut(std::uint64_t sequence);
+  int layOutPlaced(std::uint64_t sequence);
+  void fill(std::size_t headBytes, std::span<const Segment> rows, std::span<const Target> targets);
+  Board* board(const Slots& slots, std::uint64_t number) const;
+  void tellPlaces();
+  void hearBoard(std::uint32_t number);
   const ibv_mr* regionOf(std::span<const Segment> rows);
   bool allSent();
   void awaitAnswer();
@@ -202,6 +234,14 @@ class QueuePairLink final : public VerbsLink, private Attended {
     std::size_t bytes = 0;
     std::size_t head = 0;  // in the slot
     std::vector<Segment> rows;
+    // Of rows that are written to their places: where in the peer's memory, by whose key. Of the round in which they
+    // were posted: another one sends them by the ring.
+    struct Place {
+      std::uint64_t address;
+      std::uint32_t key;
+    };
+    std::vector<Place> places;
+    bool inSlot = false;  // the rows lie in the slot, behind the head
   };
   std::vector<Filled> filled_;       // by slot
   std::vector<ibv_sge> pieces_;      // of the slice that is sent
@@ -226,6 +266,18 @@ class QueuePairLink final : public VerbsLink, private Attended {
   std::uint64_t arrived_ = 0;
   std::uint64_t released_ = 0;
   std::uint64_t creditSaid_ = 0;  // of them, told to the peer
+  std::vector<char> placed_;      // by slot: the rows of the slice are not in it
+
+  // Places. Boards are numbered from 1.
+  int boards_ = 0;  // 0: rows are not placed
+  std::uint64_t openTag_ = 0;
+  std::vector<Segment> open_;
+  bool untold_ = false;
+  std::uint64_t boardsTold_ = 0;
+  std::uint64_t boardsHeard_ = 0;
+  std::uint64_t heardRound_ = 0;   // in which the latest was heard
+  std::uint64_t sizesNumber_ = 0;  // the board that sizes_ is of
+  std::vector<std::uint64_t> sizes_;
   Counts counts_;
 };
 

@@ -98,6 +98,7 @@ void QueuePairLink::greet(const std::string& failure) {
   own_.nic = static_cast<std::uint32_t>(nicNumber_);
   own_.nics = static_cast<std::uint32_t>(nics_.size());
   own_.wish = wish_;
+  own_.boards = static_cast<std::uint32_t>(boards_);
   std::memcpy(own_.gid, nic_->gid().gid.data(), sizeof(own_.gid));
   copyText(own_.nicName, nic_->describe());
   copyText(own_.failure, failure);
@@ -189,7 +190,20 @@ void QueuePairLink::onMessage() {
     FUSCO_INFO(kLogNet, "a link goes on {} (queue pair number {} of it)", whereabouts(), own_.round + 1);
   }
   attached_.store(true, std::memory_order_release);
-  for (std::uint64_t sequence = peer_.arrived; sequence < posted_ && lost_.empty(); ++sequence) send(sequence);
+  for (std::uint64_t sequence = peer_.arrived; sequence < posted_ && lost_.empty(); ++sequence) {
+    // The keys of places went with the queue pair.
+    Filled& filled = filled_[sequence % filled_.size()];
+    if (!filled.places.empty() && filled.inSlot) {
+      filled.head = filled.bytes;
+      filled.rows.clear();
+    }
+    filled.places.clear();
+    send(sequence);
+  }
+  if (untold_ || own_.round > 0) {
+    untold_ = openTag_ != 0;
+    if (untold_) tellPlaces();
+  }
   offerCredit();
   options_.ringBell();
 }

@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "base/clock.h"
+#include "base/environment.h"
 #include "base/log.h"
 #include "base/status.h"
 #include "transport/local/window.h"
@@ -71,6 +72,9 @@ void Nic::close() {
   for (const auto& [id, region] : regions_) {
     if (region != nullptr) verbs_.deregMr(region);
   }
+  for (const auto& [address, one] : shared_) {
+    if (one.region != nullptr) verbs_.deregMr(one.region);
+  }
   if (channel_ != nullptr) verbs_.destroyCompChannel(channel_);
   if (domain_ != nullptr) verbs_.deallocPd(domain_);
   if (context_ != nullptr) verbs_.closeDevice(context_);
@@ -94,16 +98,44 @@ ibv_mr* Nic::registerMemory(void* address, std::size_t bytes, int access) {
 
 const ibv_mr* Nic::regionOf(const void* address, std::size_t bytes) {
   const std::shared_ptr<Window> window = findWindow(address, bytes);
-  if (!window) return nullptr;
   std::lock_guard lock(regionsMutex_);
-  const auto [found, fresh] = regions_.emplace(window->id, nullptr);
-  if (!fresh) return found->second;
-  try {
-    found->second = registerMemory(window->memory.data(), window->memory.bytes(), 0);
-  } catch (const Error& error) {
-    FUSCO_WARN("rows of a window of {} bytes are packed, which is slower: {}", window->memory.bytes(), error.what());
+  if (window) {
+    const auto [found, fresh] = regions_.emplace(window->id, nullptr);
+    if (fresh) found->second = registerWindow(window->memory.data(), window->memory.bytes());
+    return found->second;
   }
-  return found->second;
+  const auto at = reinterpret_cast<std::uintptr_t>(address);
+  auto found = shared_.upper_bound(at);
+  if (found == shared_.begin()) return nullptr;
+  --found;
+  Shared& one = found->second;
+  if (at + bytes > found->first + one.bytes) return nullptr;
+  if (!one.tried) one.region = registerWindow(reinterpret_cast<void*>(found->first), one.bytes);
+  one.tried = true;
+  return one.region;
+}
+
+ibv_mr* Nic::registerWindow(void* address, std::size_t bytes) {
+  const int access = environment().flag(Setting::ibPlaceRows) ? IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE : 0;
+  try {
+    return registerMemory(address, bytes, access);
+  } catch (const Error& error) {
+    FUSCO_WARN("rows of a window of {} bytes are packed, which is slower: {}", bytes, error.what());
+    return nullptr;
+  }
+}
+
+void Nic::knowShared(const void* address, std::size_t bytes) {
+  std::lock_guard lock(regionsMutex_);
+  shared_[reinterpret_cast<std::uintptr_t>(address)] = {bytes, false, nullptr};
+}
+
+void Nic::forgetShared(const void* address) {
+  std::lock_guard lock(regionsMutex_);
+  const auto found = shared_.find(reinterpret_cast<std::uintptr_t>(address));
+  if (found == shared_.end()) return;
+  if (found->second.region != nullptr) verbs_.deregMr(found->second.region);
+  shared_.erase(found);
 }
 
 void Nic::forgetWindow(std::uint32_t id) {

@@ -44,11 +44,15 @@ class Nic {
   // Registers memory for this NIC, for `access` by IBV_ACCESS_*. Throws Error(systemError) that names the limit.
   ibv_mr* registerMemory(void* address, std::size_t bytes, int access);
 
-  // The registration of the window in which all of [address, address + bytes) lies, for reading by this NIC: made when
-  // it is first asked for, kept until the window is forgotten. Null for other memory, whose pages may become others'
-  // behind the same addresses, and where not as much can be locked.
+  // The registration of the window in which all of [address, address + bytes) lies, for reading by this NIC, and for
+  // writing by peers' if rows are to be placed: made when it is first asked for, kept until the window is forgotten.
+  // Null for other memory, whose pages may become others' behind the same addresses, and where not as much can be
+  // locked.
   const ibv_mr* regionOf(const void* address, std::size_t bytes);
   void forgetWindow(std::uint32_t id);
+  // The same of a window of another rank of the node, which lies at these addresses here as long as it is known.
+  void knowShared(const void* address, std::size_t bytes);
+  void forgetShared(const void* address);
 
   void serve(Reactor& reactor);
   void enter(QueuePairLink* link);
@@ -61,6 +65,7 @@ class Nic {
   static constexpr std::int64_t kLookMs = 500;
 
   void close();
+  ibv_mr* registerWindow(void* address, std::size_t bytes);
   void onCompletions();
   void onAsync();
   void onEvent(const ibv_async_event& event);
@@ -81,6 +86,12 @@ class Nic {
   Reactor* reactor_ = nullptr;
   std::mutex regionsMutex_;
   std::map<std::uint32_t, ibv_mr*> regions_;  // by window; null: could not be registered
+  struct Shared {
+    std::size_t bytes = 0;
+    bool tried = false;
+    ibv_mr* region = nullptr;
+  };
+  std::map<std::uintptr_t, Shared> shared_;  // by where it begins
   std::mutex mutex_;
   std::set<QueuePairLink*> links_;
   std::atomic<bool> usable_{true};

@@ -92,6 +92,12 @@ class Nics final : public VerbsNics {
   void forgetWindow(std::uint32_t id) override {
     for (const auto& nic : nics_) nic->forgetWindow(id);
   }
+  void knowShared(const void* address, std::size_t bytes) override {
+    for (const auto& nic : nics_) nic->knowShared(address, bytes);
+  }
+  void forgetShared(const void* address) override {
+    for (const auto& nic : nics_) nic->forgetShared(address);
+  }
   std::unique_ptr<VerbsLink> link(int nic, NetworkLinkOptions options) override {
     std::vector<Nic*> all;
     for (const auto& one : nics_) all.push_back(one.get());

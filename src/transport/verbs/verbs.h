@@ -28,6 +28,7 @@ class VerbsLink : public NetworkLink {
     std::uint64_t events = 0;         // times that it did
     std::uint64_t bytesWritten = 0;   // of slices
     std::uint64_t bytesGathered = 0;  // of them, taken from where the rows lay
+    std::uint64_t bytesPlaced = 0;    // of them, written to where the rows belong
   };
   virtual Counts counts() const = 0;
   // How many queue pairs it has had before: other ports took over so often.
@@ -59,6 +60,9 @@ class VerbsNics {
   virtual void serve(Reactor& reactor) = 0;
   // Before a window's memory goes back: it is no NIC's any more.
   virtual void forgetWindow(std::uint32_t id) = 0;
+  // Windows of other ranks of this node: where they lie in this process, until they go.
+  virtual void knowShared(const void* address, std::size_t bytes) = 0;
+  virtual void forgetShared(const void* address) = 0;
   virtual std::unique_ptr<VerbsLink> link(int nic, NetworkLinkOptions options) = 0;
 };
 
