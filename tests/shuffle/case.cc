@@ -197,7 +197,7 @@ void runThreads(int ranks, const std::function<void(int)>& body) {
 }
 
 void ok(fuscoResult_t result, const char* what) {
-  if (result != fuscoSuccess) throw std::runtime_error(std::string(what) + ": " + fuscoGetLastError(nullptr));
+  if (result != fuscoSuccess) throw CallFailed(result, std::string(what) + ": " + fuscoGetLastError(nullptr));
 }
 
 }  // namespace fusco::test

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <random>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -63,7 +64,11 @@ void fillRow(std::uint64_t seed, int tensor, int rank, std::int64_t row, std::ui
 // Runs body(rank) in as many threads; rethrows the first failure.
 void runThreads(int ranks, const std::function<void(int)>& body);
 
-// Throws std::runtime_error with the library's text unless fuscoSuccess.
+struct CallFailed : std::runtime_error {
+  CallFailed(fuscoResult_t result, const std::string& text) : std::runtime_error(text), code(result) {}
+  fuscoResult_t code;
+};
+// Throws CallFailed with the library's text unless fuscoSuccess.
 void ok(fuscoResult_t result, const char* what);
 #define FUSCO_OK(call) ::fusco::test::ok((call), #call)
 

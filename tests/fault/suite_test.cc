@@ -1,0 +1,84 @@
+// Faults in every phase, on every layout. Each test is a kind of fault; its cases run side by side. FUSCO_TEST_SEED
+// makes other choices of victims and moments (docs/faults.md says how to run many rounds).
+#include <gtest/gtest.h>
+
+#include "fault/choose.h"
+#include "fault/connections.h"
+
+namespace fusco::fault {
+namespace {
+
+std::vector<FaultCase> everywhere(Fault fault, std::int64_t limitMs) {
+  std::vector<FaultCase> cases;
+  for (const Layout& layout : {kNode, kTwo, kFour}) {
+    for (const FaultCase& one : eachPhase(fault, layout, limitMs)) cases.push_back(one);
+  }
+  return cases;
+}
+
+TEST(Faults, Killed) { runCases("SIGKILL", everywhere(Fault::kill, 2000), kRanksAtOnce); }
+
+TEST(Faults, ExitWithoutDestroy) { runCases("exit", everywhere(Fault::exit, 2000), kRanksAtOnce); }
+
+// Five seconds are no error.
+TEST(Faults, StoppedAndContinued) { runCases("SIGSTOP for 5 s", everywhere(Fault::stop, 0), 2 * kRanksAtOnce); }
+
+TEST(Faults, Forked) { runCases("fork", everywhere(Fault::fork, 0), kRanksAtOnce); }
+
+TEST(Faults, ConnectionsReset) {
+  std::string why;
+  if (!canReset(&why)) GTEST_SKIP() << "connections cannot be reset from outside here: " << why;
+  std::vector<FaultCase> cases;
+  for (const Layout& layout : {kTwo, kFour}) {
+    for (FaultCase one : eachPhase(Fault::reset, layout, 2000)) {
+      if (one.phase == "bootstrap") {
+        // Another machine than the meeting place's, when it has come and somebody else is awaited.
+        one.point = "meet";
+        one.number = 1;
+        one.victim = layout.ranksPerNode;
+        one.held = layout.ranks() - 1;
+        // It has met, and waits for nobody; before the tree is there it has no connection.
+      } else if (one.phase == "connect") {
+        one.point = "connect";
+        one.number = 2;
+      } else if (one.phase == "destroy") {
+        one.number = 0;
+      }
+      cases.push_back(one);
+    }
+  }
+  runCases("reset", cases, kRanksAtOnce);
+}
+
+// Less and less room: nothing at all, some descriptors of the set-up, those of links.
+TEST(Faults, DescriptorsShort) {
+  std::vector<FaultCase> cases;
+  for (const Layout& layout : {kNode, kTwo}) {
+    for (const FaultCase& phase : eachPhase(Fault::descriptors, layout, 5000)) {
+      for (const int room : {0, 1, 3, 7}) {
+        FaultCase one = phase;
+        one.room = room;
+        one.maySucceed = true;
+        cases.push_back(one);
+      }
+    }
+  }
+  int told = 0;
+  runCases("descriptors short", cases, kRanksAtOnce,
+           [&](const FaultCase&, const Outcome& outcome) { told += outcome.slowestMs > 0; });
+  EXPECT_GE(told, 5) << "too few cases ran out of descriptors for the test to mean anything";
+}
+
+TEST(Faults, SharedMemoryShort) {
+  std::vector<FaultCase> cases;
+  for (const Layout& layout : {kNode, kTwo}) {
+    for (FaultCase one : eachPhase(Fault::memory, layout, 5000)) {
+      one.maySucceed = true;
+      cases.push_back(one);
+    }
+  }
+  runCases("shared memory short", cases, kRanksAtOnce);
+}
+
+}  // namespace
+}  // namespace fusco::fault
