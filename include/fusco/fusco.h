@@ -21,10 +21,11 @@
  * outermost fuscoGroupEnd returns.
  *  - On communicators on GPUs tensors lie in memory that the GPU reaches (its own, managed, pinned), and calls are
  * ordered by `stream` (a cudaStream_t of the communicator's GPU): they return when their kernels are launched, and never
- * wait for the GPU but where it is said. Ranks that share a process and a GPU launch together: their threads meet inside
- * the call, and one thread that drives several of them calls for all of them inside one group. Such calls can be
- * captured in a CUDA graph. Where ranks are on several nodes the host plans and sends: a call waits for the stream, returns
- * when all of it has been done, and cannot be captured.
+ * wait for the GPU but where it is said. Ranks that share a process and a GPU launch together, and so do those of several
+ * GPUs where one process has all ranks of the node: their threads meet inside the call, and one thread that drives several
+ * of them calls for all of them inside one group. Such calls can be captured in a CUDA graph, those on several GPUs with
+ * the streams of all of them in one capture. Where ranks are on several nodes the host plans and sends: a call waits for
+ * the stream, returns when all of it has been done, and cannot be captured.
  *  - Public structs begin with their size and a magic number and grow only at their end: start from the INIT macro.
  *  - Pointers to tensors are the caller's and stay so; they must stay valid until the call has completed.
  */

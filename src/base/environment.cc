@@ -66,6 +66,9 @@ constexpr SettingInfo kTable[] = {
     {Setting::maxSms, "FUSCO_MAX_SMS", integer, "0", "NCCL_MAX_CTAS", 0, 1024, "",
      "Multiprocessors of a GPU that a rank's kernels may take; ranks that share a GPU and a process add theirs up. 0: "
      "all."},
+    {Setting::gpuApart, "FUSCO_GPU_APART", flag, "0", "", 0, 1, "",
+     "1: ranks that share a GPU and a process launch apart, as if each had a GPU of its own: to try on one GPU what "
+     "happens on several. It is slower."},
     {Setting::hugePages, "FUSCO_HUGE_PAGES", flag, "1", "", 0, 1, "",
      "1: ask the kernel for huge pages behind windows and workspace; without them work goes on in small ones."},
     {Setting::net, "FUSCO_NET", choice, "auto", "", 0, 0, "auto|tcp|shm|verbs",

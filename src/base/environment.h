@@ -29,6 +29,7 @@ enum class Setting : int {
   processVm,
   maxStagingBytes,
   maxSms,
+  gpuApart,
   hugePages,
   net,
   socketInterfaces,

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/environment.h"
 #include "base/log.h"
 #include "comm/bootstrap.h"
 #include "engine/device/operation.h"
@@ -82,35 +83,53 @@ DeviceDomain::DeviceDomain(Engine& engine, int device, int maxSms, std::int64_t 
   fabric.allGather(&mine, sizeof mine, all.data(), timeoutMs);
 
   const int self = engine.localIndex();
+  const bool apart = environment().flag(Setting::gpuApart);
+  const auto recordOf = [&](int i) -> const DeviceRecord& { return all[static_cast<std::size_t>(engine.nodeRank(i))]; };
+  const auto sameProcess = [](const DeviceRecord& a, const DeviceRecord& b) {
+    return a.process[0] == b.process[0] && a.process[1] == b.process[1];
+  };
+  bool allHere = true;
   std::vector<const kernels::PlanCounts*> addresses(static_cast<std::size_t>(ranks) * kOperationSlots, nullptr);
   for (int i = 0; i < engine.nodeRanks(); ++i) {
     const int rank = engine.nodeRank(i);
     const DeviceRecord& r = all[static_cast<std::size_t>(rank)];
-    const bool sameProcess = r.process[0] == mine.process[0] && r.process[1] == mine.process[1];
-    peers_.push_back({sameProcess, r.device, {r.process[0], r.process[1]}});
-    if (sameProcess && r.gpu == mine.gpu) {
-      if (i == self) member_ = static_cast<int>(members_.size());
-      members_.push_back(i);
+    const bool here = sameProcess(r, mine);
+    int part = i;
+    for (int j = i; j-- > 0 && !apart;) {
+      if (sameProcess(recordOf(j), r) && recordOf(j).gpu == r.gpu) part = j;
     }
-    if (sameProcess && r.gpu != mine.gpu && !cuda::reachDevice(device_, r.device)) {
+    peers_.push_back({here, r.device, part, {r.process[0], r.process[1]}});
+    allHere = allHere && here;
+    if (here && r.gpu != mine.gpu && !cuda::reachDevice(device_, r.device)) {
       fail(Code::systemError,
            fmt::format("{}: GPU {} cannot reach the memory of {} on GPU {}; put them on different nodes (nodeId)",
                        fabric.describeRank(fabric.rank()), device_, fabric.describeRank(rank), r.device));
     }
     std::byte* counts = reinterpret_cast<std::byte*>(r.counts);
-    if (!sameProcess) {
-      counts = mapped(peers_.back(), r.exported.handle, r.counts - r.exported.offset, r.exported.bytes) + r.exported.offset;
+    if (!here) {
+      counts =
+          mapped(peers_.back(), r.exported.handle, r.counts - r.exported.offset, r.exported.bytes) + r.exported.offset;
     }
     for (int slot = 0; slot < kOperationSlots; ++slot) {
       addresses[static_cast<std::size_t>(slot * ranks + rank)] =
           reinterpret_cast<const kernels::PlanCounts*>(counts + static_cast<std::size_t>(slot) * kCountsOfSlot);
     }
   }
-  together_ = static_cast<int>(members_.size()) == engine.nodeRanks();
-  if (members_.size() > kernels::kMaxLocalRanks || engine.nodeRanks() > kernels::kMaxNodeRanks) {
-    fail(Code::invalidArgument, fmt::format("{} ranks of one process on GPU {} and {} on one node; at most {} and {}",
-                                            members_.size(), device_, engine.nodeRanks(), kernels::kMaxLocalRanks,
-                                            kernels::kMaxNodeRanks));
+  part_ = peers_[static_cast<std::size_t>(self)].part;
+  int sharing = 0;
+  for (int i = 0; i < engine.nodeRanks(); ++i) {
+    const bool shares = peers_[static_cast<std::size_t>(i)].part == part_;
+    sharing += shares ? 1 : 0;
+    if (!shares && !allHere) continue;
+    if (i == self) member_ = static_cast<int>(members_.size());
+    members_.push_back(i);
+  }
+  together_ = allHere;
+  oneLaunch_ = sharing == engine.nodeRanks();
+  if (sharing > kernels::kMaxLocalRanks || engine.nodeRanks() > kernels::kMaxNodeRanks) {
+    fail(Code::invalidArgument,
+         fmt::format("{} ranks of one process on GPU {} and {} on one node; at most {} and {}", sharing, device_,
+                     engine.nodeRanks(), kernels::kMaxLocalRanks, kernels::kMaxNodeRanks));
   }
   cuda::copyNow(countsMemory_ + kOperationSlots * kCountsOfSlot, addresses.data(), addresses.size() * sizeof(void*));
 
@@ -126,8 +145,8 @@ DeviceDomain::DeviceDomain(Engine& engine, int device, int maxSms, std::int64_t 
   char token = 0;
   std::vector<char> tokens(static_cast<std::size_t>(ranks));
   fabric.allGather(&token, 1, tokens.data(), timeoutMs);
-  FUSCO_INFO(kLogInit, "{}: GPU {} ({}), launches with {} of {} ranks of its node", fabric.describeRank(fabric.rank()), device_,
-             cuda::deviceName(device_), members_.size(), engine.nodeRanks());
+  FUSCO_INFO(kLogInit, "{}: GPU {} ({}), launches with {} of {} ranks of its node", fabric.describeRank(fabric.rank()),
+             device_, cuda::deviceName(device_), members_.size(), engine.nodeRanks());
 }
 
 DeviceDomain::~DeviceDomain() {
@@ -167,8 +186,7 @@ transport::MemoryRef DeviceDomain::describe(const void* pointer, std::size_t byt
   return ref;
 }
 
-std::byte* DeviceDomain::reach(int localIndex, const transport::MemoryRef& memory,
-                               const transport::MemoryRef* handle) {
+std::byte* DeviceDomain::reach(int localIndex, const transport::MemoryRef& memory, const transport::MemoryRef* handle) {
   if (memory.kind == transport::MemoryRef::none) return nullptr;
   if (sameProcess(localIndex)) return reinterpret_cast<std::byte*>(memory.address);
   cuda::Handle key;
@@ -203,6 +221,12 @@ std::byte* DeviceDomain::mapped(const Peer& peer, const cuda::Handle& handle, st
 void DeviceDomain::checkPointer(const char* what, const void* pointer) const {
   if (pointer == nullptr) return;
   const cuda::Where where = cuda::whereIs(pointer);
+  if (where.place == cuda::Place::device && where.device != device_) {
+    fail(Code::invalidArgument,
+         fmt::format("rank {}: {} lies on GPU {}, the communicator's is GPU {}; give memory of that one, or make the "
+                     "communicator with the other current (or named: fuscoConfig_t.gpu)",
+                     engine_.fabric().rank(), what, where.device, device_));
+  }
   if (where.place != cuda::Place::host || where.pinned) return;
   fail(Code::invalidArgument,
        fmt::format("rank {}: {} is host memory that GPU {} cannot reach; give memory of the GPU (or pinned memory)",

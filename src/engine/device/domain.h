@@ -1,5 +1,5 @@
-// A communicator on a GPU: which ranks of the node share this rank's GPU and process and so launch together, what the
-// GPU holds for the communicator, and how the memory of ranks in other processes is reached.
+// A communicator on a GPU: which ranks of the node share this rank's process and so launch together, what the GPU holds
+// for the communicator, and how the memory of ranks in other processes is reached.
 #pragma once
 
 #include <array>
@@ -19,8 +19,8 @@ namespace fusco::engine {
 class DeviceOperation;
 class Engine;
 
-// Ranks that share a GPU in one process. They never wait for each other in kernels (docs/design.md): the last one to
-// come launches for all.
+// Ranks of one process that launch together: on one GPU, or on several where all ranks of the node are in the process.
+// They never wait for each other in kernels (docs/design.md): the last one to come launches for all.
 class DeviceGroup : public std::enable_shared_from_this<DeviceGroup> {
  public:
   explicit DeviceGroup(int members) : members_(members) {}
@@ -58,9 +58,13 @@ class DeviceDomain {
   // Local indices of the ranks that launch together, rising; this rank is members()[member()].
   const std::vector<int>& members() const { return members_; }
   int member() const { return member_; }
-  // All ranks of the node launch together: the end of a launch is their barrier. Else ranks wait for each other's
-  // streams on the host.
+  // All ranks of the node launch together: their barrier is the end of a launch, or events between the launches on
+  // several GPUs. Else ranks wait for each other's streams on the host.
   bool together() const { return together_; }
+  // They do, and in one launch.
+  bool oneLaunch() const { return oneLaunch_; }
+  // Members with the same number share a launch.
+  int part() const { return part_; }
 
   // Where a rank's planning counts lie, and the addresses of everyone's.
   kernels::PlanCounts* counts(int slot) const;
@@ -82,6 +86,7 @@ class DeviceDomain {
   struct Peer {
     bool sameProcess;
     int device;
+    int part;  // the first of the ranks of its process that share its launches
     std::uint64_t process[2];
   };
   // The start of an allocation of a peer in another process, or of pieces of virtual memory. Of those, which owners may
@@ -95,7 +100,8 @@ class DeviceDomain {
   std::vector<Peer> peers_;  // by local index
   std::vector<int> members_;
   int member_ = 0;
-  bool together_ = false;
+  bool together_ = false, oneLaunch_ = false;
+  int part_ = 0;
   std::shared_ptr<DeviceGroup> group_;
   std::byte* countsMemory_ = nullptr;  // counts of each slot, then addresses of each slot
   std::size_t countsBytes_ = 0;

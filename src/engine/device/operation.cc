@@ -93,8 +93,8 @@ Outcome DeviceOperation::ready() {
   if (!domain_.together()) {
     if (capturing_) {
       fail(Code::invalidUsage,
-           fmt::format("rank {}: {} cannot be captured: the ranks of this node are in several processes or on several "
-                       "GPUs, and wait for each other on the host",
+           fmt::format("rank {}: {} cannot be captured: the ranks of this node are in several processes, and wait for "
+                       "each other on the host",
                        engine_.fabric().rank(), operationName(kind())));
     }
   }
@@ -131,24 +131,73 @@ kernels::Budget DeviceOperation::budgetOf(const std::vector<DeviceOperation*>& a
   return budget;
 }
 
+std::vector<DeviceOperation::Part> DeviceOperation::partsOf(const std::vector<DeviceOperation*>& all) {
+  std::vector<Part> parts;
+  for (DeviceOperation* one : all) {
+    auto part = std::find_if(parts.begin(), parts.end(),
+                             [&](const Part& p) { return p.domain().part() == one->domain_.part(); });
+    if (part == parts.end()) part = parts.insert(parts.end(), Part{});
+    part->all.push_back(one);
+  }
+  for (Part& part : parts) {
+    for (DeviceOperation* one : part.all) {
+      if (one->stream_ == part.leader() ||
+          std::find(part.others.begin(), part.others.end(), one->stream_) != part.others.end())
+        continue;
+      part.others.push_back(one->stream_);
+    }
+  }
+  return parts;
+}
+
+void DeviceOperation::meet(const std::vector<Part>& parts, int which) {
+  if (parts.size() < 2) return;
+  for (const Part& part : parts) {
+    const cuda::OnDevice on(part.domain().device());
+    part.domain().event(which).record(part.leader());
+  }
+  for (const Part& part : parts) {
+    const cuda::OnDevice on(part.domain().device());
+    for (const Part& other : parts) {
+      if (other.leader() != part.leader()) other.domain().event(which).waitOn(part.leader());
+    }
+  }
+}
+
 void DeviceOperation::launchTogether(const std::vector<DeviceOperation*>& all) {
   const exec::Range range("launch");
-  const cuda::OnDevice on(domain_.device());
-  const kernels::Budget budget = budgetOf(all);
+  const std::vector<Part> parts = partsOf(all);
   // What others have on their streams comes first, and what they do next comes after.
-  const cuda::Stream leader = all.front()->stream_;
-  std::vector<cuda::Stream> others;
-  for (DeviceOperation* one : all) {
-    if (one->stream_ == leader || std::find(others.begin(), others.end(), one->stream_) != others.end()) continue;
-    others.push_back(one->stream_);
-    one->domain_.event(0).record(one->stream_);
-    one->domain_.event(0).waitOn(leader);
+  for (const Part& part : parts) {
+    const cuda::OnDevice on(part.domain().device());
+    for (const cuda::Stream other : part.others) {
+      cuda::Event& event = (*std::find_if(part.all.begin(), part.all.end(), [&](const DeviceOperation* one) {
+                             return one->stream_ == other;
+                           }))->domain_.event(0);
+      event.record(other);
+      event.waitOn(part.leader());
+    }
   }
-  launchAll(all, budget, leader);
-  if (others.empty()) return;
-  cuda::Event& end = all.front()->domain_.event(1);
-  end.record(leader);
-  for (const cuda::Stream other : others) end.waitOn(other);
+  meet(parts, 1);
+  const auto launchParts = [&](auto launch) {
+    for (const Part& part : parts) {
+      const cuda::OnDevice on(part.domain().device());
+      (part.all.front()->*launch)(part.all, budgetOf(part.all), part.leader());
+    }
+  };
+  launchParts(&DeviceOperation::launchAll);
+  if (hasRest()) {
+    meet(parts, 1);
+    launchParts(&DeviceOperation::launchRest);
+  }
+  meet(parts, 1);
+  for (const Part& part : parts) {
+    if (part.others.empty()) continue;
+    const cuda::OnDevice on(part.domain().device());
+    cuda::Event& end = part.domain().event(1);
+    end.record(part.leader());
+    for (const cuda::Stream other : part.others) end.waitOn(other);
+  }
 }
 
 Parameters DeviceOperation::parameters(std::size_t rowBytes, std::size_t rowBytes2, std::uint64_t type,

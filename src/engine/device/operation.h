@@ -42,9 +42,12 @@ class DeviceOperation : public Operation {
   virtual void announce(Meeting::Announcement& announcement) = 0;
   // Once all are ready: learn where everyone's memory is.
   virtual void bind() {}
-  // On the current GPU, for all members. Operations of one kind only come together.
+  // On the current GPU, for all members that share a launch. Operations of one kind only come together.
   virtual void launchAll(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget,
                          exec::cuda::Stream stream) = 0;
+  // The same once more when all have ended what they launched first, where members are on several GPUs.
+  virtual void launchRest(const std::vector<DeviceOperation*>&, const kernels::Budget&, exec::cuda::Stream) {}
+  virtual bool hasRest() const { return false; }
   // After the launch, on this rank's own thread; may be called until it is complete.
   virtual Outcome finish() { return Outcome::complete; }
 
@@ -63,6 +66,17 @@ class DeviceOperation : public Operation {
   Meeting meeting_;
 
  private:
+  // Members that share a launch, and the stream that it is on.
+  struct Part {
+    std::vector<DeviceOperation*> all;
+    std::vector<exec::cuda::Stream> others;  // of members, beside the leader
+    exec::cuda::Stream leader() const { return all.front()->stream_; }
+    DeviceDomain& domain() const { return all.front()->domain_; }
+  };
+  static std::vector<Part> partsOf(const std::vector<DeviceOperation*>& all);
+  // What is launched on any part's stream from now on comes after what is on all of them. `which` event of the domains.
+  static void meet(const std::vector<Part>& parts, int which);
+
   Outcome ready();
   Outcome launchStep();
 

@@ -88,11 +88,16 @@ void DevicePlanning::launchAll(const std::vector<DeviceOperation*>& all, const k
                                             domain_.device(), args.topk, args.experts, args.ranks));
   }
   for (DeviceOperation* one : all) keepRoutingMap(one->plan(), stream);
-  if (domain_.together()) {
+  if (domain_.oneLaunch()) {
     cuda::plan(args, stream);
   } else {
     cuda::planCount(args, stream);
   }
+}
+
+void DevicePlanning::launchRest(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget,
+                                cuda::Stream stream) {
+  cuda::planLay(arguments(all, budget), stream);
 }
 
 // What the planner has found, of which all ranks know.

@@ -17,6 +17,9 @@ class DevicePlanning : public DeviceOperation {
   void announce(Meeting::Announcement& announcement) override;
   void launchAll(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget,
                  exec::cuda::Stream stream) override;
+  void launchRest(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget,
+                  exec::cuda::Stream stream) override;
+  bool hasRest() const override { return domain_.together() && !domain_.oneLaunch(); }
   Outcome finish() override;
 
  private:

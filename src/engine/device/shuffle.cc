@@ -61,7 +61,7 @@ void DeviceDispatch::announce(Meeting::Announcement& announcement) {
   if (flags_ == 0) return;
   announcement.bytes = beside->shape().rows;
   announceTensor(announcement, kTickets, beside->data(), beside->shape().bytes());
-  if (domain_.together()) return;  // else the others' kernels are not to wait for
+  if (domain_.oneLaunch()) return;  // else the others' kernels are not to wait for
   std::vector<DeviceOperation*> self{this};
   resetBeside(self, budgetOf(self), stream());
 }
@@ -156,7 +156,7 @@ void DeviceDispatch::describeRows(const std::vector<DeviceOperation*>& all, cons
   args.rankCount = static_cast<int>(all.size());
   args.maxTokens = mostTokens(all);
   args.topk = request.map.topk;
-  args.oneGpu = domain_.together();
+  args.oneGpu = domain_.oneLaunch();
   for (std::size_t i = 0; i < all.size(); ++i) {
     const auto& one = static_cast<const DeviceDispatch&>(*all[i]);
     const DevicePlan& device = *one.plan_->device;
@@ -172,7 +172,7 @@ void DeviceDispatch::describeRows(const std::vector<DeviceOperation*>& all, cons
 
 void DeviceDispatch::launchAll(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget,
                                cuda::Stream stream) {
-  if (domain_.together() && (anyGrowing_ || anyBeside_)) resetBeside(all, budget, stream);
+  if (domain_.oneLaunch() && (anyGrowing_ || anyBeside_)) resetBeside(all, budget, stream);
   if (plan_->request.options.alignment > 1) fillGaps(all, budget, stream);
   if (tensors_[1].rowBytes > 0 && !request_.castToFp8) cuda::place(placeArgs(all, 1), budget, stream);
   if (request_.castToFp8) {
@@ -186,7 +186,7 @@ void DeviceDispatch::launchAll(const std::vector<DeviceOperation*>& all, const k
     // The first tensor is the last to be placed: a counted row is there in both.
     kernels::CountedPlaceArgs args{};
     args.place = placeArgs(all, 0);
-    args.oneGpu = domain_.together();
+    args.oneGpu = domain_.oneLaunch();
     std::copy(growing_.begin(), growing_.end(), args.boards);
     cuda::placeCounted(args, budget, stream);
   } else {
