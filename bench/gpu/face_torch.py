@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""torch.distributed over NCCL with libfusco preloaded and without, ranks as processes that share one GPU.
+"""torch.distributed over NCCL with libfusco preloaded and without, ranks as processes that share one GPU,
+or with --own-gpus on a GPU each.
 
-    bench/gpu/face_torch.py --library build/plugin/nccl/libfusco.so.1 [--ranks 2 4] [--parts check time kill]
+    bench/gpu/face_torch.py --library build/plugin/nccl/libfusco.so.1 [--ranks 2 4] [--parts check time kill] [--own-gpus]
 
 check: every operation with and without libfusco, outputs compared bit by bit, and FUSCO's counters above zero with it.
 time:  all_to_all_single of 1, 16 and 128 MB a rank, both ways.
@@ -12,8 +13,8 @@ killed. About a minute for 2 and 4 ranks; --budget ends it after 90 s whatever h
 the start, groups by split), nonblocking (eager, and torch polls until they are made); default: lazy for 2 ranks, else
 eager.
 
-NCCL takes several ranks on a GPU when each has a host id of its own; it then uses sockets. So the times tell whether
-libfusco chooses the path that is there, and nothing about NCCL. Ends with 1 when anything is wrong.
+NCCL takes several ranks on a GPU when each has a host id of its own; it then uses sockets. So without --own-gpus the times
+tell whether libfusco chooses the path that is there, and nothing about NCCL. Ends with 1 when anything is wrong.
 """
 import argparse
 import hashlib
@@ -187,8 +188,9 @@ def start_torch(options):
     import datetime
     import torch
     import torch.distributed as dist
-    torch.cuda.set_device(0)
-    eager = {} if options.mode == "lazy" else {"device_id": torch.device("cuda", 0)}
+    device = options.rank if options.own_gpus else 0
+    torch.cuda.set_device(device)
+    eager = {} if options.mode == "lazy" else {"device_id": torch.device("cuda", device)}
     dist.init_process_group("nccl", rank=options.rank, world_size=options.ranks[0],
                             timeout=datetime.timedelta(seconds=20), init_method=f"file://{options.meeting}", **eager)
     return torch, dist
@@ -250,9 +252,10 @@ class Run:
                 command = [sys.executable, os.path.abspath(__file__), "--rank", str(rank), "--ranks", str(ranks),
                            "--parts", *parts, "--mode", mode, "--meeting", os.path.join(folder, "meeting"),
                            "--seconds", str(options.seconds), "--sizes", *map(str, options.sizes), "--checks",
-                           *options.checks]
+                           *options.checks, *(["--own-gpus"] if options.own_gpus else [])]
+                ids = {} if options.own_gpus else {"NCCL_HOSTID": f"host{rank}"}
                 outputs.append(open(os.path.join(folder, f"{rank}.txt"), "w+"))
-                processes.append(subprocess.Popen(command, env=dict(environment, NCCL_HOSTID=f"host{rank}"),
+                processes.append(subprocess.Popen(command, env=dict(environment, **ids),
                                                   stdout=outputs[-1], stderr=outputs[-1]))
             end = time.monotonic() + seconds
             self.ended = [None] * ranks
@@ -326,6 +329,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=0.5, help="for each size")
     parser.add_argument("--limit", type=float, default=40.0, help="seconds for one start of all ranks")
     parser.add_argument("--budget", type=float, default=90.0, help="seconds for everything")
+    parser.add_argument("--own-gpus", action="store_true", help="rank r has GPU r; NCCL then uses the links between GPUs")
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--meeting", help=argparse.SUPPRESS)
     options = parser.parse_args()

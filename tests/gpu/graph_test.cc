@@ -1,5 +1,6 @@
 // Plan, dispatch and combine captured in a CUDA graph: replayed with a new routing map, new weights and a new number of
-// tokens each time. That all of it can be captured also shows that no call waits for the GPU.
+// tokens each time. That all of it can be captured also shows that no call waits for the GPU. Ranks are on all GPUs of
+// the machine, and the streams of these in one capture.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -44,10 +45,18 @@ class GraphRun {
   void newRouting();
   std::string check(int rank);
   std::string checkCombined(int rank, const std::vector<Expected>& all);
+  GpuSpace& spaceOf(int rank) { return *spaces_[static_cast<std::size_t>(gpuOfRank(rank, kRanks))]; }
+  void settle() {
+    for (const auto& space : spaces_) space->settle();
+  }
+  // All streams after the first one, and the other way round.
+  void fork();
+  void join();
 
   const std::vector<fuscoComm_t>& comms_;
   std::mt19937_64 random_;
-  GpuSpace space_;
+  std::vector<std::unique_ptr<GpuSpace>> spaces_;  // by GPU
+  std::vector<cudaEvent_t> events_;                // the same
   Case c_;
   std::int64_t most_ = 0;
   std::vector<std::unique_ptr<Tensors>> tensors_;
@@ -72,8 +81,15 @@ GraphRun::GraphRun(std::uint64_t seed, const std::vector<fuscoComm_t>& comms) : 
     c_.zeroFill = 1;
   }
   plans_.assign(kRanks, nullptr);
+  for (int gpu = 0; gpu <= gpuOfRank(kRanks - 1, kRanks); ++gpu) {
+    CUDA_OK(cudaSetDevice(gpu));
+    spaces_.push_back(std::make_unique<GpuSpace>());
+    events_.push_back(nullptr);
+    CUDA_OK(cudaEventCreateWithFlags(&events_.back(), cudaEventDisableTiming));
+  }
+  CUDA_OK(cudaSetDevice(0));
   for (int r = 0; r < kRanks; ++r) {
-    tensors_.push_back(std::make_unique<Tensors>(space_, static_cast<std::size_t>(most_),
+    tensors_.push_back(std::make_unique<Tensors>(spaceOf(r), static_cast<std::size_t>(most_),
                                                  static_cast<std::size_t>(c_.topk), c_.rowBytes, rowsOf(r)));
   }
   newRouting();
@@ -81,9 +97,25 @@ GraphRun::GraphRun(std::uint64_t seed, const std::vector<fuscoComm_t>& comms) : 
 }
 
 GraphRun::~GraphRun() {
-  cudaStreamSynchronize(space_.stream());
+  for (const auto& space : spaces_) cudaStreamSynchronize(space->stream());
   if (graph_ != nullptr) cudaGraphExecDestroy(graph_);
   for (const fuscoPlan_t plan : plans_) fuscoPlanDestroy(plan);
+  for (const cudaEvent_t event : events_) cudaEventDestroy(event);
+}
+
+void GraphRun::fork() {
+  CUDA_OK(cudaEventRecord(events_[0], spaces_[0]->stream()));
+  for (std::size_t gpu = 1; gpu < spaces_.size(); ++gpu)
+    CUDA_OK(cudaStreamWaitEvent(spaces_[gpu]->stream(), events_[0], 0));
+}
+
+void GraphRun::join() {
+  for (std::size_t gpu = 1; gpu < spaces_.size(); ++gpu) {
+    CUDA_OK(cudaSetDevice(static_cast<int>(gpu)));
+    CUDA_OK(cudaEventRecord(events_[gpu], spaces_[gpu]->stream()));
+    CUDA_OK(cudaStreamWaitEvent(spaces_[0]->stream(), events_[gpu], 0));
+  }
+  CUDA_OK(cudaSetDevice(0));
 }
 
 std::size_t GraphRun::rowsOf(int rank) const {
@@ -127,8 +159,10 @@ void GraphRun::newRouting() {
 }
 
 void GraphRun::capture() {
-  space_.settle();
-  CUDA_OK(cudaStreamBeginCapture(space_.stream(), cudaStreamCaptureModeGlobal));
+  settle();
+  const cudaStream_t first = spaces_[0]->stream();
+  CUDA_OK(cudaStreamBeginCapture(first, cudaStreamCaptureModeGlobal));
+  fork();
   FUSCO_OK(fuscoGroupStart());
   for (std::size_t r = 0; r < kRanks; ++r) {
     fuscoPlanConfig_t config = FUSCO_PLAN_CONFIG_INIT;
@@ -146,23 +180,24 @@ void GraphRun::capture() {
     config.capacityPolicy = fuscoCapacityDrop;
     config.tickets = 1;
     config.expertCounters = c_.seed / 3000 % 2 == 0;
-    FUSCO_OK(fuscoPlanCreate(&plans_[r], &config, comms_[r], space_.stream()));
+    FUSCO_OK(fuscoPlanCreate(&plans_[r], &config, comms_[r], spaceOf(static_cast<int>(r)).stream()));
   }
   FUSCO_OK(fuscoGroupEnd());
   FUSCO_OK(fuscoGroupStart());
   for (std::size_t r = 0; r < kRanks; ++r) {
     FUSCO_OK(fuscoDispatch(plans_[r], tensors_[r]->input.there(), tensors_[r]->output.there(), c_.rowBytes,
-                           space_.stream()));
+                           spaceOf(static_cast<int>(r)).stream()));
   }
   FUSCO_OK(fuscoGroupEnd());
   FUSCO_OK(fuscoGroupStart());
   for (std::size_t r = 0; r < kRanks; ++r) {
     FUSCO_OK(fuscoCombine(plans_[r], tensors_[r]->output.there(), tensors_[r]->combined.there(), c_.rowBytes / 4,
-                          fuscoFloat32, space_.stream()));
+                          fuscoFloat32, spaceOf(static_cast<int>(r)).stream()));
   }
   FUSCO_OK(fuscoGroupEnd());
   cudaGraph_t captured = nullptr;
-  CUDA_OK(cudaStreamEndCapture(space_.stream(), &captured));
+  join();
+  CUDA_OK(cudaStreamEndCapture(first, &captured));
   const cudaError_t error = cudaGraphInstantiate(&graph_, captured, 0);
   cudaGraphDestroy(captured);
   CUDA_OK(error);
@@ -170,8 +205,9 @@ void GraphRun::capture() {
 
 std::string GraphRun::replay() {
   newRouting();
-  CUDA_OK(cudaGraphLaunch(graph_, space_.stream()));
-  space_.settle();
+  settle();
+  CUDA_OK(cudaGraphLaunch(graph_, spaces_[0]->stream()));
+  settle();
   for (int r = 0; r < kRanks; ++r) {
     const std::string wrong = check(r);
     if (!wrong.empty()) return c_.describe() + "; rank " + std::to_string(r) + ": " + wrong;
@@ -195,7 +231,7 @@ std::string GraphRun::check(int rank) {
   const fuscoTicket_t* there = nullptr;
   FUSCO_OK(fuscoPlanTickets(plans_[at], &there));
   std::vector<fuscoTicket_t> tickets(held);
-  if (held > 0) space_.read(tickets.data(), there, held * sizeof(fuscoTicket_t));
+  if (held > 0) spaceOf(rank).read(tickets.data(), there, held * sizeof(fuscoTicket_t));
   std::vector<char> written(held, 0);
   for (const Arrival& a : expected.arrivals) {
     const auto row = static_cast<std::size_t>(a.row);
@@ -217,7 +253,8 @@ std::string GraphRun::check(int rank) {
     const volatile std::uint64_t* counters = nullptr;
     FUSCO_OK(fuscoPlanExpertCounters(plans_[at], &counters));
     std::vector<std::uint64_t> counted(expected.rowsOfExpert.size());
-    if (!counted.empty()) space_.read(counted.data(), const_cast<const std::uint64_t*>(counters), counted.size() * 8);
+    if (!counted.empty())
+      spaceOf(rank).read(counted.data(), const_cast<const std::uint64_t*>(counters), counted.size() * 8);
     for (std::size_t e = 0; e < counted.size(); ++e) {
       if (counted[e] != static_cast<std::uint64_t>(expected.rowsOfExpert[e]))
         wrong << "counter of expert " << e << " is " << counted[e] << ", expected " << expected.rowsOfExpert[e] << "; ";
@@ -271,6 +308,7 @@ TEST_F(GpuGraph, AReplayShufflesWhatIsThere) {
   for (int r = 0; r < kRanks; ++r) {
     fuscoConfig_t config = FUSCO_CONFIG_INIT;
     config.device = fuscoDeviceCuda;
+    config.gpu = gpuOfRank(r, kRanks);
     config.operationTimeoutMs = 20000;
     FUSCO_OK(fuscoCommInitRankConfig(&comms[static_cast<std::size_t>(r)], kRanks, id, r, &config));
   }

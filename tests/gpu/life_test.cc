@@ -35,20 +35,23 @@ TEST_F(GpuLife, MemoryStaysFlat) {
   }
   space.settle();
   const auto round = [&] {
-    for (const std::string& text : runGpuRanks(kRanks, [&](fuscoComm_t comm, int rank) {
-           const auto at = static_cast<std::size_t>(rank);
-           fuscoPlanConfig_t config = FUSCO_PLAN_CONFIG_INIT;
-           config.expertIds = ids[at]->there();
-           config.tokens = kTokens;
-           config.topk = kTopk;
-           config.experts = kExperts;
-           config.tickets = config.expertCounters = 1;
-           fuscoPlan_t plan = nullptr;
-           FUSCO_OK(fuscoPlanCreate(&plan, &config, comm, space.stream()));
-           FUSCO_OK(fuscoDispatch(plan, input[at]->there(), output[at]->there(), kRowBytes, space.stream()));
-           FUSCO_OK(fuscoPlanDestroy(plan));
-           return std::string();
-         }))
+    for (const std::string& text : runGpuRanks(
+             kRanks,
+             [&](fuscoComm_t comm, int rank) {
+               const auto at = static_cast<std::size_t>(rank);
+               fuscoPlanConfig_t config = FUSCO_PLAN_CONFIG_INIT;
+               config.expertIds = ids[at]->there();
+               config.tokens = kTokens;
+               config.topk = kTopk;
+               config.experts = kExperts;
+               config.tickets = config.expertCounters = 1;
+               fuscoPlan_t plan = nullptr;
+               FUSCO_OK(fuscoPlanCreate(&plan, &config, comm, space.stream()));
+               FUSCO_OK(fuscoDispatch(plan, input[at]->there(), output[at]->there(), kRowBytes, space.stream()));
+               FUSCO_OK(fuscoPlanDestroy(plan));
+               return std::string();
+             },
+             0, {}, 0, false))
       ASSERT_EQ(text, "");
   };
   const std::int64_t warm = std::min<std::int64_t>(20, some.count / 2);

@@ -1,5 +1,5 @@
-// Ranks in processes of their own that share a GPU: they reach each other's memory by CUDA IPC. The process of the test
-// itself never touches CUDA, since a fork would inherit it.
+// Ranks in processes of their own on the GPUs of the machine: they reach each other's memory by CUDA IPC. The process
+// of the test itself never touches CUDA, since a fork would inherit it.
 #include <cuda.h>
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -29,6 +29,7 @@ class GpuProcesses : public ::testing::Test {
 fuscoConfig_t onGpu(const Rank& self) {
   fuscoConfig_t config = self.config();
   config.device = fuscoDeviceCuda;
+  CUDA_OK(cudaSetDevice(gpuOfRank(self.rank(), self.ranks())));
   return config;
 }
 

@@ -1,4 +1,4 @@
-// Whole shuffles with ranks as threads that share a GPU, against the naive oracle: the cases of the host.
+// Whole shuffles with ranks as threads on the GPUs of the machine, against the naive oracle: the cases of the host.
 #include <gtest/gtest.h>
 
 #include "gpu/space.h"

@@ -4,6 +4,8 @@
 #include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cstdlib>
 #include <functional>
 #include <map>
 #include <random>
@@ -28,11 +30,24 @@ inline std::string noGpu() {
   return count > 0 ? "" : "no GPU: the driver shows none";
 }
 
-// Memory of the GPU, which the host sees by copies. Kept for the next case: giving memory back waits for the GPU, and
-// what a test does not wait for shall not be hidden by that.
+// The GPU of a rank: ranks are dealt to the GPUs of the machine in blocks, to FUSCO_TEST_GPUS of them at most.
+inline int gpuOfRank(int rank, int ranks) {
+  int count = 1;
+  CUDA_OK(cudaGetDeviceCount(&count));
+  const char* most = std::getenv("FUSCO_TEST_GPUS");
+  if (most != nullptr) count = std::min(count, std::max(1, std::atoi(most)));
+  count = std::min(count, ranks);
+  return rank * count / ranks;
+}
+
+// Memory of the current GPU, which the host sees by copies. Kept for the next case: giving memory back waits for the
+// GPU, and what a test does not wait for shall not be hidden by that.
 class GpuSpace : public Space {
  public:
-  GpuSpace() { CUDA_OK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking)); }
+  GpuSpace() {
+    CUDA_OK(cudaGetDevice(&device_));
+    CUDA_OK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+  }
   ~GpuSpace() override {
     cudaStreamDestroy(stream_);
     for (const auto& [pointer, bytes] : sizes_) cudaFree(pointer);
@@ -47,7 +62,11 @@ class GpuSpace : public Space {
       return pointer;
     }
     void* pointer = nullptr;
+    int before = 0;
+    CUDA_OK(cudaGetDevice(&before));
+    CUDA_OK(cudaSetDevice(device_));
     CUDA_OK(cudaMalloc(&pointer, size));
+    CUDA_OK(cudaSetDevice(before));
     sizes_[pointer] = size;
     return pointer;
   }
@@ -65,6 +84,7 @@ class GpuSpace : public Space {
   bool gpu() const override { return true; }
 
  private:
+  int device_ = 0;
   cudaStream_t stream_ = nullptr;
   std::map<void*, std::size_t> sizes_;
   std::map<std::size_t, std::vector<void*>> kept_;
@@ -96,15 +116,17 @@ class GpuBytes {
   std::vector<std::uint8_t> here;
 };
 
-// Communicators of ranks that share the GPU, one for each thread, which runs body(communicator, rank). One text a rank:
-// what the body returned or threw. `nodes` by rank; none: one node.
+// Communicators of ranks on all GPUs of the machine (`spread`), or on the first one; one for each thread, whose GPU is
+// the rank's, and which runs body(communicator, rank). One text a rank: what the body returned or threw. `nodes` by
+// rank; none: one node.
 inline std::vector<std::string> runGpuRanks(int ranks, const std::function<std::string(fuscoComm_t, int)>& body,
                                             int maxSms = 0, const std::vector<int>& nodes = {},
-                                            std::int64_t sliceBytes = 0) {
+                                            std::int64_t sliceBytes = 0, bool spread = true) {
   fuscoUniqueId id;
   FUSCO_OK(fuscoGetUniqueId(&id));
   std::vector<std::string> wrong(static_cast<std::size_t>(ranks));
   runThreads(ranks, [&](int rank) {
+    if (spread) CUDA_OK(cudaSetDevice(gpuOfRank(rank, ranks)));
     fuscoConfig_t config = FUSCO_CONFIG_INIT;
     config.device = fuscoDeviceCuda;
     config.operationTimeoutMs = 20000;

@@ -1,5 +1,5 @@
 // fusco through its public header. Ranks that share the one GPU are called for by one thread, in one group and on one
-// stream; with several GPUs each rank has a thread and a stream.
+// stream; with several GPUs each rank has a stream, and a thread where nothing is captured.
 #include <fmt/format.h>
 #include <fusco/fusco.h>
 
@@ -59,9 +59,8 @@ class Fusco : public FuscoShuffle {
  public:
   Fusco(World& world, Tensors& tensors, const Options& options, std::shared_ptr<Communicators> communicators)
       : world_(world), tensors_(tensors), options_(options), comms_(std::move(communicators)) {
-    if (options_.graph && world_.gpus() == 1) return;  // plans are captured
+    if (options_.graph) return;  // plans are captured, and the host learns no counts
     enqueuePlans(1);
-    if (options_.graph) return;  // the host learns no counts
     for (int rank = 0; rank < world_.ranks(); ++rank) {
       fuscoPlanInfo_t info = FUSCO_PLAN_INFO_INIT;
       require(fuscoPlanGetInfo(plans_.back()[static_cast<std::size_t>(rank)], &info), comms_->of(rank),
@@ -91,10 +90,9 @@ class Fusco : public FuscoShuffle {
   void enqueuePlans(int times) override { forAll(times, true, false, nullptr); }
 
   bool bringsScales() const override { return true; }
-  // With several GPUs each rank has a thread, and would have to capture by itself.
-  bool capturable() const override { return world_.gpus() == 1; }
   std::string remark() const override {
-    return world_.gpus() == 1 ? "all ranks called by one thread, on one stream" : "a thread and a stream a rank";
+    if (world_.gpus() == 1) return "all ranks called by one thread, on one stream";
+    return options_.graph ? "all ranks called by one thread, on a stream each" : "a thread and a stream a rank";
   }
 
  private:
@@ -102,11 +100,13 @@ class Fusco : public FuscoShuffle {
   using Work = std::function<void(int rank, fuscoPlan_t plan, cudaStream_t stream)>;
 
   void forAll(int times, bool plans, bool works, const Work& work) {
-    if (world_.gpus() > 1) {
+    const bool several = world_.gpus() > 1;
+    if (several && !options_.graph) {
       forAllSideBySide(times, plans, works, work);
       return;
     }
-    const cudaStream_t stream = world_.lead().get();
+    const auto streamOf = [&](int rank) { return several ? world_.ofRank(rank).get() : world_.lead().get(); };
+    if (several) world_.forkRanks();
     for (int i = 0; i < times; ++i) {
       if (plans) {
         // Captured plans are the graph's as long as that lives.
@@ -115,10 +115,11 @@ class Fusco : public FuscoShuffle {
           plans_.pop_back();
         }
         plans_.emplace_back(static_cast<std::size_t>(world_.ranks()), nullptr);
-        inGroup([&](int rank) { create(rank, plans_.back()[static_cast<std::size_t>(rank)], stream); });
+        inGroup([&](int rank) { create(rank, plans_.back()[static_cast<std::size_t>(rank)], streamOf(rank)); });
       }
-      if (works) inGroup([&](int rank) { work(rank, plans_.back()[static_cast<std::size_t>(rank)], stream); });
+      if (works) inGroup([&](int rank) { work(rank, plans_.back()[static_cast<std::size_t>(rank)], streamOf(rank)); });
     }
+    if (several) world_.joinRanks();
   }
 
   void forAllSideBySide(int times, bool plans, bool works, const Work& work) {
