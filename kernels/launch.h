@@ -31,6 +31,19 @@ struct Budget {
   int blocks = 0;  // counted over all local ranks: one block takes one SM
 };
 
+// Bounds of a wait for another GPU. A launch that gives up says so, and leaves its output as it is.
+struct ArrivalWait {
+  std::uint64_t nanoseconds;
+  const std::uint32_t* abort;  // leave when it is not 0
+  std::uint32_t* failed;       // set to 1 by a launch that gave up
+};
+
+// Pieces that a row crosses links in (kernels/across.h).
+inline constexpr std::size_t kPieceBytes = 14336;
+constexpr unsigned piecesOfRow(std::size_t rowBytes) {
+  return static_cast<unsigned>((rowBytes + kPieceBytes - 1) / kPieceBytes);
+}
+
 // Dispatch in a node: each row of a flow is read once and written to bases[entry.rank] + entry.row * destinationStride
 // for all of its entries.
 struct PlaceArgs {
@@ -44,7 +57,14 @@ struct PlaceArgs {
   std::byte* bases[kMaxNodeRanks];                        // by Entry::rank; null: entries for that rank are left out
   std::size_t sourceStride, destinationStride, rowBytes;  // any numbers
   bool skipDuplicates;                                    // leave out entries with kDuplicate
+  // Rows that cross a link once (kernels/across.h): GPUs that are told when a copy that has duplicates there has come.
+  bool across;                              // without it nothing of this is read
+  bool expands[kMaxNodeRanks];              // by Entry::rank: its duplicates are left out
+  std::uint32_t* arrivals[kMaxNodeRanks];   // by Entry::rank, of its GPU; null: nobody is told
+  std::uint32_t firstUnit[kMaxLocalRanks];  // among these
 };
+// Whether rows of this shape can be placed with `across` on the current GPU.
+bool placesAcross(const PlaceArgs& args);
 int launchPlace(const PlaceArgs& args, const Budget& budget, void* stream);
 
 // Combine in a node: out[t] = bias[t] + sum over the entries of token t, by rank, then slot, of weight * row, with the
@@ -64,6 +84,13 @@ struct SumArgs {
   std::size_t elements;                   // of a row; rows are dense
   SumType type;
   bool weighted;
+  // Sums that other GPUs bring (kernels/across.h), instead of the rows of their ranks.
+  bool across;                                // without it nothing of this is read
+  bool brings[kMaxNodeRanks];                 // by Entry::rank
+  const std::byte* partials[kMaxLocalRanks];  // of each local rank: [tokens, mostPartials]
+  std::uint32_t* arrivals[kMaxLocalRanks];    // a word for each piece of these; null: all are there
+  int mostPartials;
+  ArrivalWait wait;
 };
 int launchSum(const SumArgs& args, const Budget& budget, void* stream);
 

@@ -1,5 +1,6 @@
 // Dispatch in a node: rows in source order, each read once and written to all of its places.
 #include <algorithm>
+#include <iterator>
 
 #include "kernels/grid.h"
 #include "kernels/launch.h"
@@ -70,7 +71,9 @@ __device__ void copyBases(const PlaceKernelArgs& args, std::byte** bases) {
 
 // Where an entry's row begins, or null when it is left out.
 __device__ std::byte* placeOf(const PlaceKernelArgs& args, std::byte* const* bases, const plan::Entry& entry) {
-  if (args.place.skipDuplicates && (entry.slot & plan::kDuplicate) != 0) return nullptr;
+  if ((entry.slot & plan::kDuplicate) != 0 &&
+      (args.place.skipDuplicates || (args.place.across && args.place.expands[entry.rank])))
+    return nullptr;
   std::byte* base = bases[entry.rank];
   return base == nullptr ? nullptr : base + entry.row * args.place.destinationStride;
 }
@@ -87,8 +90,8 @@ __global__ void __launch_bounds__(256) placeVectors(const __grid_constant__ Plac
   const unsigned warps = gridDim.x * (blockDim.x / kWarp);
   const unsigned lane = threadIdx.x % kWarp;
   constexpr unsigned kUnroll = 4;
-  for (unsigned index = blockIdx.x * (blockDim.x / kWarp) + threadIdx.x / kWarp; index < map.first[args.place.rankCount];
-       index += warps) {
+  for (unsigned index = blockIdx.x * (blockDim.x / kWarp) + threadIdx.x / kWarp;
+       index < map.first[args.place.rankCount]; index += warps) {
     const Unit unit = unitAt(args, map, index);
     const PlanPointers& plan = args.place.ranks[unit.rank].plan;
     const plan::Copy copy = plan.copies[unit.copy];
@@ -117,7 +120,8 @@ __global__ void __launch_bounds__(256) placeVectors(const __grid_constant__ Plac
 
 // Hopper and later: the copy engine of the SM moves rows through shared memory. A warp keeps kStages pieces under way;
 // lane k stores to the k-th place. Shared memory of a warp: buffers, then barriers; entries lie in static memory.
-template <int kStages, int kWarps>
+// kTells: other GPUs are told of pieces that have come there (kernels/across.h).
+template <int kStages, int kWarps, bool kTells>
 __global__ void __launch_bounds__(kWarps* kWarp) placeBulk(const __grid_constant__ PlaceKernelArgs args) {
 #if __CUDA_ARCH__ >= 900
   extern __shared__ __align__(128) unsigned char buffers[];
@@ -129,6 +133,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) placeBulk(const __grid_constant
     unsigned rank;
     unsigned offset;
     unsigned bytes;
+    unsigned arrival;  // among those of a GPU
   };
   __shared__ Meta metas[kWarps][kStages];
   __shared__ plan::Entry entries[kWarps][kStages][kWarp];
@@ -170,7 +175,9 @@ __global__ void __launch_bounds__(kWarps* kWarp) placeBulk(const __grid_constant
       ptx::barrierExpect(&barriers[warp][stage], unit.bytes);
       ptx::bulkLoad(mine + stage * args.bufferBytes, rank.source + token * args.place.sourceStride + unit.offset,
                     unit.bytes, &barriers[warp][stage], policy);
-      metas[warp][stage] = {first, end, static_cast<unsigned>(unit.rank), unit.offset, unit.bytes};
+      metas[warp][stage] = {first, end, static_cast<unsigned>(unit.rank), unit.offset, unit.bytes, 0};
+      if (kTells)
+        metas[warp][stage].arrival = args.place.firstUnit[unit.rank] + self + n * warps - map.first[unit.rank];
     }
     if (first + static_cast<unsigned>(lane) < end) {
       // Arrives long before it is needed.
@@ -180,6 +187,25 @@ __global__ void __launch_bounds__(kWarps* kWarp) placeBulk(const __grid_constant
     }
     asm volatile("cp.async.commit_group;" ::: "memory");
     pair = readPair(n + 1);
+  };
+
+  // Unit n, whose stores have ended: one word for each GPU that copies its row.
+  const auto tell = [&](unsigned n) {
+    const int stage = static_cast<int>(n % kStages);
+    __syncwarp();
+    const Meta meta = metas[warp][stage];
+    std::uint32_t* arrivals = nullptr;
+    if (meta.first + static_cast<unsigned>(lane) < meta.end) {
+      const plan::Entry entry = entries[warp][stage][lane];
+      if ((entry.slot & plan::kDuplicate) != 0 && args.place.expands[entry.rank])
+        arrivals = args.place.arrivals[entry.rank];
+    }
+    const unsigned same = __match_any_sync(0xffffffffu, reinterpret_cast<unsigned long long>(arrivals));
+    if (arrivals != nullptr && lane == __ffs(static_cast<int>(same)) - 1) {
+      __threadfence_system();
+      ptx::storeRelease(arrivals + meta.arrival, 1);
+    }
+    __syncwarp();
   };
 
   for (unsigned n = 0; n + 1 < kStages; ++n) {
@@ -197,14 +223,18 @@ __global__ void __launch_bounds__(kWarps* kWarp) placeBulk(const __grid_constant
     const Meta meta = metas[warp][stage];
     const unsigned char* row = mine + stage * args.bufferBytes;
     for (unsigned e = meta.first + static_cast<unsigned>(lane); e < meta.end; e += kWarp) {
-      const plan::Entry entry = e < meta.first + kWarp ? entries[warp][stage][lane]
-                                                       : args.place.ranks[meta.rank].plan.entries[e];
+      const plan::Entry entry =
+          e < meta.first + kWarp ? entries[warp][stage][lane] : args.place.ranks[meta.rank].plan.entries[e];
       std::byte* place = placeOf(args, bases, entry);
       if (place != nullptr) ptx::bulkStore(place + meta.offset, row, meta.bytes);
     }
     ptx::bulkCommit();
+    if (kTells && n > 0) {
+      ptx::bulkWait<1>();
+      tell(n - 1);
+    }
     if (n + kStages - 1 < count) {
-      ptx::bulkWaitRead<1>();  // the stage before this one is free
+      if (!kTells) ptx::bulkWaitRead<1>();  // the stage before this one is free
       __syncwarp();
       load(n + kStages - 1);
     } else {
@@ -212,6 +242,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) placeBulk(const __grid_constant
     }
   }
   ptx::bulkWait<0>();
+  if (kTells && count > 0) tell(count - 1);
 #endif
 }
 
@@ -222,7 +253,8 @@ cudaError_t launchVectors(PlaceKernelArgs args, int sms, int budget, cudaStream_
   const int most = (budget > 0 ? budget : sms) * 8;
   // Rows are cut when there are too few of them for the GPU.
   const auto vectors = static_cast<std::int64_t>(args.place.rowBytes / sizeof(Vector));
-  const std::int64_t wanted = std::max<std::int64_t>(1, std::int64_t{most} * kWarpsOfBlock / std::max<std::int64_t>(copies, 1));
+  const std::int64_t wanted =
+      std::max<std::int64_t>(1, std::int64_t{most} * kWarpsOfBlock / std::max<std::int64_t>(copies, 1));
   const std::int64_t possible = std::max<std::int64_t>(1, vectors / kWarp);
   args.pieces = static_cast<int>(std::min(wanted, possible));
   const std::int64_t piece = (vectors + args.pieces - 1) / args.pieces;
@@ -233,9 +265,9 @@ cudaError_t launchVectors(PlaceKernelArgs args, int sms, int budget, cudaStream_
   return launch(placeVectors<Vector>, args, blocks, kWarpsOfBlock * kWarp, 0, stream);
 }
 
-constexpr unsigned kMostBuffer = 14336;
+constexpr unsigned kMostBuffer = kPieceBytes;
 
-template <int kStages, int kWarps>
+template <int kStages, int kWarps, bool kTells>
 cudaError_t launchBulk(PlaceKernelArgs args, int blocks, cudaStream_t stream) {
   const std::int64_t copies = std::int64_t{args.place.rankCount} * args.place.maxTokens;
   const auto row = static_cast<std::int64_t>(args.place.rowBytes);
@@ -243,9 +275,9 @@ cudaError_t launchBulk(PlaceKernelArgs args, int blocks, cudaStream_t stream) {
   std::int64_t pieces = (row + kMostBuffer - 1) / kMostBuffer;
   const std::int64_t warps = std::int64_t{blocks} * kWarps;
   const std::int64_t wanted = (4 * warps + std::max<std::int64_t>(copies, 1) - 1) / std::max<std::int64_t>(copies, 1);
-  pieces = std::max(pieces, std::min(wanted, std::max<std::int64_t>(1, row / 1024)));
+  if (!kTells) pieces = std::max(pieces, std::min(wanted, std::max<std::int64_t>(1, row / 1024)));
   std::int64_t piece = (row + pieces - 1) / pieces;
-  piece = (piece + 15) / 16 * 16;
+  piece = kTells ? std::min<std::int64_t>(row, kMostBuffer) : (piece + 15) / 16 * 16;
   args.pieces = static_cast<int>((row + piece - 1) / piece);
   args.pieceBytes = static_cast<unsigned>(piece);
   args.bufferBytes = (args.pieceBytes + 127) / 128 * 128;
@@ -256,10 +288,23 @@ cudaError_t launchBulk(PlaceKernelArgs args, int blocks, cudaStream_t stream) {
   // SM's shared memory keeps them apart.
   const auto needed = static_cast<std::size_t>(args.bufferBytes) * kStages * kWarps;
   const std::size_t alone = static_cast<std::size_t>(deviceShape().sharedBytes) / 2 + 128;
-  return launch(placeBulk<kStages, kWarps>, args, used, kWarps * kWarp, std::max(needed, alone), stream);
+  return launch(placeBulk<kStages, kWarps, kTells>, args, used, kWarps * kWarp, std::max(needed, alone), stream);
+}
+
+std::uint64_t bitsOf(const PlaceArgs& place) {
+  std::uint64_t bits = place.sourceStride | place.destinationStride | place.rowBytes;
+  for (int i = 0; i < place.rankCount; ++i) bits |= reinterpret_cast<std::uintptr_t>(place.ranks[i].source);
+  for (const std::byte* base : place.bases) bits |= reinterpret_cast<std::uintptr_t>(base);
+  return bits;
+}
+
+bool isBulk(const PlaceArgs& place) {
+  return bitsOf(place) % 16 == 0 && deviceShape().major >= 9 && place.rowBytes < (1u << 31);
 }
 
 }  // namespace
+
+bool placesAcross(const PlaceArgs& place) { return isBulk(place); }
 
 int launchPlace(const PlaceArgs& place, const Budget& budget, void* stream) {
   if (place.maxTokens == 0 || place.rankCount == 0 || place.rowBytes == 0) return cudaSuccess;
@@ -267,14 +312,15 @@ int launchPlace(const PlaceArgs& place, const Budget& budget, void* stream) {
   args.place = place;
   const DeviceShape shape = deviceShape();
   auto* on = static_cast<cudaStream_t>(stream);
-  std::uint64_t bits = place.sourceStride | place.destinationStride | place.rowBytes;
-  for (int i = 0; i < place.rankCount; ++i) bits |= reinterpret_cast<std::uintptr_t>(place.ranks[i].source);
-  for (const std::byte* base : place.bases) bits |= reinterpret_cast<std::uintptr_t>(base);
-  if (bits % 16 == 0 && shape.major >= 9 && place.rowBytes < (1u << 31)) {
+  const std::uint64_t bits = bitsOf(place);
+  if (isBulk(place)) {
     // One warp a block reaches the wall when all SMs work; few SMs need more in flight.
     const int blocks = budget.blocks > 0 ? std::min(budget.blocks, shape.sms) : shape.sms;
-    if (blocks >= shape.sms * 3 / 4) return launchBulk<4, 1>(args, blocks, on);
-    return launchBulk<2, 7>(args, blocks, on);
+    const bool tells = place.across && std::any_of(std::begin(place.arrivals), std::end(place.arrivals),
+                                                   [](const std::uint32_t* word) { return word != nullptr; });
+    if (blocks >= shape.sms * 3 / 4)
+      return tells ? launchBulk<4, 1, true>(args, blocks, on) : launchBulk<4, 1, false>(args, blocks, on);
+    return tells ? launchBulk<2, 7, true>(args, blocks, on) : launchBulk<2, 7, false>(args, blocks, on);
   }
   if (bits % 16 == 0) return launchVectors<uint4>(args, shape.sms, budget.blocks, on);
   if (bits % 8 == 0) return launchVectors<uint2>(args, shape.sms, budget.blocks, on);

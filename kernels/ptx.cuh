@@ -31,7 +31,31 @@ __device__ inline void letNextLaunchBegin() {
 #endif
 }
 
+// Words that other GPUs write or read.
+__device__ inline std::uint32_t loadAcquire(const std::uint32_t* word) {
+  std::uint32_t value = 0;
+#if __CUDA_ARCH__ >= 700
+  asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(word) : "memory");
+#endif
+  return value;
+}
+__device__ inline void storeRelease(std::uint32_t* word, std::uint32_t value) {
+#if __CUDA_ARCH__ >= 700
+  asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(word), "r"(value) : "memory");
+#endif
+}
+__device__ inline std::uint32_t loadVolatile(const std::uint32_t* word) {
+  return *const_cast<const volatile std::uint32_t*>(word);
+}
+__device__ inline std::uint64_t nanoseconds() {
+  std::uint64_t now;
+  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
+  return now;
+}
+
 #if __CUDA_ARCH__ >= 900
+// What ordinary accesses have seen, the copy engine sees.
+__device__ inline void fenceProxyAsync() { asm volatile("fence.proxy.async;" ::: "memory"); }
 __device__ inline void barrierInit(std::uint64_t* barrier, std::uint32_t arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(sharedAddress(barrier)), "r"(arrivals) : "memory");
 }
@@ -57,8 +81,8 @@ __device__ inline void barrierWait(std::uint64_t* barrier, std::uint32_t parity)
 __device__ inline void bulkLoad(void* shared, const void* global, std::uint32_t bytes, std::uint64_t* barrier,
                                 std::uint64_t policy) {
   asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
-          sharedAddress(shared)),
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::
+          "r"(sharedAddress(shared)),
       "l"(global), "r"(bytes), "r"(sharedAddress(barrier)), "l"(policy)
       : "memory");
 }

@@ -2,6 +2,7 @@
 // once.
 #include <algorithm>
 
+#include "kernels/across.cuh"
 #include "kernels/grid.h"
 #include "kernels/launch.h"
 #include "kernels/numbers.cuh"
@@ -68,7 +69,7 @@ struct Sum {
 // The largest entry rank that was taken, so that more than 32 terms can be added in order: rank by rank.
 template <typename Number, int kBytes>
 __device__ void sumPiece(const SumKernelArgs& args, const SumArgs::Rank& rank, unsigned token, unsigned firstEntry,
-                         unsigned endEntry, unsigned offset, unsigned bytes, const std::byte* const* bases) {
+                         unsigned endEntry, unsigned offset, unsigned bytes, const std::byte* const* bases, int local) {
   using Vector = Pack<Number, kBytes>;
   const int lane = static_cast<int>(threadIdx.x % kWarp);
   const unsigned many = endEntry - firstEntry;
@@ -76,7 +77,7 @@ __device__ void sumPiece(const SumKernelArgs& args, const SumArgs::Rank& rank, u
   std::byte* out = rank.out + token * args.rowBytes + offset;
 
   Terms terms{nullptr, 0.0f};
-  const int count = many <= kWarp ? static_cast<int>(many) : 0;
+  int count = many <= kWarp ? static_cast<int>(many) : 0;
   if (count > 0) {
     // Each lane takes an entry; then lane p fetches the one that comes p-th.
     plan::Entry entry{0xffff, 0, 0};
@@ -86,13 +87,37 @@ __device__ void sumPiece(const SumKernelArgs& args, const SumArgs::Rank& rank, u
       weight = args.sum.weighted ? rank.plan.weights[firstEntry + lane] : 1.0f;
     }
     const std::byte* row = lane < count ? bases[entry.rank] + entry.row * args.rowBytes + offset : nullptr;
-    const int position = positionOf(entry.rank, lane, count);
+    unsigned order = entry.rank;
+    if (args.sum.across) {
+      // A sum stands for the rows of its rank, the others of them come last and are left out.
+      const bool first = lane < count && (entry.slot & plan::kDuplicate) == 0;
+      const unsigned ranks = __ballot_sync(0xffffffffu, first);
+      const bool brought = lane < count && args.sum.brings[entry.rank];
+      if (brought) {
+        const unsigned at = token * static_cast<unsigned>(args.sum.mostPartials) +
+                            static_cast<unsigned>(__popc(ranks & ((1u << lane) - 1)));
+        row = args.sum.partials[local] + std::size_t{at} * args.rowBytes + offset;
+        weight = 1.0f;
+        if (!first) order = 0x10000;
+      }
+      if (args.sum.arrivals[local] != nullptr) {
+        const unsigned pieces = static_cast<unsigned>(args.pieces);
+        for (unsigned left = __ballot_sync(0xffffffffu, brought && first); left != 0; left &= left - 1) {
+          const unsigned ordinal = static_cast<unsigned>(__popc(ranks & ((left & -left) - 1)));
+          const std::size_t at =
+              (std::size_t{token} * args.sum.mostPartials + ordinal) * pieces + offset / args.pieceBytes;
+          if (!waitForArrival(args.sum.arrivals[local] + at, args.sum.wait)) return;
+        }
+      }
+      count -= __popc(__ballot_sync(0xffffffffu, brought && !first));
+    }
+    const int position = positionOf(order, lane, static_cast<int>(many));
     int from = lane;
-    for (int j = 0; j < count; ++j) {
+    for (int j = 0; j < static_cast<int>(many); ++j) {
       if (__shfl_sync(0xffffffffu, position, j) == lane) from = j;
     }
-    terms.row = reinterpret_cast<const std::byte*>(
-        __shfl_sync(0xffffffffu, reinterpret_cast<unsigned long long>(row), from));
+    terms.row =
+        reinterpret_cast<const std::byte*>(__shfl_sync(0xffffffffu, reinterpret_cast<unsigned long long>(row), from));
     terms.weight = __shfl_sync(0xffffffffu, weight, from);
   }
 
@@ -148,8 +173,8 @@ struct RankUnits {
   unsigned tokens[kMaxLocalRanks];
 };
 
-// Copies of a flow lie by token. A unit is a copy; it also writes the tokens without a copy that come before it, and the
-// last one those behind. Several copies of one token (a copy per entry) are summed by the first of them.
+// Copies of a flow lie by token. A unit is a copy; it also writes the tokens without a copy that come before it, and
+// the last one those behind. Several copies of one token (a copy per entry) are summed by the first of them.
 template <typename Number, int kBytes>
 __global__ void __launch_bounds__(kWarpsOfBlock* kWarp, 3) sumRows(const __grid_constant__ SumKernelArgs args) {
   __shared__ RankUnits map;
@@ -194,18 +219,21 @@ __global__ void __launch_bounds__(kWarpsOfBlock* kWarp, 3) sumRows(const __grid_
     const unsigned previous = isFirst ? 0xffffffffu : copies[copy - 1].token;
     if (!isEnd && !isFirst && previous == token) continue;
     for (unsigned bare = previous + 1; bare < token; ++bare)
-      sumPiece<Number, kBytes>(args, rank, bare, 0, 0, offset, bytes, bases);
+      sumPiece<Number, kBytes>(args, rank, bare, 0, 0, offset, bytes, bases, r);
     if (isEnd) continue;
     unsigned end = copy + 1;
     while (end < map.copyEnd[r] && copies[end].token == token) ++end;
-    sumPiece<Number, kBytes>(args, rank, token, copies[copy].firstEntry, copies[end].firstEntry, offset, bytes, bases);
+    sumPiece<Number, kBytes>(args, rank, token, copies[copy].firstEntry, copies[end].firstEntry, offset, bytes, bases,
+                             r);
   }
 }
 
 template <typename Number, int kBytes>
 cudaError_t launchNumbers(SumKernelArgs args, int sms, int budget, cudaStream_t stream) {
   const std::int64_t tokens = std::int64_t{args.sum.rankCount} * args.sum.maxTokens;
-  const int most = (budget > 0 ? budget : sms) * 3;
+  // Who waits for other GPUs leaves them room to work.
+  const bool waits = args.sum.across && args.sum.arrivals[0] != nullptr;
+  const int most = (budget > 0 ? budget : sms) * (waits ? 1 : 3);
   const auto row = static_cast<std::int64_t>(args.rowBytes);
   constexpr std::int64_t kStep = kWarp * kBytes;
   const std::int64_t wanted = (2 * std::int64_t{most} * kWarpsOfBlock + tokens - 1) / tokens;
@@ -214,6 +242,10 @@ cudaError_t launchNumbers(SumKernelArgs args, int sms, int budget, cudaStream_t 
   piece = (piece + kStep - 1) / kStep * kStep;
   args.pieces = static_cast<int>((row + piece - 1) / piece);
   args.pieceBytes = static_cast<unsigned>(piece);
+  if (waits) {
+    args.pieces = static_cast<int>(piecesOfRow(args.rowBytes));
+    args.pieceBytes = static_cast<unsigned>(std::min(args.rowBytes, kPieceBytes));
+  }
   const std::int64_t units = (tokens + args.sum.rankCount) * args.pieces;
   const int blocks = static_cast<int>(std::clamp<std::int64_t>((units + kWarpsOfBlock - 1) / kWarpsOfBlock, 1, most));
   return launch(sumRows<Number, kBytes>, args, blocks, kWarpsOfBlock * kWarp, 0, stream);

@@ -294,7 +294,8 @@ typedef enum {
   fuscoDedupNone = 0, /* a copy per routed slot crosses between nodes */
   fuscoDedupNode = 1, /* a copy per destination node; every final row is written from it */
   fuscoDedupFull = 2, /* as node, and rows that a rank needs more than once are written once and expanded there */
-  fuscoDedupAuto = 3  /* node where the output can be written directly, else full (default) */
+  fuscoDedupAuto = 3  /* node where the output can be written directly, else full; between GPUs of one process full
+                       * where that saves enough (default) */
 } fuscoDedup_t;
 
 typedef enum { fuscoCapacityError = 0, fuscoCapacityDrop = 1 } fuscoCapacityPolicy_t;
@@ -453,7 +454,8 @@ typedef struct {
   const void* bias;         /* [tokens] rows of the same type, or NULL */
   int weighted;     /* 1 (default): with the plan's weights. 0: plain sum (the backward of dispatch). In the rank-order
                      * layout sums are always plain: a row stands for all of the token's slots on its rank */
-  int partialsFp32; /* 1: sums travel between nodes in FP32, at twice the bytes for 16-bit rows */
+  int partialsFp32; /* 1: sums travel between nodes in FP32, at twice the bytes for 16-bit rows; between GPUs of a node
+                     * 16-bit rows travel one by one then, and no sums */
 } fuscoCombineArgs_t;
 #define FUSCO_COMBINE_INIT \
   { sizeof(fuscoCombineArgs_t), FUSCO_COMBINE_MAGIC, FUSCO_VERSION, NULL, NULL, 0, fuscoBfloat16, NULL, 1, 0 }

@@ -369,6 +369,7 @@ void Engine::abort(const std::string& reason) {
     }
   }
   fabric_->abort(reason);
+  if (device_ != nullptr) device_->endWaits();
 }
 
 }  // namespace fusco::engine

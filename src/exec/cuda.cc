@@ -276,6 +276,13 @@ void plan(const kernels::PlanArgs& args, Stream stream) {
 void place(const kernels::PlaceArgs& args, const kernels::Budget& budget, Stream stream) {
   check(kernels::launchPlace(args, budget, stream), "launch of the dispatch kernel");
 }
+bool placesAcross(const kernels::PlaceArgs& args) { return kernels::placesAcross(args); }
+void expand(const kernels::ExpandArgs& args, const kernels::Budget& budget, Stream stream) {
+  check(kernels::launchExpand(args, budget, stream), "launch of the kernel that copies rows where they have come");
+}
+void partial(const kernels::PartialArgs& args, const kernels::Budget& budget, Stream stream) {
+  check(kernels::launchPartial(args, budget, stream), "launch of the kernel that sums rows for other GPUs");
+}
 void placeCounted(const kernels::CountedPlaceArgs& args, const kernels::Budget& budget, Stream stream) {
   check(kernels::launchCountedPlace(args, budget, stream), "launch of the dispatch kernel that counts");
 }

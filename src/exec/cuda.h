@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <string>
 
+#include "kernels/across.h"
 #include "kernels/beside.h"
 #include "kernels/convert.h"
 #include "kernels/launch.h"
@@ -101,6 +102,10 @@ void planCount(const kernels::PlanArgs& args, Stream stream);
 void planLay(const kernels::PlanArgs& args, Stream stream);
 void plan(const kernels::PlanArgs& args, Stream stream);
 void place(const kernels::PlaceArgs& args, const kernels::Budget& budget, Stream stream);
+// Whether launches of this shape can bring rows over links once, on the current GPU.
+bool placesAcross(const kernels::PlaceArgs& args);
+void expand(const kernels::ExpandArgs& args, const kernels::Budget& budget, Stream stream);
+void partial(const kernels::PartialArgs& args, const kernels::Budget& budget, Stream stream);
 void placeCounted(const kernels::CountedPlaceArgs& args, const kernels::Budget& budget, Stream stream);
 void castPlace(const kernels::CastPlaceArgs& args, const kernels::Budget& budget, Stream stream);
 void sum(const kernels::SumArgs& args, const kernels::Budget& budget, Stream stream);

@@ -46,6 +46,9 @@ void planCount(const kernels::PlanArgs&, Stream) { none(); }
 void planLay(const kernels::PlanArgs&, Stream) { none(); }
 void plan(const kernels::PlanArgs&, Stream) { none(); }
 void place(const kernels::PlaceArgs&, const kernels::Budget&, Stream) { none(); }
+bool placesAcross(const kernels::PlaceArgs&) { none(); }
+void expand(const kernels::ExpandArgs&, const kernels::Budget&, Stream) { none(); }
+void partial(const kernels::PartialArgs&, const kernels::Budget&, Stream) { none(); }
 void placeCounted(const kernels::CountedPlaceArgs&, const kernels::Budget&, Stream) { none(); }
 void castPlace(const kernels::CastPlaceArgs&, const kernels::Budget&, Stream) { none(); }
 void sum(const kernels::SumArgs&, const kernels::Budget&, Stream) { none(); }

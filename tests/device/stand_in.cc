@@ -317,6 +317,9 @@ bool planFits(const kernels::PlanArgs&) { notHere("the planner"); }
 void planCount(const kernels::PlanArgs&, Stream) { notHere("the planner"); }
 void planLay(const kernels::PlanArgs&, Stream) { notHere("the planner"); }
 void plan(const kernels::PlanArgs&, Stream) { notHere("the planner"); }
+bool placesAcross(const kernels::PlaceArgs&) { return false; }
+void expand(const kernels::ExpandArgs&, const kernels::Budget&, Stream) { notHere("expand"); }
+void partial(const kernels::PartialArgs&, const kernels::Budget&, Stream) { notHere("partial"); }
 void placeCounted(const kernels::CountedPlaceArgs&, const kernels::Budget&, Stream) { notHere("placeCounted"); }
 void sum(const kernels::SumArgs&, const kernels::Budget&, Stream) { notHere("sum"); }
 void gaps(const kernels::GapsArgs&, const kernels::Budget&, Stream) { notHere("gaps"); }

@@ -82,9 +82,18 @@ class GpuSpace : public Space {
   }
   bool direct() const override { return false; }
   bool gpu() const override { return true; }
+  bool apart(int rank, int other) const override {
+    if (ranksTogether_ == 0 || rank == other) return false;
+    const char* apart = std::getenv("FUSCO_GPU_APART");
+    return (apart != nullptr && std::string(apart) == "1") ||
+           gpuOfRank(rank, ranksTogether_) != gpuOfRank(other, ranksTogether_);
+  }
+  // The ranks are threads of this process, on one node.
+  void setTogether(int ranks) { ranksTogether_ = ranks; }
 
  private:
   int device_ = 0;
+  int ranksTogether_ = 0;
   cudaStream_t stream_ = nullptr;
   std::map<void*, std::size_t> sizes_;
   std::map<std::size_t, std::vector<void*>> kept_;

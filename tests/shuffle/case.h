@@ -84,6 +84,8 @@ class Space {
   virtual void write(void* to, const void* from, std::size_t bytes);
   virtual bool direct() const { return true; }
   virtual bool gpu() const { return false; }
+  // Whether the ranks are on different GPUs, and launch together: sums may cross the link instead of rows.
+  virtual bool apart(int, int) const { return false; }
 };
 
 // One rank's part of a case on a communicator: plan, dispatch, combine, backward, all checked. Returns an empty string

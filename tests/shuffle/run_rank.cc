@@ -101,6 +101,10 @@ class CaseRun {
   // Rows of numbers, as the type has them: the experts' results, gradients, bias.
   std::vector<float> numbers(int tensor, int rank, std::int64_t row) const;
   void putRow(std::uint8_t* to, const std::vector<float>& values) const;
+  bool bringsSum(int rank) const {
+    return c_.dedup == fuscoDedupFull && c_.layout != fuscoLayoutRankOrder &&
+           (!partialsFp32_ || type_ == fuscoFloat32) && space_.apart(rank_, rank);
+  }
 
   // What a plan holds, on the host.
   template <class T>
@@ -385,7 +389,8 @@ void CaseRun::combine(bool start) {
 }
 
 // Bit by bit: FP32 sums node by node, within a node by rank, then slot; another node's sum is rounded to the row's type
-// before it is added. And the bound that goes with it, against a sum in float64.
+// before it is added, and so is that of a rank on another GPU where rows cross links once. And the bound that goes with
+// it, against a sum in float64.
 void CaseRun::checkCombine() {
   space_.settle();
   combined_->fetch();
@@ -410,10 +415,13 @@ void CaseRun::checkCombine() {
       for (std::size_t i = 0; i < elements_; ++i) exact[i] = sum[i], scale[i] = std::fabs(exact[i]);
     }
     for (std::size_t n = 0; n < order.size();) {
-      const int node = nodeOf(order[n]);
-      if (node != home) partial.assign(elements_, 0.0f);
-      std::vector<float>& into = node == home ? sum : partial;
+      const int node = nodeOf(order[n]), brings = bringsSum(places[order[n]].rank) ? places[order[n]].rank : -1;
+      const bool rounded = node != home || brings >= 0;
+      if (rounded) partial.assign(elements_, 0.0f);
+      std::vector<float>& into = rounded ? partial : sum;
       for (; n < order.size() && nodeOf(order[n]) == node; ++n) {
+        const int rank = places[order[n]].rank;
+        if (rank != brings && (brings >= 0 || bringsSum(rank))) break;
         const Place& place = places[order[n]];
         const float weight = weighted_ ? weightOf(rank_, t, order[n]) : 1.0f;
         const std::vector<float> row = numbers(5, place.rank, place.row);
@@ -423,7 +431,7 @@ void CaseRun::checkCombine() {
           scale[i] += std::fabs(static_cast<double>(weight) * row[i]);
         }
       }
-      if (node == home) continue;
+      if (!rounded) continue;
       for (std::size_t i = 0; i < elements_; ++i)
         sum[i] += partialsFp32_ ? partial[i] : roundElement(type_, partial[i]);
     }

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "base/environment.h"
@@ -72,6 +73,9 @@ DeviceDomain::DeviceDomain(Engine& engine, int device, int maxSms, std::int64_t 
   engine_.ledger().bytes += countsBytes_;
   cuda::fillNow(countsMemory_, 0, countsBytes_);
   for (auto& event : events_) event = std::make_unique<cuda::Event>();
+  for (auto& stream : beside_) stream = std::make_unique<cuda::OwnStream>();
+  waitWords_ = static_cast<std::uint32_t*>(cuda::allocatePinned(2 * sizeof(std::uint32_t)));
+  waitWords_[0] = waitWords_[1] = 0;
 
   DeviceRecord mine{};
   comm::processIdentity(mine.process);
@@ -125,6 +129,12 @@ DeviceDomain::DeviceDomain(Engine& engine, int device, int maxSms, std::int64_t 
     members_.push_back(i);
   }
   together_ = allHere;
+  for (int i = 0; i < engine.nodeRanks(); ++i) {
+    for (int j = 0; j < i; ++j) {
+      const bool onePart = peers_[static_cast<std::size_t>(i)].part == peers_[static_cast<std::size_t>(j)].part;
+      ownGpus_ = ownGpus_ && (onePart || recordOf(i).gpu != recordOf(j).gpu);
+    }
+  }
   oneLaunch_ = sharing == engine.nodeRanks();
   if (sharing > kernels::kMaxLocalRanks || engine.nodeRanks() > kernels::kMaxNodeRanks) {
     fail(Code::invalidArgument,
@@ -154,12 +164,69 @@ DeviceDomain::~DeviceDomain() {
     const cuda::OnDevice on(device_);
     imports_.clear();
     for (auto& event : events_) event.reset();
+    for (auto& stream : beside_) stream.reset();
+    for (int slot = 0; slot < kOperationSlots; ++slot) {
+      outgrown_.push_back(arrivals_[slot].memory);
+      outgrown_.push_back(partials_[slot].memory);
+    }
+    for (std::byte* memory : outgrown_) {
+      if (memory != nullptr) cuda::release(memory);
+    }
+    cuda::releasePinned(waitWords_);
     cuda::release(countsMemory_);
   } catch (const std::exception& e) {
     FUSCO_WARN("GPU memory of a communicator could not be freed: {}", e.what());
   }
-  engine_.ledger().bytes -= countsBytes_;
+  engine_.ledger().bytes -= countsBytes_ + landingBytes_;
 }
+
+cuda::Stream DeviceDomain::beside(cuda::Stream stream, bool captured) {
+  const cuda::Stream other = beside_[captured ? 1 : 0]->get();
+  event(2).record(stream);
+  event(2).waitOn(other);
+  return other;
+}
+
+void DeviceDomain::joinBeside(cuda::Stream stream, bool captured) {
+  event(3).record(beside_[captured ? 1 : 0]->get());
+  event(3).waitOn(stream);
+}
+
+kernels::ArrivalWait DeviceDomain::arrivalWait() const {
+  constexpr std::int64_t kMostMs = 300000;
+  const std::int64_t limit = engine_.config().operationTimeoutMs;
+  const std::int64_t ms = limit > 0 ? std::min(limit, kMostMs) : kMostMs;
+  return {static_cast<std::uint64_t>(ms) * 1000000u, waitWords_, waitWords_ + 1};
+}
+
+void DeviceDomain::checkArrivals() const {
+  if (std::atomic_ref(waitWords_[1]).load() == 0) return;
+  fail(Code::remoteError,
+       fmt::format("rank {}: rows from other GPUs did not come to GPU {} in time, an earlier operation has not "
+                   "completed; look for what keeps those GPUs busy, or raise operationTimeoutMs",
+                   engine_.fabric().rank(), device_));
+}
+
+void DeviceDomain::endWaits() { std::atomic_ref(waitWords_[0]).store(1); }
+
+std::byte* DeviceDomain::landing(Landing& landing, std::size_t bytes) {
+  if (landing.bytes >= bytes) return landing.memory;
+  const cuda::OnDevice on(device_);
+  const std::size_t size = std::max(bytes, 2 * landing.bytes);
+  auto* memory = static_cast<std::byte*>(cuda::allocate(size));
+  cuda::fillNow(memory, 0, size);
+  if (landing.memory != nullptr) outgrown_.push_back(landing.memory);
+  landing = {memory, size};
+  landingBytes_ += size;
+  engine_.ledger().bytes += size;
+  return memory;
+}
+
+std::uint32_t* DeviceDomain::arrivals(int slot, std::size_t words) {
+  return reinterpret_cast<std::uint32_t*>(landing(arrivals_[slot], words * sizeof(std::uint32_t)));
+}
+
+std::byte* DeviceDomain::partials(int slot, std::size_t bytes) { return landing(partials_[slot], bytes); }
 
 kernels::PlanCounts* DeviceDomain::counts(int slot) const {
   return reinterpret_cast<kernels::PlanCounts*>(countsMemory_ + static_cast<std::size_t>(slot) * kCountsOfSlot);

@@ -77,12 +77,34 @@ class DeviceDomain {
 
   // Waits of one stream for another.
   exec::cuda::Event& event(int which) { return *events_[which]; }
-  static constexpr int kEvents = 2;
+  static constexpr int kEvents = 4;
+
+  // For launches that wait for other GPUs while these work (kernels/across.h): a stream beside `stream`, behind what is
+  // on it now; and back.
+  exec::cuda::Stream beside(exec::cuda::Stream stream, bool captured);
+  void joinBeside(exec::cuda::Stream stream, bool captured);
+  // Whether they may: each launch has a GPU of its own.
+  bool ownGpus() const { return ownGpus_; }
+  kernels::ArrivalWait arrivalWait() const;
+  // Throws when a launch has given up.
+  void checkArrivals() const;
+  // No launch waits any longer.
+  void endWaits();
+  // Memory of an operation slot that other GPUs write to; grows. Arrivals are 0 while nobody uses them.
+  std::uint32_t* arrivals(int slot, std::size_t words);
+  std::byte* partials(int slot, std::size_t bytes);
 
   // Throws unless kernels of this rank's GPU reach it. `what`: "output"
   void checkPointer(const char* what, const void* pointer) const;
 
  private:
+  // Grows; what was there stays, since a graph may use it.
+  struct Landing {
+    std::byte* memory = nullptr;
+    std::size_t bytes = 0;
+  };
+  std::byte* landing(Landing& landing, std::size_t bytes);
+
   struct Peer {
     bool sameProcess;
     int device;
@@ -106,6 +128,12 @@ class DeviceDomain {
   std::byte* countsMemory_ = nullptr;  // counts of each slot, then addresses of each slot
   std::size_t countsBytes_ = 0;
   std::unique_ptr<exec::cuda::Event> events_[kEvents];
+  std::unique_ptr<exec::cuda::OwnStream> beside_[2];  // the second belongs to captures
+  bool ownGpus_ = true;
+  std::uint32_t* waitWords_ = nullptr;  // pinned: abort, failed
+  Landing arrivals_[kOperationSlots], partials_[kOperationSlots];
+  std::vector<std::byte*> outgrown_;
+  std::size_t landingBytes_ = 0;
   std::mutex importMutex_;
   struct Import {
     std::unique_ptr<exec::cuda::Imported> memory;

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <mutex>
 
 #include "exec/ranges.h"
 
@@ -90,6 +91,7 @@ Outcome DeviceOperation::run(const Step& step) {
 Outcome DeviceOperation::ready() {
   const cuda::OnDevice on(domain_.device());
   capturing_ = cuda::capturing(stream_);
+  domain_.checkArrivals();
   if (!domain_.together()) {
     if (capturing_) {
       fail(Code::invalidUsage,
@@ -167,6 +169,15 @@ void DeviceOperation::meet(const std::vector<Part>& parts, int which) {
 void DeviceOperation::launchTogether(const std::vector<DeviceOperation*>& all) {
   const exec::Range range("launch");
   const std::vector<Part> parts = partsOf(all);
+  for (DeviceOperation* one : all) one->everyone_ = &all;
+  {
+    const cuda::OnDevice on(domain_.device());
+    agree(all);
+  }
+  // Launches that wait for other GPUs are put on all of these in one order, whichever communicators they are of.
+  static std::mutex order;
+  const std::unique_lock ordered =
+      parts.size() > 1 ? std::unique_lock<std::mutex>(order) : std::unique_lock<std::mutex>();
   // What others have on their streams comes first, and what they do next comes after.
   for (const Part& part : parts) {
     const cuda::OnDevice on(part.domain().device());

@@ -48,10 +48,16 @@ class DeviceOperation : public Operation {
   // The same once more when all have ended what they launched first, where members are on several GPUs.
   virtual void launchRest(const std::vector<DeviceOperation*>&, const kernels::Budget&, exec::cuda::Stream) {}
   virtual bool hasRest() const { return false; }
+  // Before any launch, for one of the members: what all of them are to do alike. `all` by local index, if they are all
+  // of the node.
+  virtual void agree(const std::vector<DeviceOperation*>&) {}
+  // During launches: all that launch together, those of other GPUs included.
+  const std::vector<DeviceOperation*>& everyone() const { return *everyone_; }
   // After the launch, on this rank's own thread; may be called until it is complete.
   virtual Outcome finish() { return Outcome::complete; }
 
   Parameters parameters(std::size_t rowBytes, std::size_t rowBytes2, std::uint64_t type, std::uint64_t options) const;
+  static int partCount(const std::vector<DeviceOperation*>& all) { return static_cast<int>(partsOf(all).size()); }
   // SMs that the ranks of a launch may take together.
   static kernels::Budget budgetOf(const std::vector<DeviceOperation*>& all);
   // Announces a tensor under kRows, kRows2 or kTickets, and where a peer has one.
@@ -84,6 +90,7 @@ class DeviceOperation : public Operation {
   bool capturing_ = false;
   bool arrived_ = false;
   std::atomic<bool> launched_{false};
+  const std::vector<DeviceOperation*>* everyone_ = nullptr;
   std::exception_ptr launchError_;
 };
 

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
 
 namespace fusco::engine {
 
@@ -16,6 +17,27 @@ int mostTokens(const std::vector<DeviceOperation*>& all) {
   for (DeviceOperation* one : all) most = std::max(most, one->plan().request.map.tokens);
   return static_cast<int>(most);
 }
+
+// Rows that cross a link once cost more launches, and meetings of GPUs: about what so many bytes take on a link.
+constexpr std::int64_t kOverheadBytes = 4 << 20;
+
+// The cost rule: whether rows of `rowBytes` had better cross links once. With uniform routing a token has experts on
+// P (1 - (1 - 1/P)^K) of P parts.
+bool savesEnough(const PlanRequest& request, int parts, std::int64_t tokens, std::size_t rowBytes) {
+  if (parts < 2) return false;
+  double elsewhere = 1;
+  for (int k = 0; k < request.map.topk; ++k) elsewhere *= 1.0 - 1.0 / parts;
+  const double rows = request.map.topk - parts * (1 - elsewhere);
+  return static_cast<double>(tokens) * rows * (parts - 1) / parts * static_cast<double>(rowBytes) >
+         static_cast<double>(kOverheadBytes);
+}
+
+// Where launches wait beside others both want some multiprocessors.
+constexpr int kLeastBlocks = 4;
+
+// Of a budget, what goes to those who send; the rest to those who take.
+kernels::Budget senders(const kernels::Budget& budget) { return {(budget.blocks * 11 + 19) / 20}; }
+kernels::Budget takers(const kernels::Budget& budget) { return {budget.blocks - senders(budget).blocks}; }
 }  // namespace
 
 DeviceDispatch::DeviceDispatch(Engine& engine, std::shared_ptr<PlanState> plan, const DispatchRequest& request,
@@ -70,7 +92,7 @@ void DeviceDispatch::bind() {
   for (auto& bases : bases_) bases.clear();
   growing_.clear();
   beside_.clear();
-  anyGrowing_ = anyBeside_ = false;
+  anyGrowing_ = anyBeside_ = anyCounted_ = false;
   for (int i = 0; i < engine_.nodeRanks(); ++i) {
     bases_[0].push_back(tensorOf(i, kRows));
     bases_[1].push_back(tensorOf(i, kRows2));
@@ -90,6 +112,7 @@ void DeviceDispatch::bind() {
     }
     beside_.push_back(rows);
     anyGrowing_ |= (cell.flags & kWantsCounters) != 0;
+    anyCounted_ |= (cell.flags & (kWantsCounters | kCountsAtEnd)) != 0;
     anyBeside_ |= (cell.flags & (kCountsAtEnd | kWantsTickets)) != 0;
   }
 }
@@ -190,9 +213,103 @@ void DeviceDispatch::launchAll(const std::vector<DeviceOperation*>& all, const k
     std::copy(growing_.begin(), growing_.end(), args.boards);
     cuda::placeCounted(args, budget, stream);
   } else {
-    cuda::place(placeArgs(all, 0), budget, stream);
+    kernels::PlaceArgs args = placeArgs(all, 0);
+    if (across_ == Across::no) {
+      cuda::place(args, budget, stream);
+    } else {
+      tellOthers(args, all);
+      if (across_ == Across::behind) {
+        cuda::place(args, budget, stream);
+      } else {
+        const cuda::Stream beside = domain_.beside(stream, capturing());
+        cuda::place(args, senders(budget), stream);
+        expand(all, takers(budget), beside);
+        domain_.joinBeside(stream, capturing());
+      }
+    }
   }
   if (anyBeside_) describeRows(all, budget, stream);
+}
+
+void DeviceDispatch::launchRest(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget,
+                                cuda::Stream stream) {
+  expand(all, budget, stream);
+}
+
+bool DeviceDispatch::crossesOnce(const std::vector<DeviceOperation*>& all) const {
+  const PlanRequest& request = plan_->request;
+  const plan::Dedup dedup = request.options.dedup;
+  if (!domain_.together() || domain_.oneLaunch() || request.options.layout == plan::Layout::rankOrder) return false;
+  if (dedup == plan::Dedup::none || (dedup == plan::Dedup::node && !request.dedupAuto)) return false;
+  if (request_.castToFp8 || anyCounted_ || tensors_[0].rowBytes == 0) return false;
+  if (static_cast<int>(all.size()) > kernels::kMaxSources || request.map.topk > kernels::kMaxPlanTopk) return false;
+  for (DeviceOperation* one : all) {
+    const std::vector<DeviceOperation*> alone{one};
+    if (!cuda::placesAcross(placeArgs(alone, 0))) return false;
+  }
+  if (!request.dedupAuto) return true;
+  return domain_.ownGpus() && savesEnough(request, partCount(all), mostTokens(all), tensors_[0].rowBytes);
+}
+
+void DeviceDispatch::agree(const std::vector<DeviceOperation*>& all) {
+  Across across = Across::no;
+  if (crossesOnce(all)) {
+    across = domain_.ownGpus() ? Across::beside : Across::behind;
+    for (DeviceOperation* one : all) {
+      const int sms = static_cast<DeviceDispatch*>(one)->domain_.maxSms();
+      if (sms > 0 && sms < kLeastBlocks) across = Across::behind;
+    }
+  }
+  for (DeviceOperation* one : all) static_cast<DeviceDispatch*>(one)->across_ = across;
+}
+
+namespace {
+std::uint32_t unitsOfSource(const std::vector<DeviceOperation*>& everyone, std::size_t rowBytes) {
+  return static_cast<std::uint32_t>(mostTokens(everyone)) * kernels::piecesOfRow(rowBytes);
+}
+}  // namespace
+
+void DeviceDispatch::tellOthers(kernels::PlaceArgs& args, const std::vector<DeviceOperation*>& all) const {
+  args.across = true;
+  const std::uint32_t units = unitsOfSource(everyone(), args.rowBytes);
+  // A GPU's words are with the first of its ranks.
+  std::map<int, std::uint32_t*> words;
+  for (std::size_t i = 0; i < everyone().size(); ++i) {
+    DeviceDomain& domain = static_cast<DeviceDispatch*>(everyone()[i])->domain_;
+    if (domain.part() == domain_.part()) continue;
+    args.expands[i] = true;
+    if (across_ != Across::beside) continue;
+    std::uint32_t*& ofPart = words[domain.part()];
+    if (ofPart == nullptr) ofPart = domain.arrivals(slot_, std::size_t{units} * everyone().size());
+    args.arrivals[i] = ofPart;
+  }
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    const auto local = static_cast<const DeviceDispatch*>(all[i])->engine_.localIndex();
+    args.firstUnit[i] = static_cast<std::uint32_t>(local) * units;
+  }
+}
+
+void DeviceDispatch::expand(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget,
+                            cuda::Stream stream) const {
+  kernels::ExpandArgs args{};
+  args.rowBytes = tensors_[0].rowBytes;
+  args.maxTokens = mostTokens(everyone());
+  const std::uint32_t units = unitsOfSource(everyone(), args.rowBytes);
+  for (std::size_t i = 0; i < everyone().size(); ++i) {
+    const auto& one = static_cast<const DeviceDispatch&>(*everyone()[i]);
+    if (one.domain_.part() == domain_.part()) {
+      args.bases[i] = bases_[0][i];
+    } else {
+      args.sources[args.sourceCount++] = {one.plan_->device->pointers(one.engine_.streams().ownFlow),
+                                          static_cast<std::uint32_t>(i) * units};
+    }
+  }
+  if (across_ == Across::beside) {
+    args.arrivals =
+        static_cast<DeviceDispatch*>(all.front())->domain_.arrivals(slot_, std::size_t{units} * everyone().size());
+    args.wait = domain_.arrivalWait();
+  }
+  cuda::expand(args, budget, stream);
 }
 
 Outcome DeviceDispatch::finish() {
@@ -230,8 +347,90 @@ void DeviceCombine::bind() {
   for (int i = 0; i < engine_.nodeRanks(); ++i) bases_.push_back(tensorOf(i, kRows));
 }
 
+// Sums cross links where that is less than the rows: in the row's type, so not where partial sums are wanted in FP32.
+bool DeviceCombine::crossesOnce() const {
+  const PlanRequest& request = plan_->request;
+  const plan::Dedup dedup = request.options.dedup;
+  const std::vector<DeviceOperation*>& all = everyone();
+  if (!domain_.together() || domain_.oneLaunch() || request.options.layout == plan::Layout::rankOrder) return false;
+  if (dedup == plan::Dedup::none || (dedup == plan::Dedup::node && !request.dedupAuto)) return false;
+  if ((request_.partialsFp32 && request_.type != exec::RowType::f32) || request_.elements == 0) return false;
+  if (static_cast<int>(all.size()) > kernels::kMaxSources || request.map.topk > kernels::kMaxPlanTopk) return false;
+  const std::int64_t bound = engine_.config().maxStagingBytes;
+  const auto tokens = static_cast<std::int64_t>(mostTokens(all));
+  if (bound > 0 && tokens * mostPartials() * static_cast<std::int64_t>(rowBytes()) > bound) return false;
+  if (!request.dedupAuto) return true;
+  return domain_.ownGpus() && savesEnough(request, partCount(all), tokens, rowBytes());
+}
+
+int DeviceCombine::mostPartials() const {
+  return std::min(plan_->request.map.topk, static_cast<int>(everyone().size()));
+}
+
+void DeviceCombine::agree(const std::vector<DeviceOperation*>& all) {
+  Across across = Across::no;
+  if (crossesOnce()) {
+    across = domain_.ownGpus() ? Across::beside : Across::behind;
+    for (DeviceOperation* one : all) {
+      const int sms = static_cast<DeviceCombine*>(one)->domain_.maxSms();
+      if (sms > 0 && sms < kLeastBlocks) across = Across::behind;
+    }
+  }
+  for (DeviceOperation* one : all) {
+    auto& combine = *static_cast<DeviceCombine*>(one);
+    combine.across_ = across;
+    combine.arrivals_ = nullptr;
+    if (across == Across::no) continue;
+    const auto places =
+        static_cast<std::size_t>(combine.plan_->request.map.tokens) * static_cast<std::size_t>(mostPartials());
+    combine.partials_ = combine.domain_.partials(slot_, std::max<std::size_t>(places, 1) * rowBytes());
+    if (across == Across::beside)
+      combine.arrivals_ =
+          combine.domain_.arrivals(slot_, std::max<std::size_t>(places, 1) * kernels::piecesOfRow(rowBytes()));
+  }
+}
+
 void DeviceCombine::launchAll(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget,
                               cuda::Stream stream) {
+  if (across_ == Across::no) {
+    sumRows(all, budget, stream);
+  } else if (across_ == Across::behind) {
+    bringPartials(all, budget, stream);
+  } else {
+    const cuda::Stream beside = domain_.beside(stream, capturing());
+    bringPartials(all, senders(budget), stream);
+    sumRows(all, takers(budget), beside);
+    domain_.joinBeside(stream, capturing());
+  }
+}
+
+void DeviceCombine::launchRest(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget,
+                               cuda::Stream stream) {
+  sumRows(all, budget, stream);
+}
+
+void DeviceCombine::bringPartials(const std::vector<DeviceOperation*>&, const kernels::Budget& budget,
+                                  cuda::Stream stream) const {
+  kernels::PartialArgs args{};
+  args.elements = request_.elements;
+  args.type = static_cast<kernels::SumType>(request_.type);
+  args.weighted = request_.weighted;
+  args.maxTokens = mostTokens(everyone());
+  args.mostPartials = mostPartials();
+  for (std::size_t i = 0; i < everyone().size(); ++i) {
+    const auto& one = static_cast<const DeviceCombine&>(*everyone()[i]);
+    if (one.domain_.part() == domain_.part()) {
+      args.bases[i] = bases_[i];
+    } else {
+      args.homes[args.homeCount++] = {
+          {one.plan_->device->pointers(one.engine_.streams().ownFlow), 0}, one.partials_, one.arrivals_};
+    }
+  }
+  cuda::partial(args, budget, stream);
+}
+
+void DeviceCombine::sumRows(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget,
+                            cuda::Stream stream) const {
   kernels::SumArgs args{};
   args.rankCount = static_cast<int>(all.size());
   args.maxTokens = mostTokens(all);
@@ -244,8 +443,17 @@ void DeviceCombine::launchAll(const std::vector<DeviceOperation*>& all, const ke
     args.ranks[i].plan = one.plan_->device->pointers(one.engine_.streams().ownFlow);
     args.ranks[i].out = one.request_.output;
     args.ranks[i].bias = one.request_.bias;
+    args.partials[i] = one.partials_;
+    args.arrivals[i] = one.arrivals_;
   }
   std::copy(bases_.begin(), bases_.end(), args.bases);
+  if (across_ != Across::no) {
+    args.across = true;
+    args.mostPartials = mostPartials();
+    args.wait = domain_.arrivalWait();
+    for (std::size_t i = 0; i < everyone().size(); ++i)
+      args.brings[i] = static_cast<const DeviceCombine&>(*everyone()[i]).domain_.part() != domain_.part();
+  }
   cuda::sum(args, budget, stream);
 }
 
