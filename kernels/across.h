@@ -29,6 +29,7 @@ struct ExpandArgs {
   std::byte* bases[kMaxNodeRanks];  // by Entry::rank; null: not a rank of this GPU
   std::size_t rowBytes;             // a multiple of 16, and so are the bases
   int maxTokens;                    // most tokens of a source
+  RowPieces pieces;                    // as the senders have them
   std::uint32_t* arrivals;          // null: all rows are there
   ArrivalWait wait;
 };
@@ -49,6 +50,7 @@ struct PartialArgs {
   SumType type;
   bool weighted;
   int maxTokens;  // most tokens of a home
+  RowPieces pieces;
   int mostPartials;
 };
 int launchPartial(const PartialArgs& args, const Budget& budget, void* stream);

@@ -29,10 +29,10 @@ __global__ void __launch_bounds__(kWarps* kWarpThreads) expandRows(const __grid_
   map.fill(args.sourceCount, [&](int i) -> const AcrossSource& { return args.sources[i]; });
   __syncthreads();
 
-  const unsigned pieces = piecesOfRow(args.rowBytes);
-  unsigned char* const buffer = buffers + static_cast<std::size_t>(warp) * min(args.rowBytes, kPieceBytes);
+  const RowPieces pieces = args.pieces;
+  unsigned char* const buffer = buffers + static_cast<std::size_t>(warp) * ((pieces.bytes + 127) / 128 * 128);
   const std::uint64_t policy = ptx::evictFirst();
-  SourceReader reader(map, args.sourceCount, pieces, static_cast<unsigned>(warp) * gridDim.x + blockIdx.x,
+  SourceReader reader(map, args.sourceCount, pieces.count, static_cast<unsigned>(warp) * gridDim.x + blockIdx.x,
                       gridDim.x * kWarps, [&](int i) -> const AcrossSource& { return args.sources[i]; });
   unsigned parity = 0;
   for (SourceUnit unit; reader.next(unit);) {
@@ -46,8 +46,8 @@ __global__ void __launch_bounds__(kWarps* kWarpThreads) expandRows(const __grid_
       break;
     // All entries of a rank have its first one's row.
     const unsigned same = __match_any_sync(0xffffffffu, here ? unit.entry.rank : 0xffffu);
-    const std::size_t offset = unit.piece * kPieceBytes;
-    const auto bytes = static_cast<unsigned>(min(kPieceBytes, args.rowBytes - offset));
+    const std::size_t offset = std::size_t{unit.piece} * pieces.bytes;
+    const auto bytes = static_cast<unsigned>(min(std::size_t{pieces.bytes}, args.rowBytes - offset));
     ptx::fenceProxyAsync();
     for (unsigned left = duplicates; left != 0;) {
       const int one = __ffs(static_cast<int>(left)) - 1;
@@ -74,12 +74,12 @@ __global__ void __launch_bounds__(kWarps* kWarpThreads) expandRows(const __grid_
 
 int launchExpand(const ExpandArgs& args, const Budget& budget, void* stream) {
   if (args.sourceCount == 0 || args.maxTokens == 0 || args.rowBytes == 0) return cudaSuccess;
-  const std::int64_t units = std::int64_t{args.sourceCount} * args.maxTokens * piecesOfRow(args.rowBytes);
+  const std::int64_t units = std::int64_t{args.sourceCount} * args.maxTokens * args.pieces.count;
   // Half of the multiprocessors are enough, and there is room for those that send whatever happens.
   const std::int64_t most = budget.blocks > 0 ? budget.blocks : std::max(1, deviceShape().sms / 2);
   const auto blocks = static_cast<int>(std::clamp<std::int64_t>((units + kWarps - 1) / kWarps, 1, most));
-  return launch(expandRows, args, blocks, kWarps * kWarpThreads, std::min(args.rowBytes, kPieceBytes) * kWarps,
-                static_cast<cudaStream_t>(stream));
+  return launch(expandRows, args, blocks, kWarps * kWarpThreads,
+                std::size_t{(args.pieces.bytes + 127) / 128 * 128} * kWarps, static_cast<cudaStream_t>(stream));
 }
 
 }  // namespace fusco::kernels

@@ -38,10 +38,26 @@ struct ArrivalWait {
   std::uint32_t* failed;       // set to 1 by a launch that gave up
 };
 
-// Pieces that a row crosses links in (kernels/across.h).
-inline constexpr std::size_t kPieceBytes = 14336;
-constexpr unsigned piecesOfRow(std::size_t rowBytes) {
-  return static_cast<unsigned>((rowBytes + kPieceBytes - 1) / kPieceBytes);
+// Pieces that a row crosses links in (kernels/across.h). Copies are made of whole rows where these fit a buffer: waiting
+// for a store to end costs more than a warp that is idle. Sums are cut finer when there are few tokens.
+struct RowPieces {
+  unsigned bytes;  // of all but the last
+  unsigned count;
+};
+inline constexpr std::size_t kMostPieceBytes = 14336;
+constexpr RowPieces wholePieces(std::size_t rowBytes) {
+  const std::size_t bytes = rowBytes < kMostPieceBytes ? rowBytes : kMostPieceBytes;
+  return {static_cast<unsigned>(bytes), static_cast<unsigned>((rowBytes + bytes - 1) / bytes)};
+}
+constexpr RowPieces piecesOf(std::size_t rowBytes, std::int64_t tokens) {
+  constexpr std::int64_t kWanted = 2048;             // pieces of all tokens
+  constexpr std::size_t kStep = 512, kLeast = 1024;  // bytes
+  const std::int64_t wanted = (kWanted + tokens) / (tokens + 1);
+  std::size_t bytes = (rowBytes + static_cast<std::size_t>(wanted) - 1) / static_cast<std::size_t>(wanted);
+  bytes = (bytes + kStep - 1) / kStep * kStep;
+  bytes = bytes < kLeast ? kLeast : bytes > kMostPieceBytes ? kMostPieceBytes : bytes;
+  if (bytes > rowBytes) bytes = rowBytes;
+  return {static_cast<unsigned>(bytes), static_cast<unsigned>((rowBytes + bytes - 1) / bytes)};
 }
 
 // Dispatch in a node: each row of a flow is read once and written to bases[entry.rank] + entry.row * destinationStride
@@ -58,7 +74,8 @@ struct PlaceArgs {
   std::size_t sourceStride, destinationStride, rowBytes;  // any numbers
   bool skipDuplicates;                                    // leave out entries with kDuplicate
   // Rows that cross a link once (kernels/across.h): GPUs that are told when a copy that has duplicates there has come.
-  bool across;                              // without it nothing of this is read
+  bool across;  // without it nothing of this is read
+  RowPieces pieces;
   bool expands[kMaxNodeRanks];              // by Entry::rank: its duplicates are left out
   std::uint32_t* arrivals[kMaxNodeRanks];   // by Entry::rank, of its GPU; null: nobody is told
   std::uint32_t firstUnit[kMaxLocalRanks];  // among these
@@ -85,7 +102,8 @@ struct SumArgs {
   SumType type;
   bool weighted;
   // Sums that other GPUs bring (kernels/across.h), instead of the rows of their ranks.
-  bool across;                                // without it nothing of this is read
+  bool across;  // without it nothing of this is read
+  RowPieces pieces;
   bool brings[kMaxNodeRanks];                 // by Entry::rank
   const std::byte* partials[kMaxLocalRanks];  // of each local rank: [tokens, mostPartials]
   std::uint32_t* arrivals[kMaxLocalRanks];    // a word for each piece of these; null: all are there

@@ -66,9 +66,9 @@ __global__ void __launch_bounds__(kThreads, 3) sumForHomes(const __grid_constant
   map.fill(p.homeCount, sourceAt);
   __syncthreads();
   const unsigned lane = threadIdx.x % kWarpThreads;
-  const unsigned pieces = piecesOfRow(args.rowBytes);
-  SourceReader reader(map, p.homeCount, pieces, threadIdx.x / kWarpThreads * gridDim.x + blockIdx.x, gridDim.x * kWarps,
-                      sourceAt);
+  const RowPieces pieces = p.pieces;
+  SourceReader reader(map, p.homeCount, pieces.count, threadIdx.x / kWarpThreads * gridDim.x + blockIdx.x,
+                      gridDim.x * kWarps, sourceAt);
   for (SourceUnit unit; reader.next(unit);) {
     const PartialArgs::Home& home = p.homes[unit.source];
     const std::byte* const base = unit.held ? bases[unit.entry.rank] : nullptr;
@@ -79,8 +79,8 @@ __global__ void __launch_bounds__(kThreads, 3) sumForHomes(const __grid_constant
     // The k-th rank of a token has its k-th place.
     const unsigned ranks = __ballot_sync(0xffffffffu, unit.held && (unit.entry.slot & plan::kDuplicate) == 0);
     const unsigned same = __match_any_sync(0xffffffffu, here ? unit.entry.rank : 0xffffu);
-    const std::size_t offset = unit.piece * kPieceBytes;
-    const std::size_t end = min(offset + kPieceBytes, args.rowBytes);
+    const std::size_t offset = std::size_t{unit.piece} * pieces.bytes;
+    const std::size_t end = min(offset + pieces.bytes, args.rowBytes);
     for (unsigned left = __ballot_sync(0xffffffffu, here); left != 0;) {
       const int one = __ffs(static_cast<int>(left)) - 1;
       const unsigned members = __shfl_sync(0xffffffffu, same, one);
@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kThreads, 3) sumForHomes(const __grid_constant
       __syncwarp();
       if (lane == 0) {
         __threadfence_system();
-        ptx::storeRelease(home.arrivals + place * pieces + unit.piece, 1);
+        ptx::storeRelease(home.arrivals + place * pieces.count + unit.piece, 1);
       }
     }
   }
@@ -117,8 +117,9 @@ int launchPartial(const PartialArgs& partial, const Budget& budget, void* stream
   PartialKernelArgs args{partial, partial.elements * (partial.type == SumType::f32 ? 4 : 2)};
   std::uint64_t bits = args.rowBytes;
   for (const std::byte* base : partial.bases) bits |= reinterpret_cast<std::uintptr_t>(base);
-  const std::int64_t units = std::int64_t{partial.homeCount} * partial.maxTokens * piecesOfRow(args.rowBytes);
-  const std::int64_t most = blocksFor(budget, deviceShape().sms, 2);
+  const std::int64_t units = std::int64_t{partial.homeCount} * partial.maxTokens * partial.pieces.count;
+  // On all multiprocessors there is room left for launchSum, which waits; within a budget both have their own.
+  const std::int64_t most = budget.blocks > 0 ? budget.blocks * 3 : deviceShape().sms * 2;
   const auto blocks = static_cast<int>(std::clamp<std::int64_t>((units + kWarps - 1) / kWarps, 1, most));
   auto* on = static_cast<cudaStream_t>(stream);
   switch (partial.type) {

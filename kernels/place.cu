@@ -265,7 +265,7 @@ cudaError_t launchVectors(PlaceKernelArgs args, int sms, int budget, cudaStream_
   return launch(placeVectors<Vector>, args, blocks, kWarpsOfBlock * kWarp, 0, stream);
 }
 
-constexpr unsigned kMostBuffer = kPieceBytes;
+constexpr unsigned kMostBuffer = kMostPieceBytes;
 
 template <int kStages, int kWarps, bool kTells>
 cudaError_t launchBulk(PlaceKernelArgs args, int blocks, cudaStream_t stream) {
@@ -275,9 +275,9 @@ cudaError_t launchBulk(PlaceKernelArgs args, int blocks, cudaStream_t stream) {
   std::int64_t pieces = (row + kMostBuffer - 1) / kMostBuffer;
   const std::int64_t warps = std::int64_t{blocks} * kWarps;
   const std::int64_t wanted = (4 * warps + std::max<std::int64_t>(copies, 1) - 1) / std::max<std::int64_t>(copies, 1);
-  if (!kTells) pieces = std::max(pieces, std::min(wanted, std::max<std::int64_t>(1, row / 1024)));
+  pieces = std::max(pieces, std::min(wanted, std::max<std::int64_t>(1, row / 1024)));
   std::int64_t piece = (row + pieces - 1) / pieces;
-  piece = kTells ? std::min<std::int64_t>(row, kMostBuffer) : (piece + 15) / 16 * 16;
+  piece = kTells ? args.place.pieces.bytes : (piece + 15) / 16 * 16;
   args.pieces = static_cast<int>((row + piece - 1) / piece);
   args.pieceBytes = static_cast<unsigned>(piece);
   args.bufferBytes = (args.pieceBytes + 127) / 128 * 128;

@@ -265,10 +265,10 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 2) dropKernel(const __grid_con
 
 // A block plans a rank, and counts the routing maps of all ranks by itself.
 __global__ void __launch_bounds__(32 * kMaxWarps, 1) aloneKernel(const __grid_constant__ PlanLaunch launch) {
-  const PlanRank& rank = launch.rank[blockIdx.y];
+  const int mine = launch.firstHere + static_cast<int>(blockIdx.y);
+  const PlanRank& rank = launch.rank[mine];
   const PlanShared s = shareOut(launch, true);
   const Lane me = whoAmI(launch);
-  const int mine = static_cast<int>(blockIdx.y);
   clear(s.next, launch.keys);
   clear(s.total, launch.keys);
   clear(s.own, launch.keys);
@@ -431,6 +431,8 @@ PlanLaunch prepare(const PlanArgs& args, const Device& device, bool alone) {
   launch.room = args.countsRoom;
   launch.alignment = args.alignment;
   launch.rankCount = args.rankCount;
+  launch.firstHere = args.firstHere;
+  launch.ranksHere = args.ranksHere;
   launch.warps = warpsThatFit(args, device, alone);
   launch.tokensOfBatch = 32 / args.topk;
   launch.each = args.experts / args.ranks;
@@ -499,7 +501,7 @@ cudaError_t start(Kernel kernel, const PlanLaunch& launch, const Device& device,
     if (error != cudaSuccess) return error;
   }
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(blocks, launch.rankCount);
+  config.gridDim = dim3(blocks, launch.ranksHere > 0 ? launch.ranksHere : launch.rankCount);
   config.blockDim = dim3(32 * launch.warps);
   config.dynamicSmemBytes = shared;
   config.stream = static_cast<cudaStream_t>(stream);
@@ -556,6 +558,11 @@ int launchPlanLay(const PlanArgs& args, void* stream) {
   return start(dropKernel, launch, device, launch.chunks + 1, false, stream);
 }
 
+bool planIsSmall(const PlanArgs& args) {
+  Device device;
+  return isSane(args) && isSmall(args) && askDevice(device) == cudaSuccess && warpsThatFit(args, device, true) > 0;
+}
+
 int launchPlan(const PlanArgs& args, void* stream) {
   Device device;
   if (const int error = askDevice(device); error != cudaSuccess) return error;
@@ -563,6 +570,7 @@ int launchPlan(const PlanArgs& args, void* stream) {
   if (isSmall(args) && warpsThatFit(args, device, true) > 0) {
     return start(aloneKernel, prepare(args, device, true), device, 1, true, stream);
   }
+  if (args.ranksHere > 0) return cudaErrorInvalidValue;
   if (const int error = launchPlanCount(args, stream); error != cudaSuccess) return error;
   return launchPlanLay(args, stream);
 }

@@ -67,7 +67,7 @@ struct PlanArgs {
     PlanCounts* counts;                       // planCountsBytes(), this rank's own
     void* scratch;                            // planScratchBytes(), 16-byte aligned, used within one planning only
     PlanStatus* status;
-    std::int32_t* exchanged;                  // int32 [2][keys]: gets rows of each key of lower ranks, and of all; or null
+    std::int32_t* exchanged;  // int32 [2][keys]: gets rows of each key of lower ranks, and of all; or null
     // Rows of each key that lower ranks send, and all: brought by somebody else (several nodes), or null.
     const std::int32_t* before;
     const std::int32_t* total;
@@ -85,6 +85,8 @@ struct PlanArgs {
   int blocks;  // blocks of 512 threads that a launch may have at a time over all its ranks; 0: two for each SM
   int rankCount;
   Rank rank[kMaxPlanRanks];
+  // launchPlan of a small routing map: the ranks that this GPU plans; the others' maps are counted only. 0: all.
+  int firstHere, ranksHere;
 };
 
 // Keys that counts have room for: experts, and ranks in rank order.
@@ -95,6 +97,8 @@ bool planFits(const PlanArgs& args);
 
 int launchPlanCount(const PlanArgs& args, void* stream);
 int launchPlanLay(const PlanArgs& args, void* stream);
+// Whether launchPlan is one kernel of a block for each rank: then GPUs need not meet in it.
+bool planIsSmall(const PlanArgs& args);
 // All ranks of the communicator are in this launch, in their order, or the layout is slotted.
 int launchPlan(const PlanArgs& args, void* stream);
 

@@ -48,6 +48,7 @@ struct PlanLaunch {
   std::int64_t maxTokens;
   std::uint32_t capacity, blockRows;  // rows of an output; rows that one key may have here
   int idBytes, topk, experts, ranks, nodes, keys, room, alignment, rankCount;
+  int firstHere, ranksHere;  // small routing maps: the ranks that this launch plans; 0: all
   int pairs;   // of keys, rounded up
   int warps;   // of a block
   int chunks;  // parts at most

@@ -233,7 +233,7 @@ cudaError_t launchNumbers(SumKernelArgs args, int sms, int budget, cudaStream_t 
   const std::int64_t tokens = std::int64_t{args.sum.rankCount} * args.sum.maxTokens;
   // Who waits for other GPUs leaves them room to work.
   const bool waits = args.sum.across && args.sum.arrivals[0] != nullptr;
-  const int most = (budget > 0 ? budget : sms) * (waits ? 1 : 3);
+  const int most = budget > 0 ? budget * 3 : sms * (waits ? 1 : 3);
   const auto row = static_cast<std::int64_t>(args.rowBytes);
   constexpr std::int64_t kStep = kWarp * kBytes;
   const std::int64_t wanted = (2 * std::int64_t{most} * kWarpsOfBlock + tokens - 1) / tokens;
@@ -243,8 +243,8 @@ cudaError_t launchNumbers(SumKernelArgs args, int sms, int budget, cudaStream_t 
   args.pieces = static_cast<int>((row + piece - 1) / piece);
   args.pieceBytes = static_cast<unsigned>(piece);
   if (waits) {
-    args.pieces = static_cast<int>(piecesOfRow(args.rowBytes));
-    args.pieceBytes = static_cast<unsigned>(std::min(args.rowBytes, kPieceBytes));
+    args.pieces = static_cast<int>(args.sum.pieces.count);
+    args.pieceBytes = args.sum.pieces.bytes;
   }
   const std::int64_t units = (tokens + args.sum.rankCount) * args.pieces;
   const int blocks = static_cast<int>(std::clamp<std::int64_t>((units + kWarpsOfBlock - 1) / kWarpsOfBlock, 1, most));

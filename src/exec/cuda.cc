@@ -264,6 +264,7 @@ std::size_t planScratchBytes(int experts, int ranks, int nodes) {
   return kernels::planScratchBytes(experts, ranks, nodes);
 }
 bool planFits(const kernels::PlanArgs& args) { return kernels::planFits(args); }
+bool planIsSmall(const kernels::PlanArgs& args) { return kernels::planIsSmall(args); }
 void planCount(const kernels::PlanArgs& args, Stream stream) {
   check(kernels::launchPlanCount(args, stream), "launch of the planner's count");
 }

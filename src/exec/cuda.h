@@ -98,6 +98,7 @@ Exported exportMemory(const void* pointer, std::size_t bytes = 1);
 // Kernels. The budget counts over all ranks of a launch.
 std::size_t planScratchBytes(int experts, int ranks, int nodes);
 bool planFits(const kernels::PlanArgs& args);
+bool planIsSmall(const kernels::PlanArgs& args);
 void planCount(const kernels::PlanArgs& args, Stream stream);
 void planLay(const kernels::PlanArgs& args, Stream stream);
 void plan(const kernels::PlanArgs& args, Stream stream);

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "engine/device/rows.h"
 #include "engine/shuffle.h"
 
@@ -79,6 +81,20 @@ void keepRoutingMap(const PlanState& plan, cuda::Stream stream) {
 }
 }  // namespace
 
+void DevicePlanning::agree(const std::vector<DeviceOperation*>& all) {
+  bool small = domain_.together() && !domain_.oneLaunch() && all.size() <= kernels::kMaxPlanRanks;
+  // The ranks of a GPU have to follow each other.
+  std::vector<int> parts;
+  for (DeviceOperation* one : all) {
+    const int part = static_cast<DevicePlanning*>(one)->domain_.part();
+    if (!parts.empty() && parts.back() == part) continue;
+    small = small && std::find(parts.begin(), parts.end(), part) == parts.end();
+    parts.push_back(part);
+  }
+  small = small && cuda::planIsSmall(arguments(all, {}));
+  for (DeviceOperation* one : all) static_cast<DevicePlanning*>(one)->small_ = small;
+}
+
 void DevicePlanning::launchAll(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget,
                                cuda::Stream stream) {
   const kernels::PlanArgs args = arguments(all, budget);
@@ -90,6 +106,12 @@ void DevicePlanning::launchAll(const std::vector<DeviceOperation*>& all, const k
   for (DeviceOperation* one : all) keepRoutingMap(one->plan(), stream);
   if (domain_.oneLaunch()) {
     cuda::plan(args, stream);
+  } else if (small_) {
+    kernels::PlanArgs whole = arguments(everyone(), budget);
+    whole.firstHere =
+        static_cast<int>(std::find(everyone().begin(), everyone().end(), all.front()) - everyone().begin());
+    whole.ranksHere = static_cast<int>(all.size());
+    cuda::plan(whole, stream);
   } else {
     cuda::planCount(args, stream);
   }

@@ -19,7 +19,8 @@ class DevicePlanning : public DeviceOperation {
                  exec::cuda::Stream stream) override;
   void launchRest(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget,
                   exec::cuda::Stream stream) override;
-  bool hasRest() const override { return domain_.together() && !domain_.oneLaunch(); }
+  bool hasRest() const override { return domain_.together() && !domain_.oneLaunch() && !small_; }
+  void agree(const std::vector<DeviceOperation*>& all) override;
   Outcome finish() override;
 
  private:
@@ -30,6 +31,7 @@ class DevicePlanning : public DeviceOperation {
 
   Meeting rows_;  // where more rows than fit are an error: what every rank would receive
   bool announcedRows_ = false;
+  bool small_ = false;  // several GPUs: each counts all routing maps by itself, and no meeting is needed between
 };
 
 }  // namespace fusco::engine

@@ -18,18 +18,17 @@ int mostTokens(const std::vector<DeviceOperation*>& all) {
   return static_cast<int>(most);
 }
 
-// Rows that cross a link once cost more launches, and meetings of GPUs: about what so many bytes take on a link.
-constexpr std::int64_t kOverheadBytes = 4 << 20;
+// Rows that cross a link once cost more launches and waits: about what so many bytes take on a link.
+constexpr double kOverheadOfDispatch = 4 << 20, kOverheadOfCombine = 8 << 20;
 
 // The cost rule: whether rows of `rowBytes` had better cross links once. With uniform routing a token has experts on
 // P (1 - (1 - 1/P)^K) of P parts.
-bool savesEnough(const PlanRequest& request, int parts, std::int64_t tokens, std::size_t rowBytes) {
+bool savesEnough(const PlanRequest& request, int parts, std::int64_t tokens, std::size_t rowBytes, double overhead) {
   if (parts < 2) return false;
   double elsewhere = 1;
   for (int k = 0; k < request.map.topk; ++k) elsewhere *= 1.0 - 1.0 / parts;
   const double rows = request.map.topk - parts * (1 - elsewhere);
-  return static_cast<double>(tokens) * rows * (parts - 1) / parts * static_cast<double>(rowBytes) >
-         static_cast<double>(kOverheadBytes);
+  return static_cast<double>(tokens) * rows * (parts - 1) / parts * static_cast<double>(rowBytes) > overhead;
 }
 
 // Where launches wait beside others both want some multiprocessors.
@@ -248,7 +247,8 @@ bool DeviceDispatch::crossesOnce(const std::vector<DeviceOperation*>& all) const
     if (!cuda::placesAcross(placeArgs(alone, 0))) return false;
   }
   if (!request.dedupAuto) return true;
-  return domain_.ownGpus() && savesEnough(request, partCount(all), mostTokens(all), tensors_[0].rowBytes);
+  return domain_.ownGpus() &&
+         savesEnough(request, partCount(all), mostTokens(all), tensors_[0].rowBytes, kOverheadOfDispatch);
 }
 
 void DeviceDispatch::agree(const std::vector<DeviceOperation*>& all) {
@@ -264,14 +264,15 @@ void DeviceDispatch::agree(const std::vector<DeviceOperation*>& all) {
 }
 
 namespace {
-std::uint32_t unitsOfSource(const std::vector<DeviceOperation*>& everyone, std::size_t rowBytes) {
-  return static_cast<std::uint32_t>(mostTokens(everyone)) * kernels::piecesOfRow(rowBytes);
+std::uint32_t unitsOfSource(const std::vector<DeviceOperation*>& everyone, const kernels::RowPieces& pieces) {
+  return static_cast<std::uint32_t>(mostTokens(everyone)) * pieces.count;
 }
 }  // namespace
 
 void DeviceDispatch::tellOthers(kernels::PlaceArgs& args, const std::vector<DeviceOperation*>& all) const {
   args.across = true;
-  const std::uint32_t units = unitsOfSource(everyone(), args.rowBytes);
+  args.pieces = kernels::wholePieces(args.rowBytes);
+  const std::uint32_t units = unitsOfSource(everyone(), args.pieces);
   // A GPU's words are with the first of its ranks.
   std::map<int, std::uint32_t*> words;
   for (std::size_t i = 0; i < everyone().size(); ++i) {
@@ -294,7 +295,8 @@ void DeviceDispatch::expand(const std::vector<DeviceOperation*>& all, const kern
   kernels::ExpandArgs args{};
   args.rowBytes = tensors_[0].rowBytes;
   args.maxTokens = mostTokens(everyone());
-  const std::uint32_t units = unitsOfSource(everyone(), args.rowBytes);
+  args.pieces = kernels::wholePieces(args.rowBytes);
+  const std::uint32_t units = unitsOfSource(everyone(), args.pieces);
   for (std::size_t i = 0; i < everyone().size(); ++i) {
     const auto& one = static_cast<const DeviceDispatch&>(*everyone()[i]);
     if (one.domain_.part() == domain_.part()) {
@@ -360,7 +362,7 @@ bool DeviceCombine::crossesOnce() const {
   const auto tokens = static_cast<std::int64_t>(mostTokens(all));
   if (bound > 0 && tokens * mostPartials() * static_cast<std::int64_t>(rowBytes()) > bound) return false;
   if (!request.dedupAuto) return true;
-  return domain_.ownGpus() && savesEnough(request, partCount(all), tokens, rowBytes());
+  return domain_.ownGpus() && savesEnough(request, partCount(all), tokens, rowBytes(), kOverheadOfCombine);
 }
 
 int DeviceCombine::mostPartials() const {
@@ -385,8 +387,8 @@ void DeviceCombine::agree(const std::vector<DeviceOperation*>& all) {
         static_cast<std::size_t>(combine.plan_->request.map.tokens) * static_cast<std::size_t>(mostPartials());
     combine.partials_ = combine.domain_.partials(slot_, std::max<std::size_t>(places, 1) * rowBytes());
     if (across == Across::beside)
-      combine.arrivals_ =
-          combine.domain_.arrivals(slot_, std::max<std::size_t>(places, 1) * kernels::piecesOfRow(rowBytes()));
+      combine.arrivals_ = combine.domain_.arrivals(
+          slot_, std::max<std::size_t>(places, 1) * kernels::piecesOf(rowBytes(), mostTokens(all)).count);
   }
 }
 
@@ -416,6 +418,7 @@ void DeviceCombine::bringPartials(const std::vector<DeviceOperation*>&, const ke
   args.type = static_cast<kernels::SumType>(request_.type);
   args.weighted = request_.weighted;
   args.maxTokens = mostTokens(everyone());
+  args.pieces = kernels::piecesOf(rowBytes(), args.maxTokens);
   args.mostPartials = mostPartials();
   for (std::size_t i = 0; i < everyone().size(); ++i) {
     const auto& one = static_cast<const DeviceCombine&>(*everyone()[i]);
@@ -449,6 +452,7 @@ void DeviceCombine::sumRows(const std::vector<DeviceOperation*>& all, const kern
   std::copy(bases_.begin(), bases_.end(), args.bases);
   if (across_ != Across::no) {
     args.across = true;
+    args.pieces = kernels::piecesOf(rowBytes(), mostTokens(everyone()));
     args.mostPartials = mostPartials();
     args.wait = domain_.arrivalWait();
     for (std::size_t i = 0; i < everyone().size(); ++i)
