@@ -91,6 +91,7 @@ class PieceSpace : public GpuSpace {
     kind.type = CU_MEM_ALLOCATION_TYPE_PINNED;
     kind.requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
     kind.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
+    CUDA_OK(cudaGetDevice(&kind.location.id));
     for (std::size_t at = 0; at < size; at += kPiece) {
       CUmemGenericAllocationHandle piece = 0;
       okDriver(driver<decltype(cuMemCreate)>("cuMemCreate")(&piece, kPiece, &kind, 0), "cuMemCreate");
