@@ -10,6 +10,7 @@ namespace {
 // Up to here one kernel, in which each rank's block counts for itself: two take less by themselves from about 1500 ids
 // on, but a whole dispatch of 4096 was the faster one with it (docs/results.md, "One H100").
 constexpr int kWholeInBlock = 4096;    // ids of all ranks
+constexpr int kWholeApart = 16384;     // the same where ranks on several GPUs would have to meet between two kernels
 constexpr int kOwnInBlock = 1024;      // and of its own rank
 constexpr int kSlottedInBlock = 2048;  // of its own rank, where it need not count those of others
 constexpr int kMostDirect = 4096;      // counts of all ranks that every block adds up
@@ -402,7 +403,7 @@ bool isSmall(const PlanArgs& args) {
     most = std::max(most, ids);
   }
   if (args.layout == plan::Layout::slotted) return most <= kSlottedInBlock;
-  return most <= kOwnInBlock && all <= kWholeInBlock;
+  return most <= kOwnInBlock && all <= (args.ranksHere > 0 ? kWholeApart : kWholeInBlock);
 }
 
 // Whether a kernel of its own adds up the ranks' counts, since they are too many for every block to do so.

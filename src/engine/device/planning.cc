@@ -91,7 +91,11 @@ void DevicePlanning::agree(const std::vector<DeviceOperation*>& all) {
     small = small && std::find(parts.begin(), parts.end(), part) == parts.end();
     parts.push_back(part);
   }
-  small = small && cuda::planIsSmall(arguments(all, {}));
+  if (small) {
+    kernels::PlanArgs args = arguments(all, {});
+    args.ranksHere = 1;
+    small = cuda::planIsSmall(args);
+  }
   for (DeviceOperation* one : all) static_cast<DevicePlanning*>(one)->small_ = small;
 }
 
