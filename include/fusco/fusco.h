@@ -204,7 +204,7 @@ FUSCO_API fuscoResult_t fuscoCommUserRank(fuscoComm_t comm, int* rank);
 FUSCO_API fuscoResult_t fuscoCommNode(fuscoComm_t comm, int rank, int* node);
 /* fuscoSuccess, fuscoInProgress, or the error that broke the communicator: such an error stays. It also looks at the
  * peers, so that a watchdog that only polls it learns of one that died, exited without destroy or aborted; one that has
- * left in order is no error for who waits for nothing. */
+ * left in order is no error for who waits for nothing. And it tells of a send that has returned and was then refused. */
 FUSCO_API fuscoResult_t fuscoCommGetAsyncError(fuscoComm_t comm, fuscoResult_t* error);
 
 #define FUSCO_STATISTICS_MAGIC 0x46535441u
@@ -253,9 +253,10 @@ FUSCO_API fuscoResult_t fuscoGroupEnd(void);
  */
 
 /* `count` elements to / from `peer`. The k-th send of an ordered pair matches its k-th receive, whichever of these
- * calls made them. Sizes that differ: InvalidUsage with both sizes where it is seen (between nodes, and of sends that do
- * not wait, at the receiver, whose sender may have returned), and the communicator is broken for all. A send to oneself
- * needs its receive in the same group. count 0 is legal and keeps its place in the order.
+ * calls made them. Sizes that differ: InvalidUsage with both sizes where it is seen (between nodes at the receiver, whose
+ * sender may have returned; in a node a sender that has returned is told by fuscoCommGetAsyncError and its next call), and
+ * the communicator is broken for all. A send to oneself needs its receive in the same group. count 0 is legal and keeps
+ * its place in the order.
  * On GPUs sender and receiver meet on the host in each call, and then go by the order of their streams. A group that only
  * sends need not meet anybody while its messages, of at most 4 MiB each, find room in a window of 32 MiB of the
  * communicator and fewer than 4 to a receiver are outstanding. In a CUDA graph: ranks of one process, sends and receives

@@ -22,6 +22,13 @@ const char* GetErrorString(ncclResult_t result) {
 }
 
 const char* GetLastError(ncclComm_t comm) {
+  // What a communicator failed with is not this thread's: whoever asks is told.
+  if (const CommunicatorRef communicator = findCommunicator(comm)) {
+    if (communicator->state == State::ready && communicator->carried) {
+      const char* const text = fuscoGetLastError(communicator->engine);
+      if (text[0] != 0) return text;
+    }
+  }
   if (mode() == Mode::host || !lastError().empty()) return lastError().c_str();
   void* const address = realFunction(Function::GetLastError);
   return address == nullptr ? "" : reinterpret_cast<const char* (*)(ncclComm_t)>(address)(comm);

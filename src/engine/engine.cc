@@ -340,6 +340,13 @@ void Engine::checkUsable() {
   if (error_ != Code::success) fail(error_, fmt::format("this communicator is broken: {}", errorText_));
 }
 
+void Engine::hearComplaints() {
+  if (!devicePeers_) return;
+  // Who holds the lock is not waited for: the next time then.
+  const std::unique_lock lock(mutex_, std::try_to_lock);
+  if (lock) devicePeers_->hearComplaints();
+}
+
 Code Engine::asyncError() {
   {
     std::lock_guard lock(errorMutex_);
@@ -347,6 +354,7 @@ Code Engine::asyncError() {
   }
   // Who only polls this, as watchdogs do, waits in no operation that would find out.
   try {
+    hearComplaints();
     fabric_->checkPeers();
   } catch (const Error&) {
     breakDown(std::current_exception());

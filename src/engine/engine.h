@@ -124,6 +124,7 @@ class Engine {
 
   // Throws the sticky error, if any.
   void checkUsable();
+  // Also looks whether a send that was not waited for has been refused.
   Code asyncError();
   std::string asyncErrorText();
   void abort(const std::string& reason);
@@ -133,6 +134,7 @@ class Engine {
   bool advance(Submission& submission);
   void failOperation(Submission& submission, std::exception_ptr error);
   Code breakDown(std::exception_ptr error);
+  void hearComplaints();
 
   std::unique_ptr<comm::Fabric> fabric_;
   EngineConfig config_;

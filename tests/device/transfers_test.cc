@@ -2,8 +2,11 @@
 // cases of the host, every byte checked.
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <chrono>
 #include <cstring>
 #include <memory>
+#include <thread>
 
 #include "api/transfer_case.h"
 #include "device/stand_in.h"
@@ -136,6 +139,52 @@ TEST(DeviceTransfersAcrossNodes, randomGroups) {
     FUSCO_OK(fuscoCommDestroy(comm));
   });
   for (const std::string& text : wrong) EXPECT_EQ(text, "");
+}
+
+// A small send is over before its receiver comes. When that expects another size the sender is told, though it calls
+// nothing more.
+TEST(DeviceTransfersInANode, whoHasSentHearsOfAnotherSize) {
+  fuscoUniqueId id;
+  ASSERT_EQ(fuscoGetUniqueId(&id), fuscoSuccess) << fuscoGetLastError(nullptr);
+  fuscoResult_t before = fuscoInternalError, told = fuscoSuccess, got = fuscoSuccess;
+  std::string text;
+  std::atomic<bool> sent{false}, over{false}, gone{false};
+  const auto until = [](const auto& condition) {
+    for (int i = 0; i < 2000 && !condition(); ++i) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  };
+  runThreads(2, [&](int rank) {
+    fuscoConfig_t config = FUSCO_CONFIG_INIT;
+    config.device = fuscoDeviceCuda;
+    config.operationTimeoutMs = 20000;
+    fuscoComm_t comm = nullptr;
+    FUSCO_OK(fuscoCommInitRankConfig(&comm, 2, id, rank, &config));
+    // The stand-in follows waits between streams, so that these have to live as long as who waits.
+    StandInSpace space;
+    {
+      const Tensor tensor(space, 64);
+      if (rank == 0) {
+        FUSCO_OK(fuscoSend(tensor.data(), 8, fuscoInt8, 1, comm, space.stream()));
+        FUSCO_OK(fuscoSend(tensor.data(), 40, fuscoInt8, 1, comm, space.stream()));
+        FUSCO_OK(fuscoCommGetAsyncError(comm, &before));
+        sent = true;
+        until([&] { return fuscoCommGetAsyncError(comm, &told) != fuscoSuccess || told != fuscoSuccess; });
+        text = fuscoGetLastError(comm);
+        over = true;
+      } else {
+        until([&] { return sent.load(); });
+        FUSCO_OK(fuscoRecv(tensor.data(), 8, fuscoInt8, 0, comm, space.stream()));
+        got = fuscoRecv(tensor.data(), 20, fuscoInt8, 0, comm, space.stream());
+        until([&] { return over.load(); });
+      }
+    }
+    if (rank == 0) until([&] { return gone.load(); });
+    fuscoCommAbort(comm);
+    if (rank == 1) gone = true;
+  });
+  EXPECT_EQ(before, fuscoSuccess);
+  EXPECT_EQ(got, fuscoInvalidUsage);
+  EXPECT_EQ(told, fuscoInvalidUsage);
+  EXPECT_NE(text.find("rank 0 sends 40 bytes, rank 1 expects 20"), std::string::npos) << text;
 }
 
 }  // namespace

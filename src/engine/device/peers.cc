@@ -120,7 +120,8 @@ DevicePeers::DevicePeers(Engine& engine, DeviceDomain& domain, std::int64_t time
   }
   const std::int64_t bound = engine_.config().maxStagingBytes;
   if (bound > 0) {
-    slotBytes_ = std::min(slotBytes_, std::max<std::size_t>(65536, static_cast<std::size_t>(bound) / kSlots / 256 * 256));
+    slotBytes_ =
+        std::min(slotBytes_, std::max<std::size_t>(65536, static_cast<std::size_t>(bound) / kSlots / 256 * 256));
     slots_ = std::clamp(static_cast<int>(static_cast<std::size_t>(bound) / slotBytes_), 1, kSlots);
   }
 }
@@ -135,7 +136,8 @@ bool DevicePeers::agree(bool mine, std::int64_t timeoutMs) {
 DevicePeers::~DevicePeers() {
   try {
     const cuda::OnDevice on(domain_.device());
-    // What lies in the window for a rank of this process stays there as long as that rank; others need to have fetched it.
+    // What lies in the window for a rank of this process stays there as long as that rank; others need to have fetched
+    // it.
     within(kPartingMs, [&] {
       bool left = false;
       for (int i = 0; i < engine_.nodeRanks(); ++i) {
@@ -255,22 +257,40 @@ int DevicePeers::takeSlot() {
   return slot;
 }
 
+const DoneCell& DevicePeers::answerTo(int rank, const Pending& send) const {
+  comm::Fabric& fabric = engine_.fabric();
+  return cells(fabric.control(fabric.rank()), engine_.nodeRanks(), kTransferChannel,
+               engine_.topology().localIndex(rank))
+      .done[send.sequence % kCellDepth];
+}
+
+void DevicePeers::complain(int rank, const Pending& send) const {
+  fail(Code::invalidUsage,
+       fmt::format("send/receive {} of the pair: rank {} sends {} bytes, rank {} expects {}; the k-th send must "
+                   "match the k-th receive",
+                   send.sequence, engine_.fabric().rank(), send.bytes, rank, answerTo(rank, send).bytes));
+}
+
+void DevicePeers::hearComplaints() const {
+  for (int i = 0; i < engine_.nodeRanks(); ++i) {
+    const int rank = engine_.nodeRank(i);
+    for (const Pending& send : pending_[static_cast<std::size_t>(rank)]) {
+      const DoneCell& answer = answerTo(rank, send);
+      if (answer.sequence.load(std::memory_order_acquire) == send.sequence + 1 && answer.status != 0)
+        complain(rank, send);
+    }
+  }
+}
+
 std::uint64_t DevicePeers::takeAnswers(int rank, cuda::Stream stream, bool captured) {
   std::vector<Pending>& pending = pending_[static_cast<std::size_t>(rank)];
-  comm::Fabric& fabric = engine_.fabric();
   const int local = engine_.topology().localIndex(rank);
   std::uint64_t inPlace = 0;
   while (!pending.empty()) {
     const Pending first = pending.front();
-    const DoneCell& cell = cells(fabric.control(fabric.rank()), engine_.nodeRanks(), kTransferChannel, local)
-                               .done[first.sequence % kCellDepth];
+    const DoneCell& cell = answerTo(rank, first);
     if (cell.sequence.load(std::memory_order_acquire) < first.sequence + 1) break;
-    if (cell.status != 0) {
-      fail(Code::invalidUsage,
-           fmt::format("send/receive {} of the pair: rank {} sends {} bytes, rank {} expects {}; the k-th send must "
-                       "match the k-th receive",
-                       first.sequence, fabric.rank(), first.bytes, rank, cell.bytes));
-    }
+    if (cell.status != 0) complain(rank, first);
     // 0: nothing was read. The window is filled again on the lane only.
     if (cell.bytes != 0 && first.slot >= 0)
       wait(local, DeviceEnd::done, static_cast<int>(cell.bytes) - 1, lane_->get());

@@ -1,6 +1,6 @@
-// How ranks reach each other's GPU memory and wait for each other's streams, pair by pair: what transfers need. Each rank
-// has one stream of the library's own, its lane, on which all of its copies run and all of its events are recorded: an
-// event that is recorded anew stands for all that came before on it, so that few events are enough.
+// How ranks reach each other's GPU memory and wait for each other's streams, pair by pair: what transfers need. Each
+// rank has one stream of the library's own, its lane, on which all of its copies run and all of its events are
+// recorded: an event that is recorded anew stands for all that came before on it, so that few events are enough.
 //
 // A rank waits only for what has already been recorded, and says so on the host before. So no order of calls can make
 // streams wait for each other in a circle, whichever hardware queues they share.
@@ -17,8 +17,8 @@ namespace fusco::engine {
 
 // Memory of a process as its peers are told of it.
 struct PeerMemory {
-  transport::MemoryRef memory;          // kind none: there is none
-  std::uint64_t allocationBytes = 0;    // of another process: the whole allocation, memory.offset is in it
+  transport::MemoryRef memory;        // kind none: there is none
+  std::uint64_t allocationBytes = 0;  // of another process: the whole allocation, memory.offset is in it
   exec::cuda::Handle handle{};
 };
 
@@ -71,7 +71,7 @@ class DevicePeers {
   std::size_t slotBytes() const { return slotBytes_; }
 
   // Sends that have been told and not been answered, by peer, oldest first.
-  static constexpr int kInPlace = -1;    // the sender waits until its rows have been read
+  static constexpr int kInPlace = -1;  // the sender waits until its rows have been read
   static constexpr int kWithoutRows = -2;
   struct Pending {
     std::uint64_t sequence;
@@ -79,32 +79,37 @@ class DevicePeers {
     std::uint64_t bytes;  // of the whole transfer
   };
   std::vector<std::vector<Pending>>& pending() { return pending_; }
-  // Takes note of answers; counts those to transfers in place, whose readers `stream` then waits for. Throws where sizes did not match.
+  // Takes note of answers; counts those to transfers in place, whose readers `stream` then waits for. Throws where
+  // sizes did not match.
   std::uint64_t takeAnswers(int rank, exec::cuda::Stream stream, bool captured);
+  // Throws where a receiver has answered a send, which nobody waits for any more, that it expects another size.
+  void hearComplaints() const;
 
  private:
   struct Peer {
     std::uint64_t process[2];
     bool sameProcess = true;
-    std::shared_ptr<DeviceEnd> end;                            // same process
+    std::shared_ptr<DeviceEnd> end;                                          // same process
     std::unique_ptr<exec::cuda::SharedEvent> events[2][DeviceEnd::kEvents];  // another one's: ready, done
     std::map<exec::cuda::Handle, std::unique_ptr<exec::cuda::Imported>> imports;
   };
 
   bool agree(bool mine, std::int64_t timeoutMs);
+  const DoneCell& answerTo(int rank, const Pending& send) const;
+  [[noreturn]] void complain(int rank, const Pending& send) const;
 
   Engine& engine_;
   DeviceDomain& domain_;
   std::unique_ptr<exec::cuda::OwnStream> lane_;
   std::unique_ptr<exec::cuda::Event> joining_;
   std::shared_ptr<DeviceEnd> end_;
-  std::vector<Peer> peers_;      // by local index
-  bool eventsReach_ = true;      // else a rank lets its lane run empty before it tells
+  std::vector<Peer> peers_;  // by local index
+  bool eventsReach_ = true;  // else a rank lets its lane run empty before it tells
   int recorded_[DeviceEnd::kKinds] = {};
   std::size_t slotBytes_ = kSlotBytes;
   int slots_ = kSlots;
   std::vector<int> freeSlots_;
-  std::vector<std::vector<Pending>> pending_;  // by rank
+  std::vector<std::vector<Pending>> pending_;                                       // by rank
   std::map<std::uint64_t, std::pair<std::uint64_t, exec::cuda::Handle>> exported_;  // by start: id, handle
   std::map<std::uint64_t, std::uint64_t> notExported_;                              // by start: id
 };
