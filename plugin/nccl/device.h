@@ -13,6 +13,7 @@ struct Making {
   ncclUniqueId id{};           // that it came with
   Wishes wishes;
   CommunicatorRef parent;  // of split, shrink and grow, where it is carried
+  bool childless = false;  // of a split without a colour
   // The parent's ranks meet at `tag` first, since only one of them has brought the place that the joining ones know.
   bool grows = false;
   Tag brought;

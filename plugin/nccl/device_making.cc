@@ -155,10 +155,13 @@ void waitForSlot(const Making& making) {
 
 // True: it goes on by itself.
 bool look(const Making& making, ncclResult_t result, std::vector<std::function<void()>>& jobs) {
-  const bool goesOn = result == ncclInProgress || !making.wishes.blocking;
+  const bool goesOn =
+      result == ncclInProgress || !making.wishes.blocking || (making.parent && !making.parent->wishes.blocking);
   if (goesOn && making.parent && storedAt(making.slot) == nullptr) {
-    if (result == ncclInProgress) waitForSlot(making);
-    return result == ncclInProgress;
+    // NCCL's split answers ncclSuccess also where it stores the child later: who made it is to ask the parent.
+    if (making.childless) return result == ncclInProgress;
+    waitForSlot(making);
+    return true;
   }
   Entered entered = enterReal(making, goesOn);
   if (goesOn && making.parent && entered.communicator) {
@@ -228,7 +231,9 @@ Making noteChild(ncclComm_t parent, ncclComm_t* slot, const ncclConfig_t* config
 }  // namespace
 
 Making noteSplit(ncclComm_t parent, int color, ncclComm_t* slot, const ncclConfig_t* config) {
-  return noteChild(parent, slot, config, [&](Communicator& known) { return splitPlace(known, color); });
+  Making making = noteChild(parent, slot, config, [&](Communicator& known) { return splitPlace(known, color); });
+  making.childless = color == NCCL_SPLIT_NOCOLOR;
+  return making;
 }
 
 Making noteShrink(ncclComm_t parent, const int* excluded, int count, ncclComm_t* slot, const ncclConfig_t* config) {

@@ -149,7 +149,7 @@ DOUBLE(ncclResult_t, CommSplit, (ncclComm_t comm, int color, int key, ncclComm_t
          *newcomm = nullptr;
          const bool blocking = blocks(config, comm->blocking);
          const std::uint64_t place = fusco::test::mixed(comm->place, ++comm->children);
-         return make(newcomm, blocking, {comm}, [=]() -> ncclComm_t {
+         const ncclResult_t result = make(newcomm, blocking, {comm}, [=]() -> ncclComm_t {
            const auto mine =
                static_cast<std::uint64_t>(static_cast<std::uint32_t>(color)) << 32 | static_cast<std::uint32_t>(key);
            std::vector<std::pair<int, int>> members;
@@ -164,6 +164,8 @@ DOUBLE(ncclResult_t, CommSplit, (ncclComm_t comm, int color, int key, ncclComm_t
            return child(static_cast<int>(members.size()), static_cast<int>(me),
                         fusco::test::mixed(place, static_cast<std::uint64_t>(color)), blocking);
          });
+         // As in NCCL: that it goes on is told by the parent's state alone.
+         return result == ncclInProgress ? ncclSuccess : result;
        })
 #if DOUBLE_MINOR >= 23
 DOUBLE(ncclResult_t, CommInitRankScalable,
