@@ -64,6 +64,11 @@ TEST(Device, CarriesOperationsOfNcclTests) {
     EXPECT_GT(sumOf(expectWell(std::string("operations ") + ranks), ": carried "), 100);
 }
 
+TEST(Device, CarriesTheLoopOfNcclTests) {
+  for (const char* shape : {"4 1 1", "1 3 1", "1 1 3 all", "2 1 2 registered", "2 2 1"})
+    EXPECT_GT(sumOf(expectWell(std::string("loop ") + shape), ": carried "), 1000) << shape;
+}
+
 TEST(Device, OneThreadDrivesAllRanks) {
   for (const char* ranks : {"1", "4"}) {
     const std::string output = expectWell(std::string("one-thread ") + ranks);

@@ -4,8 +4,10 @@
 // graphs. What is checked is each byte that arrived, that communicators are carried, how sizes that differ and aborts
 // end.
 //
-// nccl_gpu_program RANKS: prints what was right; the exit status is the number of ranks that failed.
-#include <cuda_runtime.h>
+// nccl_gpu_program RANKS
+// nccl_gpu_program loop PROCESSES THREADS RANKS_OF_A_THREAD [all | registered | graph]
+//   the loop of nccl-tests (loop.h), with `all` by ncclCommInitAll
+// Prints what was right; the exit status is the number of ranks that failed.
 #include <unistd.h>
 
 #include <algorithm>
@@ -15,17 +17,11 @@
 #include <cstring>
 #include <thread>
 
-#include "nccl/program.h"
+#include "nccl/gpu.h"
 
 namespace fusco::test {
 
 namespace {
-
-void cuda(cudaError_t error, int line) {
-  if (error != cudaSuccess)
-    throw std::runtime_error(std::string(cudaGetErrorString(error)) + " at line " + std::to_string(line));
-}
-#define CUDA(call) cuda((call), __LINE__)
 
 using Clock = std::chrono::steady_clock;
 double secondsSince(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
@@ -239,22 +235,61 @@ void graphs(World& w) {
   CUDA(cudaGraphDestroy(graph));
 }
 
+// Made without blocking, and its child: both are carried once NCCL and libfusco say that they are ready.
+void nonBlocking(World& w) {
+  ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+  config.blocking = 0;
+  ncclComm_t comm = nullptr, child = nullptr;
+  const auto ready = [](ncclComm_t made) {
+    ncclResult_t state = ncclInProgress;
+    for (const auto start = Clock::now(); state == ncclInProgress; usleep(200)) {
+      require(secondsSince(start) < 20, "a communicator is not ready in time");
+      OK(ncclCommGetAsyncError(made, &state));
+    }
+    ok(state, "a communicator made without blocking");
+  };
+  const auto goesOn = [](ncclResult_t result, const char* what) {
+    if (result != ncclInProgress) ok(result, what);
+  };
+  goesOn(ncclCommInitRankConfig(&comm, w.self.ranks, w.self.id(4), w.self.rank, &config), "init");
+  ready(comm);
+  goesOn(ncclCommSplit(comm, 0, -w.self.rank, &child, &config), "split");
+  ready(comm);
+  const std::size_t bytes = 1000, all = bytes * static_cast<std::size_t>(w.self.ranks);
+  for (const ncclComm_t made : {comm, child}) {
+    require(made != nullptr, "no communicator after the parent was ready");
+    ready(made);
+    void* carrier = nullptr;
+    OK(extra<ncclResult_t (*)(ncclComm_t, void**)>("fuscoNcclComm")(made, &carrier));
+    int me = 0;
+    OK(ncclCommUserRank(made, &me));
+    Memory a(Kind::plain, all, made), b(Kind::plain, all, made);
+    for (int peer = 0; peer < w.self.ranks; ++peer)
+      put(w, a.at(static_cast<std::size_t>(peer) * bytes), message(800, me, peer, bytes));
+    OK(extra<AllToAll>("ncclAllToAll")(a.at(0), b.at(0), bytes, ncclInt8, made, w.stream));
+    for (int peer = 0; peer < w.self.ranks; ++peer)
+      expectAt(w, b.at(static_cast<std::size_t>(peer) * bytes), message(800, peer, me, bytes), "without blocking");
+    ++w.operations;
+  }
+  goesOn(ncclCommDestroy(child), "destroy");
+  goesOn(ncclCommDestroy(comm), "destroy");
+}
+
 // A rank that has failed does not come: the others do not wait for it for ever.
 void waitFor(const std::atomic<int>& word, int value) {
   for (const auto start = Clock::now(); word < value; usleep(200))
     require(secondsSince(start) < 15, "another rank did not come");
 }
 
-void expectBothSizes(ncclResult_t result, const char* whose) {
-  const std::string text = ncclGetLastError(nullptr);
+void expectBothSizes(ncclResult_t result, const std::string& text, const char* whose) {
   require(result == ncclInvalidUsage || result == ncclRemoteError,
           std::string(whose) + " answers " + std::to_string(static_cast<int>(result)));
   require(text.find("40") != std::string::npos && text.find("20") != std::string::npos,
           std::string(whose) + ": the text is " + text);
 }
 
-// Sizes that differ: told at both ends, naming both. A small send is over before its receiver comes: there the next
-// call tells, and from then on ncclCommGetAsyncError.
+// Sizes that differ: told at both ends, naming both. A small send is over before its receiver comes: that sender hears
+// of it when it asks, by ncclCommGetAsyncError, and by its next call.
 void mismatch(World& w) {
   const ncclComm_t comm = w.self.connect(2);
   Memory memory(Kind::plain, 64, comm);
@@ -262,9 +297,13 @@ void mismatch(World& w) {
   if (w.self.rank == 0) {
     OK(ncclSend(memory.at(0), 10, ncclInt32, 1, comm, w.stream));
     waitFor(w.self.board->words[0], 1);
-    expectBothSizes(ncclSend(memory.at(0), 10, ncclInt32, 1, comm, w.stream), "the send after it");
+    OK(ncclCommGetAsyncError(comm, &state));
+    expectBothSizes(state, ncclGetLastError(comm), "who has sent");
+    const ncclResult_t result = ncclSend(memory.at(0), 10, ncclInt32, 1, comm, w.stream);
+    expectBothSizes(result, ncclGetLastError(nullptr), "the send after it");
   } else if (w.self.rank == 1) {
-    expectBothSizes(ncclRecv(memory.at(0), 5, ncclInt32, 0, comm, w.stream), "the receive");
+    const ncclResult_t result = ncclRecv(memory.at(0), 5, ncclInt32, 0, comm, w.stream);
+    expectBothSizes(result, ncclGetLastError(nullptr), "the receive");
     ++w.self.board->words[0];
   }
   if (w.self.rank < 2) {
@@ -306,12 +345,7 @@ void onGpu(const Rank& self) {
   int gpus = 0;
   CUDA(cudaGetDeviceCount(&gpus));
   CUDA(cudaSetDevice(self.rank % gpus));
-  if (gpus < self.ranks) {
-    // What NCCL takes several ranks on a GPU by.
-    setenv("NCCL_HOSTID", ("host" + std::to_string(self.rank)).c_str(), 1);
-    setenv("NCCL_SOCKET_IFNAME", "lo", 0);
-    setenv("NCCL_IB_DISABLE", "1", 0);
-  }
+  shareGpus(self, 1);
   const auto start = Clock::now();
   World w{self};
   const ncclUniqueId ids[2] = {self.id(0), self.id(1)};
@@ -332,6 +366,7 @@ void onGpu(const Rank& self) {
     Shape(w, kind, std::size_t{5} << 20, 4).run();
   }
   graphs(w);
+  nonBlocking(w);
   mismatch(w);
   abortWhileItWaits(w);
   OK(ncclCommDestroy(w.second));
@@ -345,12 +380,21 @@ void onGpu(const Rank& self) {
 }  // namespace fusco::test
 
 int main(int count, char** arguments) {
-  const int ranks = count > 1 ? std::atoi(arguments[1]) : 2;
+  using namespace fusco::test;
+  const auto number = [&](int i, int otherwise) { return count > i ? std::atoi(arguments[i]) : otherwise; };
+  const bool loops = count > 1 && std::strcmp(arguments[1], "loop") == 0;
+  const std::string how = loops && count > 5 ? arguments[5] : "";
+  const LoopShape shape = loopShape(number(3, 1), number(4, 1), how);
+  const int ranksOfProcess = loops ? shape.threads * shape.ranksOfThread : 1;
   // In a process of its own: CUDA does not outlive a fork.
-  const auto look = [](const fusco::test::Rank&) {
+  const auto look = [&](const Rank&) {
     int gpus = 0;
-    fusco::test::require(cudaGetDeviceCount(&gpus) == cudaSuccess && gpus > 0, "no GPU is seen");
+    require(cudaGetDeviceCount(&gpus) == cudaSuccess && gpus > 0, "no GPU is seen");
+    const std::string refusal = refusesSeveralRanks(ranksOfProcess);
+    require(refusal.empty(), refusal);
   };
-  if (fusco::test::runRanks(1, look) != 0) return 77;
-  return fusco::test::runRanks(ranks, fusco::test::onGpu, 60);
+  if (runRanks(1, look) != 0) return 77;
+  if (!loops) return runRanks(number(1, 2), onGpu, 60);
+  return runRanks(
+      number(2, 2), [&](const Rank& process) { gpuLoop(process, shape); }, 60);
 }

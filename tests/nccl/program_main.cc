@@ -1,10 +1,34 @@
 #include <cstdlib>
+#include <cstring>
 
-#include "nccl/program.h"
+#include "nccl/loop.h"
 
 using namespace fusco::test;
 
+namespace {
+
+class HostMemory : public LoopMemory {
+ public:
+  void use(int) override {}
+  std::uint8_t* allocate(std::size_t bytes) override { return new std::uint8_t[bytes]; }
+  void release(void* memory) override { delete[] static_cast<std::uint8_t*>(memory); }
+  void write(std::uint8_t* to, const std::vector<std::uint8_t>& bytes) override {
+    if (!bytes.empty()) std::memcpy(to, bytes.data(), bytes.size());
+  }
+  std::vector<std::uint8_t> read(const std::uint8_t* from, std::size_t bytes) override { return {from, from + bytes}; }
+  cudaStream_t makeStream() override { return nullptr; }
+  std::vector<int> devices(int) override { return {}; }
+  bool done(cudaStream_t) override { return true; }
+  void capture(cudaStream_t) override { throw std::runtime_error("there are no graphs on the host"); }
+  void* endCapture(cudaStream_t) override { return nullptr; }
+  void launch(void*, cudaStream_t) override {}
+  void releaseGraph(void*) override {}
+};
+
+}  // namespace
+
 // program SCENARIO RANKS [SEED [GROUPS [THREADS]]]: the exit status is the number of ranks that failed.
+// program loop PROCESSES THREADS RANKS_OF_A_THREAD [all | registered]
 int main(int count, char** arguments) {
   if (count < 3) return 100;
   const std::string scenario = arguments[1];
@@ -15,6 +39,15 @@ int main(int count, char** arguments) {
   if (scenario == "random")
     return runRanks(
         ranks, [&](const Rank& self) { randomGroups(self, seed, groups, threads); }, 100);
+  if (scenario == "loop") {
+    const std::string how = count > 5 ? arguments[5] : "";
+    const LoopShape shape = loopShape(static_cast<int>(number(3, 1)), static_cast<int>(number(4, 1)), how);
+    return runRanks(ranks, [&](const Rank& self) {
+      HostMemory memory;
+      const long checked = loop(self, shape, memory);
+      require(checked >= 24, "only " + std::to_string(checked) + " operations were checked");
+    });
+  }
   if (scenario == "collectives") return runRanks(ranks, collectives);
   if (scenario == "operations") return runRanks(ranks, operations);
   if (scenario == "one-thread") return runRanks(1, [&](const Rank&) { oneThreadForAll(ranks); });

@@ -71,6 +71,12 @@ TEST_P(Program, operationsOfNcclTests) {
     EXPECT_GT(carriedCalls(expectWell(std::string("operations ") + ranks)), 100);
 }
 
+// Processes, threads of each, ranks of each thread.
+TEST_P(Program, loopOfNcclTests) {
+  for (const char* shape : {"4 1 1", "1 4 1 all", "1 1 4 all", "2 2 1 registered", "2 1 2", "1 2 2 registered"})
+    EXPECT_GT(carriedCalls(expectWell(std::string("loop ") + shape)), 1000) << shape;
+}
+
 TEST_P(Program, oneThreadForAllRanks) {
   for (const char* ranks : {"1", "2", "5"}) expectWell(std::string("one-thread ") + ranks);
 }
