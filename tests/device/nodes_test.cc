@@ -11,6 +11,10 @@ struct Shape {
   std::int64_t sliceBytes;
 };
 
+void PrintTo(const Shape& shape, std::ostream* out) {
+  *out << shape.nodes.size() << "_ranks_on_" << shape.nodes.back() + 1 << "_nodes_slices_of_" << shape.sliceBytes;
+}
+
 class DeviceNodes : public ::testing::TestWithParam<Shape> {};
 
 TEST_P(DeviceNodes, isWhatTheOracleSays) {

@@ -19,6 +19,11 @@ struct Shape {
   std::vector<int> nodes = {};  // by rank; none: one node
 };
 
+void PrintTo(const Shape& shape, std::ostream* out) {
+  *out << shape.ranks << "_ranks_" << shape.elements << "_elements_skew_" << shape.skew
+       << (shape.counters ? "_counted" : "") << (shape.nodes.empty() ? "" : "_on_2_nodes");
+}
+
 // What arrives of a row: codes, then scales.
 std::vector<std::uint8_t> castOnHost(const std::vector<std::uint8_t>& row, std::size_t elements) {
   std::vector<std::uint8_t> out(elements + elements / 128 * 4);

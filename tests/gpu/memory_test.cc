@@ -16,6 +16,11 @@ struct Shape {
   bool capacity, tickets;
 };
 
+void PrintTo(const Shape& shape, std::ostream* out) {
+  *out << shape.ranks << "_ranks_" << shape.tokens << "_tokens_layout_" << shape.layout
+       << (shape.capacity ? "_capacity" : "");
+}
+
 class GpuMemory : public GpuTest, public ::testing::WithParamInterface<Shape> {};
 
 std::string held(const Shape& shape, fuscoComm_t comm, int rank) {

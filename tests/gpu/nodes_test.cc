@@ -13,6 +13,10 @@ struct Shape {
   int cases;
 };
 
+void PrintTo(const Shape& shape, std::ostream* out) {
+  *out << shape.nodes.size() << "_ranks_on_" << shape.nodes.back() + 1 << "_nodes_slices_of_" << shape.sliceBytes;
+}
+
 class GpuNodes : public GpuTest, public ::testing::WithParamInterface<Shape> {};
 
 TEST_P(GpuNodes, IsWhatTheOracleSays) {
