@@ -312,13 +312,10 @@ void Network::lookAtPace() {
   std::lock_guard lock(mutex_);
   for (auto& [key, line] : lines_) {
     if (line.kind != Purpose::link) continue;
-    const transport::TcpPace pace = static_cast<transport::TcpLink&>(*line.link).pace();
-    const transport::TcpPace last = std::exchange(line.pace, pace);
-    if (pace.busyUs < last.busyUs || pace.peerUs < last.peerUs) continue;
-    const double waited = static_cast<double>((pace.busyUs - last.busyUs) -
-                                              std::min(pace.busyUs - last.busyUs, pace.peerUs - last.peerUs)) /
-                          1e6;
-    const double bytes = static_cast<double>(pace.acknowledged - last.acknowledged);
+    const transport::PostedLink::Sent sent = line.link->sent();
+    const transport::PostedLink::Sent last = std::exchange(line.sent, sent);
+    const double waited = static_cast<double>(sent.busyNs - last.busyNs) / 1e9;
+    const double bytes = static_cast<double>(sent.bytes - last.bytes);
     if (waited < seconds / 10) {
       line.slowSeconds = line.slowBytes = 0;
       continue;

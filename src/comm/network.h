@@ -70,7 +70,7 @@ class Network {
     Purpose::Kind kind = Purpose::link;
     std::vector<Stage> stages;  // of each stream
     std::string failure;        // it could not be connected
-    transport::TcpPace pace;    // when it was looked at last
+    transport::PostedLink::Sent sent;  // when it was looked at last
     double slowSeconds = 0;     // for how long it has been slow, of late
     double slowBytes = 0;       // that went meanwhile
     bool slowTold = false;

@@ -111,19 +111,6 @@ std::string TcpLink::failure() const {
   return failure_;
 }
 
-TcpPace TcpLink::pace() const {
-  std::lock_guard lock(mutex_);
-  TcpPace sum;
-  for (const TcpStream& stream : streams_) {
-    if (!stream.socket) continue;
-    const TcpPace one = paceOf(stream.socket.get());
-    sum.acknowledged += one.acknowledged;
-    sum.busyUs = std::max(sum.busyUs, one.busyUs);
-    sum.peerUs = std::max(sum.peerUs, one.peerUs);
-  }
-  return sum;
-}
-
 // Under the lock. What comes later on a broken connection follows from the first.
 void TcpLink::fall(State state, const std::string& why) {
   if (state_.load(std::memory_order_relaxed) != State::open) return;

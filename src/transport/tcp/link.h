@@ -15,7 +15,6 @@
 
 #include "base/handle.h"
 #include "transport/network_link.h"
-#include "transport/tcp/pace.h"
 #include "transport/tcp/reactor.h"
 #include "transport/tcp/stream.h"
 
@@ -53,9 +52,6 @@ class TcpLink final : public NetworkLink, private Attended {
   bool farewell(Deadline deadline) override;
 
   std::string failure() const override;
-
-  // Of all its connections together.
-  TcpPace pace() const;
 
   // Bytes given to and taken from sockets, frames included.
   std::uint64_t bytesSent() const { return bytesSent_.load(std::memory_order_relaxed); }
