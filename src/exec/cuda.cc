@@ -9,23 +9,12 @@
 
 #include "base/log.h"
 #include "base/status.h"
+#include "exec/cuda_calls.h"
 #include "exec/cuda_virtual.h"
 
 namespace fusco::exec::cuda {
 
 namespace {
-
-void check(int result, const char* call) {
-  if (result == cudaSuccess) return;
-  const auto error = static_cast<cudaError_t>(result);
-  // The error is told once: a sticky one comes back with the next call.
-  cudaGetLastError();
-  int device = -1;
-  cudaGetDevice(&device);
-  fail(Code::unhandledCudaError, std::string("GPU ") + std::to_string(device) + ": " + call + ": " +
-                                     cudaGetErrorString(error) + " (" + cudaGetErrorName(error) + ")");
-}
-#define CHECK(call) check(call, #call)
 
 cudaStream_t native(Stream stream) { return static_cast<cudaStream_t>(stream); }
 
@@ -42,13 +31,13 @@ bool available(std::string* why) {
 
 int currentDevice() {
   int device = 0;
-  CHECK(cudaGetDevice(&device));
+  FUSCO_CUDA_CHECK(cudaGetDevice(&device));
   return device;
 }
 
 DeviceId deviceId(int device) {
   cudaDeviceProp properties{};
-  CHECK(cudaGetDeviceProperties(&properties, device));
+  FUSCO_CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
   DeviceId id;
   static_assert(sizeof properties.uuid == sizeof id);
   std::memcpy(id.data(), &properties.uuid, sizeof id);
@@ -57,22 +46,23 @@ DeviceId deviceId(int device) {
 
 std::string deviceName(int device) {
   cudaDeviceProp properties{};
-  CHECK(cudaGetDeviceProperties(&properties, device));
+  FUSCO_CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
   return properties.name;
 }
 
 int multiprocessors(int device) {
   int count = 0;
-  CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+  FUSCO_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
   return count;
 }
 
 bool reachDevice(int device, int other) {
   if (device == other) return true;
   int can = 0;
-  CHECK(cudaDeviceCanAccessPeer(&can, device, other));
+  FUSCO_CUDA_CHECK(cudaDeviceCanAccessPeer(&can, device, other));
   int atomics = 0;
-  if (can != 0) CHECK(cudaDeviceGetP2PAttribute(&atomics, cudaDevP2PAttrNativeAtomicSupported, device, other));
+  if (can != 0)
+    FUSCO_CUDA_CHECK(cudaDeviceGetP2PAttribute(&atomics, cudaDevP2PAttrNativeAtomicSupported, device, other));
   FUSCO_INFO(kLogInit, "GPU {} reaches the memory of GPU {} {}", device, other,
              can == 0       ? "by no path"
              : atomics != 0 ? "by a link with atomics (NVLink)"
@@ -84,18 +74,18 @@ bool reachDevice(int device, int other) {
     cudaGetLastError();
     return true;
   }
-  CHECK(error);
+  FUSCO_CUDA_CHECK(error);
   return true;
 }
 
 OnDevice::OnDevice(int device) {
   const int now = currentDevice();
   if (now != device) {
-    CHECK(cudaSetDevice(device));
+    FUSCO_CUDA_CHECK(cudaSetDevice(device));
     before_ = now;
   }
   cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
-  CHECK(cudaThreadExchangeStreamCaptureMode(&mode));
+  FUSCO_CUDA_CHECK(cudaThreadExchangeStreamCaptureMode(&mode));
   captureMode_ = mode;
 }
 OnDevice::~OnDevice() {
@@ -106,14 +96,14 @@ OnDevice::~OnDevice() {
 
 void* allocate(std::size_t bytes) {
   void* pointer = nullptr;
-  CHECK(cudaMalloc(&pointer, bytes));
+  FUSCO_CUDA_CHECK(cudaMalloc(&pointer, bytes));
   return pointer;
 }
 void release(void* pointer) noexcept { cudaFree(pointer); }
 
 void* allocatePinned(std::size_t bytes) {
   void* pointer = nullptr;
-  CHECK(cudaHostAlloc(&pointer, bytes, cudaHostAllocPortable));
+  FUSCO_CUDA_CHECK(cudaHostAlloc(&pointer, bytes, cudaHostAllocPortable));
   return pointer;
 }
 void releasePinned(void* pointer) noexcept { cudaFreeHost(pointer); }
@@ -152,7 +142,7 @@ void unpin(void* memory) noexcept {
 
 Where whereIs(const void* pointer) {
   cudaPointerAttributes attributes{};
-  CHECK(cudaPointerGetAttributes(&attributes, pointer));
+  FUSCO_CUDA_CHECK(cudaPointerGetAttributes(&attributes, pointer));
   switch (attributes.type) {
     case cudaMemoryTypeDevice:
       return {Place::device, attributes.device, false};
@@ -164,12 +154,12 @@ Where whereIs(const void* pointer) {
 }
 
 void copy(void* to, const void* from, std::size_t bytes, Stream stream) {
-  CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, native(stream)));
+  FUSCO_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, native(stream)));
 }
 void fill(void* pointer, int byte, std::size_t bytes, Stream stream) {
-  CHECK(cudaMemsetAsync(pointer, byte, bytes, native(stream)));
+  FUSCO_CUDA_CHECK(cudaMemsetAsync(pointer, byte, bytes, native(stream)));
 }
-void synchronize(Stream stream) { CHECK(cudaStreamSynchronize(native(stream))); }
+void synchronize(Stream stream) { FUSCO_CUDA_CHECK(cudaStreamSynchronize(native(stream))); }
 
 namespace {
 struct OwnStreams {
@@ -183,35 +173,37 @@ struct OwnStreams {
 cudaStream_t ownStream() {
   static thread_local OwnStreams own;
   cudaStream_t& stream = own.byDevice[currentDevice()];
-  if (stream == nullptr) CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  if (stream == nullptr) FUSCO_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   return stream;
 }
 }  // namespace
 
 void copyNow(void* to, const void* from, std::size_t bytes) {
-  CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, ownStream()));
-  CHECK(cudaStreamSynchronize(ownStream()));
+  FUSCO_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, ownStream()));
+  FUSCO_CUDA_CHECK(cudaStreamSynchronize(ownStream()));
 }
 void fillNow(void* pointer, int byte, std::size_t bytes) {
-  CHECK(cudaMemsetAsync(pointer, byte, bytes, ownStream()));
-  CHECK(cudaStreamSynchronize(ownStream()));
+  FUSCO_CUDA_CHECK(cudaMemsetAsync(pointer, byte, bytes, ownStream()));
+  FUSCO_CUDA_CHECK(cudaStreamSynchronize(ownStream()));
 }
 
 bool capturing(Stream stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  CHECK(cudaStreamIsCapturing(native(stream), &status));
+  FUSCO_CUDA_CHECK(cudaStreamIsCapturing(native(stream), &status));
   return status != cudaStreamCaptureStatusNone;
 }
 
 Event::Event() {
   cudaEvent_t event = nullptr;
-  CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+  FUSCO_CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
   event_ = event;
 }
 Event::~Event() { cudaEventDestroy(static_cast<cudaEvent_t>(event_)); }
-void Event::record(Stream stream) { CHECK(cudaEventRecord(static_cast<cudaEvent_t>(event_), native(stream))); }
+void Event::record(Stream stream) {
+  FUSCO_CUDA_CHECK(cudaEventRecord(static_cast<cudaEvent_t>(event_), native(stream)));
+}
 void Event::waitOn(Stream stream) const {
-  CHECK(cudaStreamWaitEvent(native(stream), static_cast<cudaEvent_t>(event_), 0));
+  FUSCO_CUDA_CHECK(cudaStreamWaitEvent(native(stream), static_cast<cudaEvent_t>(event_), 0));
 }
 bool Event::reached() const {
   const cudaError_t error = cudaEventQuery(static_cast<cudaEvent_t>(event_));
@@ -226,18 +218,11 @@ bool Event::reached() const {
 Exported exportMemory(const void* pointer, std::size_t bytes) {
   // The handle stands for a whole allocation; where it begins is the driver's to say.
   using GetRange = int (*)(unsigned long long*, std::size_t*, unsigned long long);
-  void* entry = nullptr;
-  cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
-#if CUDART_VERSION >= 12050
-  CHECK(cudaGetDriverEntryPointByVersion("cuMemGetAddressRange", &entry, 12000, cudaEnableDefault, &found));
-#else
-  CHECK(cudaGetDriverEntryPoint("cuMemGetAddressRange", &entry, cudaEnableDefault, &found));
-#endif
-  if (found != cudaDriverEntryPointSuccess) fail(Code::unhandledCudaError, "the driver lacks cuMemGetAddressRange");
+  static const auto getRange = reinterpret_cast<GetRange>(driverFunction("cuMemGetAddressRange"));
   unsigned long long start = 0;
   std::size_t whole = 0;
   const auto address = reinterpret_cast<std::uintptr_t>(pointer);
-  check(reinterpret_cast<GetRange>(entry)(&start, &whole, address), "cuMemGetAddressRange");
+  check(getRange(&start, &whole, address), "cuMemGetAddressRange");
   cudaIpcMemHandle_t handle;
   const cudaError_t told = cudaIpcGetMemHandle(&handle, reinterpret_cast<void*>(start));
   if (told == cudaErrorInvalidValue || told == cudaErrorNotSupported) {

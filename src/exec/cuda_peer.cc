@@ -10,32 +10,12 @@
 #include <vector>
 
 #include "base/status.h"
+#include "exec/cuda_calls.h"
 #include "exec/cuda_virtual.h"
 
 namespace fusco::exec::cuda {
 
 namespace {
-
-void check(int result, const char* call) {
-  if (result == cudaSuccess) return;
-  const auto error = static_cast<cudaError_t>(result);
-  cudaGetLastError();
-  fail(Code::unhandledCudaError,
-       std::string(call) + ": " + cudaGetErrorString(error) + " (" + cudaGetErrorName(error) + ")");
-}
-#define CHECK(call) check(call, #call)
-
-void* driverFunction(const char* name) {
-  void* entry = nullptr;
-  cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
-#if CUDART_VERSION >= 12050
-  CHECK(cudaGetDriverEntryPointByVersion(name, &entry, 12000, cudaEnableDefault, &found));
-#else
-  CHECK(cudaGetDriverEntryPoint(name, &entry, cudaEnableDefault, &found));
-#endif
-  if (found != cudaDriverEntryPointSuccess) fail(Code::unhandledCudaError, std::string("the driver lacks ") + name);
-  return entry;
-}
 
 cudaEvent_t nativeEvent(void* event) { return static_cast<cudaEvent_t>(event); }
 cudaStream_t nativeStream(Stream stream) { return static_cast<cudaStream_t>(stream); }
@@ -44,9 +24,9 @@ cudaStream_t nativeStream(Stream stream) { return static_cast<cudaStream_t>(stre
 
 OwnStream::OwnStream() {
   int least = 0, greatest = 0;
-  CHECK(cudaDeviceGetStreamPriorityRange(&least, &greatest));
+  FUSCO_CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&least, &greatest));
   cudaStream_t stream = nullptr;
-  CHECK(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, greatest));
+  FUSCO_CUDA_CHECK(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, greatest));
   stream_ = stream;
 }
 OwnStream::~OwnStream() { cudaStreamDestroy(nativeStream(stream_)); }
@@ -62,7 +42,7 @@ bool OwnStream::drained() const {
 SharedEvent::SharedEvent(bool betweenProcesses) {
   cudaEvent_t event = nullptr;
   const unsigned flags = cudaEventDisableTiming | (betweenProcesses ? cudaEventInterprocess : 0u);
-  CHECK(cudaEventCreateWithFlags(&event, flags));
+  FUSCO_CUDA_CHECK(cudaEventCreateWithFlags(&event, flags));
   event_ = event;
 }
 SharedEvent::SharedEvent(const Handle& handle) {
@@ -70,20 +50,22 @@ SharedEvent::SharedEvent(const Handle& handle) {
   static_assert(sizeof native == sizeof handle);
   std::memcpy(&native, handle.data(), sizeof native);
   cudaEvent_t event = nullptr;
-  CHECK(cudaIpcOpenEventHandle(&event, native));
+  FUSCO_CUDA_CHECK(cudaIpcOpenEventHandle(&event, native));
   event_ = event;
 }
 SharedEvent::~SharedEvent() { cudaEventDestroy(nativeEvent(event_)); }
 Handle SharedEvent::handle() const {
   cudaIpcEventHandle_t native;
-  CHECK(cudaIpcGetEventHandle(&native, nativeEvent(event_)));
+  FUSCO_CUDA_CHECK(cudaIpcGetEventHandle(&native, nativeEvent(event_)));
   Handle handle;
   std::memcpy(handle.data(), &native, sizeof native);
   return handle;
 }
-void SharedEvent::record(Stream stream) { CHECK(cudaEventRecord(nativeEvent(event_), nativeStream(stream))); }
+void SharedEvent::record(Stream stream) {
+  FUSCO_CUDA_CHECK(cudaEventRecord(nativeEvent(event_), nativeStream(stream)));
+}
 void SharedEvent::waitOn(Stream stream) const {
-  CHECK(cudaStreamWaitEvent(nativeStream(stream), nativeEvent(event_), 0));
+  FUSCO_CUDA_CHECK(cudaStreamWaitEvent(nativeStream(stream), nativeEvent(event_), 0));
 }
 
 Allocation allocationOf(const void* pointer) {
@@ -165,7 +147,7 @@ Imported::Imported(const Foreign& foreign) {
     } else {
       cudaIpcMemHandle_t native;
       std::memcpy(&native, foreign.handle.data(), sizeof native);
-      CHECK(cudaIpcOpenMemHandle(&made->start, native, cudaIpcMemLazyEnablePeerAccess));
+      FUSCO_CUDA_CHECK(cudaIpcOpenMemHandle(&made->start, native, cudaIpcMemLazyEnablePeerAccess));
     }
     mappings.all.push_back(made);
     mapping_ = std::move(made);

@@ -19,8 +19,10 @@
 #include <thread>
 #include <vector>
 
+#include "base/handle.h"
 #include "base/log.h"
 #include "base/status.h"
+#include "exec/cuda_calls.h"
 
 namespace fusco::exec::cuda {
 
@@ -54,16 +56,7 @@ struct Piece {
 
 template <typename Function>
 Function* driver(const char* name) {
-  void* entry = nullptr;
-  cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
-#if CUDART_VERSION >= 12050
-  const cudaError_t error = cudaGetDriverEntryPointByVersion(name, &entry, 12000, cudaEnableDefault, &found);
-#else
-  const cudaError_t error = cudaGetDriverEntryPoint(name, &entry, cudaEnableDefault, &found);
-#endif
-  if (error == cudaSuccess && found == cudaDriverEntryPointSuccess) return reinterpret_cast<Function*>(entry);
-  cudaGetLastError();
-  return nullptr;
+  return reinterpret_cast<Function*>(findDriverFunction(name));
 }
 
 struct Driver {
@@ -107,16 +100,7 @@ Piece pieceAt(std::uint64_t address) {
   return {start, bytes, block};
 }
 
-class Descriptors {
- public:
-  Descriptors() = default;
-  ~Descriptors() {
-    for (const int one : all) close(one);
-  }
-  Descriptors(const Descriptors&) = delete;
-  Descriptors& operator=(const Descriptors&) = delete;
-  std::vector<int> all;
-};
+using Descriptors = std::vector<UniqueFd>;
 
 bool openPieces(const std::vector<Piece>& pieces, Descriptors& descriptors) {
   const Driver& d = Driver::get();
@@ -128,7 +112,7 @@ bool openPieces(const std::vector<Piece>& pieces, Descriptors& descriptors) {
     const CUresult told = d.exportHandle(&descriptor, handle, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0);
     d.release(handle);
     if (told != CUDA_SUCCESS) return false;
-    descriptors.all.push_back(descriptor);
+    descriptors.emplace_back(descriptor);
   }
   return true;
 }
@@ -152,7 +136,7 @@ void waitAtMost(int socket) {
   setsockopt(socket, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
 }
 
-bool sendDescriptors(int socket, const std::vector<Piece>& pieces, const std::vector<int>& descriptors) {
+bool sendDescriptors(int socket, const std::vector<Piece>& pieces, const Descriptors& descriptors) {
   std::size_t at = 0;
   do {
     Message message{};
@@ -171,7 +155,10 @@ bool sendDescriptors(int socket, const std::vector<Piece>& pieces, const std::ve
       rights->cmsg_level = SOL_SOCKET;
       rights->cmsg_type = SCM_RIGHTS;
       rights->cmsg_len = CMSG_LEN(sizeof(int) * message.these);
-      std::memcpy(CMSG_DATA(rights), descriptors.data() + at, sizeof(int) * message.these);
+      for (std::uint32_t i = 0; i < message.these; ++i) {
+        const int one = descriptors[at + i].get();
+        std::memcpy(CMSG_DATA(rights) + sizeof(int) * i, &one, sizeof one);
+      }
     }
     if (sendmsg(socket, &header, MSG_NOSIGNAL) != static_cast<ssize_t>(sizeof message)) return false;
     at += message.these;
@@ -190,7 +177,7 @@ class Exporter {
   // Its number; the thread answers for it from here on.
   std::uint64_t numberOf(const std::vector<Piece>& pieces, unsigned char* key) {
     const std::lock_guard lock(mutex_);
-    if (socket_ < 0) begin();
+    if (!socket_) begin();
     std::memcpy(key, key_, sizeof key_);
     for (const Known& known : known_)
       if (known.pieces == pieces) return known.number;
@@ -208,34 +195,31 @@ class Exporter {
   void begin() {
     if (getrandom(key_, sizeof key_, 0) != static_cast<ssize_t>(sizeof key_))
       fail(Code::systemError, "getrandom: " + std::generic_category().message(errno));
-    const int listener = ::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    UniqueFd listener(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
     socklen_t length = 0;
     const sockaddr_un address = addressOf(key_, length);
-    if (listener < 0 || bind(listener, reinterpret_cast<const sockaddr*>(&address), length) != 0 ||
-        listen(listener, 128) != 0) {
-      const std::string why = std::generic_category().message(errno);
-      if (listener >= 0) close(listener);
-      fail(Code::systemError, "the Unix socket that passes GPU memory to other processes: " + why);
+    if (!listener || bind(listener.get(), reinterpret_cast<const sockaddr*>(&address), length) != 0 ||
+        listen(listener.get(), 128) != 0) {
+      failErrno("the Unix socket that passes GPU memory to other processes");
     }
     int device = 0;
     cudaGetDevice(&device);
-    std::thread([this, listener, device] { serve(listener, device); }).detach();
-    socket_ = listener;
+    socket_ = std::move(listener);
+    std::thread([this, listening = socket_.get(), device] { serve(listening, device); }).detach();
   }
 
   void serve(int listener, int device) {
     cudaSetDevice(device);
     for (;;) {
-      const int peer = accept4(listener, nullptr, nullptr, SOCK_CLOEXEC);
-      if (peer < 0) {
+      const UniqueFd peer(accept4(listener, nullptr, nullptr, SOCK_CLOEXEC));
+      if (!peer) {
         if (errno == EINTR || errno == ECONNABORTED) continue;
         // No descriptors are left, say: whoever asks waits for its time, and is told.
         std::this_thread::sleep_for(std::chrono::milliseconds(10));
         continue;
       }
-      waitAtMost(peer);
-      answer(peer);
-      close(peer);
+      waitAtMost(peer.get());
+      answer(peer.get());
     }
   }
 
@@ -257,11 +241,11 @@ class Exporter {
       sendDescriptors(peer, pieces, {});
       return;
     }
-    sendDescriptors(peer, pieces, descriptors.all);
+    sendDescriptors(peer, pieces, descriptors);
   }
 
   std::mutex mutex_;
-  int socket_ = -1;
+  UniqueFd socket_;
   unsigned char key_[16] = {};
   std::uint64_t next_ = 1;
   std::deque<Known> known_;
@@ -269,15 +253,14 @@ class Exporter {
 
 // Asks the process that has exported it.
 void fetch(const VirtualHandle& handle, Descriptors& descriptors, std::vector<std::uint64_t>& bytes) {
-  Descriptors sockets;
-  const int peer = ::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+  const UniqueFd socket(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+  const int peer = socket.get();
   const auto failed = [](const char* what) {
     fail(Code::systemError,
          std::string("GPU memory of another process (virtual memory management) cannot be mapped: ") + what + ": " +
              std::generic_category().message(errno));
   };
   if (peer < 0) failed("socket");
-  sockets.all.push_back(peer);
   waitAtMost(peer);
   socklen_t length = 0;
   const sockaddr_un address = addressOf(handle.key, length);
@@ -300,9 +283,11 @@ void fetch(const VirtualHandle& handle, Descriptors& descriptors, std::vector<st
     for (cmsghdr* rights = CMSG_FIRSTHDR(&header); rights != nullptr; rights = CMSG_NXTHDR(&header, rights)) {
       if (rights->cmsg_level != SOL_SOCKET || rights->cmsg_type != SCM_RIGHTS) continue;
       const std::size_t count = (rights->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-      const std::size_t had = descriptors.all.size();
-      descriptors.all.resize(had + count);
-      std::memcpy(descriptors.all.data() + had, CMSG_DATA(rights), count * sizeof(int));
+      for (std::size_t i = 0; i < count; ++i) {
+        int one = -1;
+        std::memcpy(&one, CMSG_DATA(rights) + sizeof(int) * i, sizeof one);
+        descriptors.emplace_back(one);
+      }
       came += count;
     }
     all = message.all;
@@ -353,7 +338,7 @@ VirtualMapping::VirtualMapping(const Handle& bytesOfHandle) {
   Descriptors descriptors;
   std::vector<std::uint64_t> bytes;
   fetch(handle, descriptors, bytes);
-  const auto check = [&](CUresult result, const char* call) {
+  const auto require = [&](CUresult result, const char* call) {
     if (result == CUDA_SUCCESS) return;
     if (mapped_ > 0) d.unmap(start_, mapped_);
     if (start_ != 0) d.unreserve(start_, bytes_);
@@ -361,26 +346,26 @@ VirtualMapping::VirtualMapping(const Handle& bytesOfHandle) {
          std::string(call) + " of memory of another process: CUresult " + std::to_string(static_cast<int>(result)));
   };
   CUdeviceptr start = 0;
-  check(d.reserve(&start, handle.bytes, 0, 0, 0), "cuMemAddressReserve");
+  require(d.reserve(&start, handle.bytes, 0, 0, 0), "cuMemAddressReserve");
   start_ = start;
   bytes_ = handle.bytes;
   for (std::size_t i = 0; i < bytes.size(); ++i) {
     CUmemGenericAllocationHandle piece = 0;
-    check(d.importHandle(&piece, reinterpret_cast<void*>(static_cast<std::uintptr_t>(descriptors.all[i])),
-                         CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR),
-          "cuMemImportFromShareableHandle");
+    require(d.importHandle(&piece, reinterpret_cast<void*>(static_cast<std::uintptr_t>(descriptors[i].get())),
+                           CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR),
+            "cuMemImportFromShareableHandle");
     const CUresult result =
         bytes[i] <= bytes_ - mapped_ ? d.map(start_ + mapped_, bytes[i], 0, piece, 0) : CUDA_ERROR_INVALID_VALUE;
     d.release(piece);  // what is mapped stays
-    check(result, "cuMemMap");
+    require(result, "cuMemMap");
     mapped_ += bytes[i];
   }
-  if (mapped_ != bytes_) check(CUDA_ERROR_INVALID_VALUE, "cuMemMap");
+  if (mapped_ != bytes_) require(CUDA_ERROR_INVALID_VALUE, "cuMemMap");
   CUmemAccessDesc access{};
   access.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
   access.location.id = currentDevice();
   access.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
-  check(d.setAccess(start_, bytes_, &access, 1), "cuMemSetAccess");
+  require(d.setAccess(start_, bytes_, &access, 1), "cuMemSetAccess");
 }
 
 VirtualMapping::~VirtualMapping() {

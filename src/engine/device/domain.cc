@@ -258,9 +258,15 @@ std::byte* DeviceDomain::reach(int localIndex, const transport::MemoryRef& memor
   if (sameProcess(localIndex)) return reinterpret_cast<std::byte*>(memory.address);
   cuda::Handle key;
   std::memcpy(key.data(), static_cast<const void*>(handle), sizeof key);
-  return mapped(peers_[static_cast<std::size_t>(localIndex)], key, memory.address - memory.offset,
-                memory.offset + memory.bytes) +
-         memory.offset;
+  try {
+    return mapped(peers_[static_cast<std::size_t>(localIndex)], key, memory.address - memory.offset,
+                  memory.offset + memory.bytes) +
+           memory.offset;
+  } catch (const Error& error) {
+    fail(error.code(),
+         fmt::format("{} cannot reach a tensor of {}: {}", engine_.fabric().describeRank(engine_.fabric().rank()),
+                     engine_.fabric().describeRank(engine_.nodeRank(localIndex)), error.what()));
+  }
 }
 
 std::byte* DeviceDomain::mapped(const Peer& peer, const cuda::Handle& handle, std::uint64_t start,
