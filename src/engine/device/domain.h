@@ -20,7 +20,8 @@ class DeviceOperation;
 class Engine;
 
 // Ranks of one process that launch together: on one GPU, or on several where all ranks of the node are in the process.
-// They never wait for each other in kernels (docs/design.md): the last one to come launches for all.
+// The last one to come launches for all. Kernels of ranks that share a GPU never wait for each other; those on GPUs of
+// their own may (docs/design.md).
 class DeviceGroup : public std::enable_shared_from_this<DeviceGroup> {
  public:
   explicit DeviceGroup(int members) : members_(members) {}

@@ -133,6 +133,13 @@ kernels::Budget DeviceOperation::budgetOf(const std::vector<DeviceOperation*>& a
   return budget;
 }
 
+bool DeviceOperation::mayTake(const std::vector<DeviceOperation*>& all, int sms) {
+  return std::all_of(all.begin(), all.end(), [&](const DeviceOperation* one) {
+    const int most = one->domain_.maxSms();
+    return most == 0 || most >= sms;
+  });
+}
+
 std::vector<DeviceOperation::Part> DeviceOperation::partsOf(const std::vector<DeviceOperation*>& all) {
   std::vector<Part> parts;
   for (DeviceOperation* one : all) {

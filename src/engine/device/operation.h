@@ -58,6 +58,8 @@ class DeviceOperation : public Operation {
 
   Parameters parameters(std::size_t rowBytes, std::size_t rowBytes2, std::uint64_t type, std::uint64_t options) const;
   static int partCount(const std::vector<DeviceOperation*>& all) { return static_cast<int>(partsOf(all).size()); }
+  // Whether each of them may take so many SMs.
+  static bool mayTake(const std::vector<DeviceOperation*>& all, int sms);
   // SMs that the ranks of a launch may take together.
   static kernels::Budget budgetOf(const std::vector<DeviceOperation*>& all);
   // Announces a tensor under kRows, kRows2 or kTickets, and where a peer has one.

@@ -34,6 +34,18 @@ bool savesEnough(const PlanRequest& request, int parts, std::int64_t tokens, std
 // Where launches wait beside others both want some multiprocessors.
 constexpr int kLeastBlocks = 4;
 
+// What a plan and its ranks must be for rows to cross links once, whatever it saves.
+bool mayCrossOnce(const DeviceDomain& domain, const PlanRequest& request, std::size_t members) {
+  const plan::Dedup dedup = request.options.dedup;
+  return domain.together() && !domain.oneLaunch() && request.options.layout != plan::Layout::rankOrder &&
+         (dedup == plan::Dedup::full || (dedup == plan::Dedup::node && request.dedupAuto)) &&
+         members <= kernels::kMaxSources && request.map.topk <= kernels::kMaxPlanTopk;
+}
+
+Across besideOrBehind(const DeviceDomain& domain, bool enoughSms) {
+  return domain.ownGpus() && enoughSms ? Across::beside : Across::behind;
+}
+
 // Of a budget, what goes to those who send; the rest to those who take.
 kernels::Budget senders(const kernels::Budget& budget) { return {(budget.blocks * 11 + 19) / 20}; }
 kernels::Budget takers(const kernels::Budget& budget) { return {budget.blocks - senders(budget).blocks}; }
@@ -237,11 +249,8 @@ void DeviceDispatch::launchRest(const std::vector<DeviceOperation*>& all, const 
 
 bool DeviceDispatch::crossesOnce(const std::vector<DeviceOperation*>& all) const {
   const PlanRequest& request = plan_->request;
-  const plan::Dedup dedup = request.options.dedup;
-  if (!domain_.together() || domain_.oneLaunch() || request.options.layout == plan::Layout::rankOrder) return false;
-  if (dedup == plan::Dedup::none || (dedup == plan::Dedup::node && !request.dedupAuto)) return false;
+  if (!mayCrossOnce(domain_, request, all.size())) return false;
   if (request_.castToFp8 || anyCounted_ || tensors_[0].rowBytes == 0) return false;
-  if (static_cast<int>(all.size()) > kernels::kMaxSources || request.map.topk > kernels::kMaxPlanTopk) return false;
   for (DeviceOperation* one : all) {
     const std::vector<DeviceOperation*> alone{one};
     if (!cuda::placesAcross(placeArgs(alone, 0))) return false;
@@ -252,14 +261,7 @@ bool DeviceDispatch::crossesOnce(const std::vector<DeviceOperation*>& all) const
 }
 
 void DeviceDispatch::agree(const std::vector<DeviceOperation*>& all) {
-  Across across = Across::no;
-  if (crossesOnce(all)) {
-    across = domain_.ownGpus() ? Across::beside : Across::behind;
-    for (DeviceOperation* one : all) {
-      const int sms = static_cast<DeviceDispatch*>(one)->domain_.maxSms();
-      if (sms > 0 && sms < kLeastBlocks) across = Across::behind;
-    }
-  }
+  const Across across = crossesOnce(all) ? besideOrBehind(domain_, mayTake(all, kLeastBlocks)) : Across::no;
   for (DeviceOperation* one : all) static_cast<DeviceDispatch*>(one)->across_ = across;
 }
 
@@ -352,12 +354,9 @@ void DeviceCombine::bind() {
 // Sums cross links where that is less than the rows: in the row's type, so not where partial sums are wanted in FP32.
 bool DeviceCombine::crossesOnce() const {
   const PlanRequest& request = plan_->request;
-  const plan::Dedup dedup = request.options.dedup;
   const std::vector<DeviceOperation*>& all = everyone();
-  if (!domain_.together() || domain_.oneLaunch() || request.options.layout == plan::Layout::rankOrder) return false;
-  if (dedup == plan::Dedup::none || (dedup == plan::Dedup::node && !request.dedupAuto)) return false;
+  if (!mayCrossOnce(domain_, request, all.size())) return false;
   if ((request_.partialsFp32 && request_.type != exec::RowType::f32) || request_.elements == 0) return false;
-  if (static_cast<int>(all.size()) > kernels::kMaxSources || request.map.topk > kernels::kMaxPlanTopk) return false;
   const std::int64_t bound = engine_.config().maxStagingBytes;
   const auto tokens = static_cast<std::int64_t>(mostTokens(all));
   if (bound > 0 && tokens * mostPartials() * static_cast<std::int64_t>(rowBytes()) > bound) return false;
@@ -370,14 +369,7 @@ int DeviceCombine::mostPartials() const {
 }
 
 void DeviceCombine::agree(const std::vector<DeviceOperation*>& all) {
-  Across across = Across::no;
-  if (crossesOnce()) {
-    across = domain_.ownGpus() ? Across::beside : Across::behind;
-    for (DeviceOperation* one : all) {
-      const int sms = static_cast<DeviceCombine*>(one)->domain_.maxSms();
-      if (sms > 0 && sms < kLeastBlocks) across = Across::behind;
-    }
-  }
+  const Across across = crossesOnce() ? besideOrBehind(domain_, mayTake(all, kLeastBlocks)) : Across::no;
   for (DeviceOperation* one : all) {
     auto& combine = *static_cast<DeviceCombine*>(one);
     combine.across_ = across;
@@ -397,10 +389,10 @@ void DeviceCombine::launchAll(const std::vector<DeviceOperation*>& all, const ke
   if (across_ == Across::no) {
     sumRows(all, budget, stream);
   } else if (across_ == Across::behind) {
-    bringPartials(all, budget, stream);
+    bringPartials(budget, stream);
   } else {
     const cuda::Stream beside = domain_.beside(stream, capturing());
-    bringPartials(all, senders(budget), stream);
+    bringPartials(senders(budget), stream);
     sumRows(all, takers(budget), beside);
     domain_.joinBeside(stream, capturing());
   }
@@ -411,8 +403,7 @@ void DeviceCombine::launchRest(const std::vector<DeviceOperation*>& all, const k
   sumRows(all, budget, stream);
 }
 
-void DeviceCombine::bringPartials(const std::vector<DeviceOperation*>&, const kernels::Budget& budget,
-                                  cuda::Stream stream) const {
+void DeviceCombine::bringPartials(const kernels::Budget& budget, cuda::Stream stream) const {
   kernels::PartialArgs args{};
   args.elements = request_.elements;
   args.type = static_cast<kernels::SumType>(request_.type);

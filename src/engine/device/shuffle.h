@@ -75,8 +75,7 @@ class DeviceCombine : public DeviceOperation {
   std::size_t rowBytes() const { return request_.elements * exec::elementBytes(request_.type); }
   bool crossesOnce() const;
   int mostPartials() const;
-  void bringPartials(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget,
-                     exec::cuda::Stream stream) const;
+  void bringPartials(const kernels::Budget& budget, exec::cuda::Stream stream) const;
   void sumRows(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget,
                exec::cuda::Stream stream) const;
 
