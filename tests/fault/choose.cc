@@ -61,4 +61,11 @@ std::vector<FaultCase> eachPhase(Fault fault, const Layout& layout, std::int64_t
   return cases;
 }
 
+void atAnotherMachine(FaultCase& one) {
+  one.point = "meet";
+  one.number = 1;
+  one.victim = one.layout.ranksPerNode;
+  one.held = one.layout.ranks() - 1;
+}
+
 }  // namespace fusco::fault

@@ -21,4 +21,8 @@ std::uint64_t seedOfRun();
 std::vector<FaultCase> eachPhase(Fault fault, const Layout& layout, std::int64_t limitMs,
                                  const std::vector<std::string>& phases = kPhases);
 
+// In the phase bootstrap: strikes a rank of another machine than the meeting place's, when it has come and somebody
+// else is still awaited.
+void atAnotherMachine(FaultCase& one);
+
 }  // namespace fusco::fault

@@ -32,11 +32,7 @@ TEST(Faults, ConnectionsReset) {
   for (const Layout& layout : {kTwo, kFour}) {
     for (FaultCase one : eachPhase(Fault::reset, layout, 2000)) {
       if (one.phase == "bootstrap") {
-        // Another machine than the meeting place's, when it has come and somebody else is awaited.
-        one.point = "meet";
-        one.number = 1;
-        one.victim = layout.ranksPerNode;
-        one.held = layout.ranks() - 1;
+        atAnotherMachine(one);
         // It has met, and waits for nobody; before the tree is there it has no connection.
       } else if (one.phase == "connect") {
         one.point = "connect";

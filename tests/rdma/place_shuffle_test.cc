@@ -6,8 +6,8 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <random>
 
+#include "rdma/routed.h"
 #include "shuffle/case.h"
 #include "shuffle/ranks.h"
 
@@ -24,57 +24,30 @@ struct Kept {
   std::uint64_t placed[kRanks];              // rows that processors wrote
 };
 
-std::uint64_t hashOf(const void* bytes, std::size_t count) {
-  std::uint64_t hash = 14695981039346656037u;
-  for (std::size_t i = 0; i < count; ++i) hash = (hash ^ static_cast<const std::uint8_t*>(bytes)[i]) * 1099511628211u;
-  return hash;
-}
-
 // Tokens of a rank with their experts; some of them want two on one rank, and most want several of a node.
-std::vector<std::int64_t> idsOf(int rank) {
-  std::mt19937 random(static_cast<unsigned>(77 + rank));
-  std::vector<std::int64_t> ids(kTokens * kTopk);
-  for (std::int64_t& id : ids) id = static_cast<std::int64_t>(random() % kExperts);
-  return ids;
-}
+Routed routedOf(int rank) { return {static_cast<unsigned>(77 + rank), kTokens, kTopk, kExperts}; }
 
 // Rows that come from the other node to this one, and are the first of their token there.
 std::uint64_t firstRowsInto(int node) {
   std::uint64_t rows = 0;
   for (int rank = 2 * (1 - node); rank < 2 * (1 - node) + 2; ++rank) {
-    const std::vector<std::int64_t> ids = idsOf(rank);
-    for (int t = 0; t < kTokens; ++t) {
-      rows += std::any_of(ids.begin() + t * kTopk, ids.begin() + (t + 1) * kTopk,
-                          [&](std::int64_t id) { return id / (kExperts / 2) == node; })
-                  ? 1
-                  : 0;
-    }
+    const Routed routed = routedOf(rank);
+    for (int t = 0; t < kTokens; ++t) rows += routed.wants(t, node) ? 1 : 0;
   }
   return rows;
 }
 
 void shuffle(Rank& self, fuscoComm_t comm, Kept& kept) {
   const int rank = self.rank();
-  const std::vector<std::int64_t> ids = idsOf(rank);
-  std::mt19937 random(static_cast<unsigned>(rank + 1));
-  std::vector<float> weights(ids.size());
-  for (float& weight : weights) weight = static_cast<float>(random() % 1000) / 1000;
-  fuscoPlanConfig_t config = FUSCO_PLAN_CONFIG_INIT;
-  config.expertIds = ids.data();
-  config.weights = weights.data();
-  config.tokens = kTokens;
-  config.topk = kTopk;
-  config.experts = kExperts;
-  fuscoPlan_t plan = nullptr;
-  FUSCO_OK(fuscoPlanCreate(&plan, &config, comm, nullptr));
+  const Routed routed = routedOf(rank);
+  const fuscoPlan_t plan = routed.plan(comm);
   fuscoPlanInfo_t info = FUSCO_PLAN_INFO_INIT;
   FUSCO_OK(fuscoPlanGetInfo(plan, &info));
   const std::size_t bytes = static_cast<std::size_t>(info.receiveRows) * kRow;
   void *input = nullptr, *rows = nullptr;
   FUSCO_OK(fuscoMemAlloc(&input, kTokens * kRow));
   FUSCO_OK(fuscoMemAlloc(&rows, bytes));
-  for (std::size_t i = 0; i < kTokens * kRow / 2; ++i)
-    static_cast<std::uint16_t*>(input)[i] = static_cast<std::uint16_t>(random() & 0xbfff);
+  fillNumbers(input, kTokens * kRow, static_cast<unsigned>(rank + 1));
   std::vector<std::uint8_t> sums(kTokens * kRow);
   fuscoStatistics_t before = FUSCO_STATISTICS_INIT, after = FUSCO_STATISTICS_INIT;
   FUSCO_OK(fuscoCommGetStatistics(comm, &before));

@@ -10,6 +10,7 @@
 #include <random>
 
 #include "plan/file.h"
+#include "rdma/routed.h"
 #include "shuffle/case.h"
 #include "shuffle/ranks.h"
 
@@ -58,30 +59,14 @@ constexpr int kRanks = 4, kExperts = 16, kTopk = 4;
 constexpr std::size_t kRow = 2048;
 constexpr int kSteps = 2;
 
-// A rank's routing map, the same in every run.
-std::vector<std::int64_t> idsOf(int rank, int tokens) {
-  std::mt19937 random(static_cast<unsigned>(1000 + rank));
-  std::vector<std::int64_t> ids(static_cast<std::size_t>(tokens) * kTopk);
-  for (std::int64_t& id : ids) id = static_cast<std::int64_t>(random() % kExperts);
-  return ids;
-}
+Routed routedOf(int rank, int tokens) { return {static_cast<unsigned>(1000 + rank), tokens, kTopk, kExperts}; }
 
 // Tokens that have an expert on the other node: one copy of each crosses.
 std::uint64_t copiesAcross(int rank, int tokens) {
-  const std::vector<std::int64_t> ids = idsOf(rank, tokens);
+  const Routed routed = routedOf(rank, tokens);
   std::uint64_t copies = 0;
-  for (int t = 0; t < tokens; ++t) {
-    bool across = false;
-    for (int k = 0; k < kTopk; ++k)
-      across |= ids[static_cast<std::size_t>(t * kTopk + k)] / (kExperts / 2) != rank / (kRanks / 2);
-    copies += across ? 1 : 0;
-  }
+  for (int t = 0; t < tokens; ++t) copies += routed.wants(t, 1 - rank / (kRanks / 2)) ? 1 : 0;
   return copies;
-}
-
-std::uint64_t hashOf(const std::vector<std::uint8_t>& bytes, std::uint64_t hash) {
-  for (const std::uint8_t byte : bytes) hash = (hash ^ byte) * 1099511628211u;
-  return hash;
 }
 
 // What is left of a run, in memory that the ranks share with the test.
@@ -124,23 +109,12 @@ Kept runFixed(const char* net, const std::vector<int>& tokens, const char* balan
     takeNics(self);
     const int rank = self.rank(), count = tokens[static_cast<std::size_t>(rank)];
     fuscoComm_t comm = self.connect();
-    const std::vector<std::int64_t> ids = idsOf(rank, count);
-    std::mt19937 random(static_cast<unsigned>(rank + 1));
-    std::vector<float> weights(ids.size());
-    for (float& weight : weights) weight = static_cast<float>(random() % 1000) / 1000;
+    const Routed routed = routedOf(rank, count);
     std::vector<std::uint16_t> input(static_cast<std::size_t>(count) * kRow / 2);
-    // Finite BF16 numbers of both signs.
-    for (std::uint16_t& number : input) number = static_cast<std::uint16_t>(random() & 0xbfff);
+    fillNumbers(input.data(), input.size() * 2, static_cast<unsigned>(rank + 1));
     // Twice, so that a balancer knows the loads of the step before.
     for (int step = 0; step < kSteps; ++step) {
-      fuscoPlanConfig_t config = FUSCO_PLAN_CONFIG_INIT;
-      config.expertIds = ids.data();
-      config.weights = weights.data();
-      config.tokens = count;
-      config.topk = kTopk;
-      config.experts = kExperts;
-      fuscoPlan_t plan = nullptr;
-      FUSCO_OK(fuscoPlanCreate(&plan, &config, comm, nullptr));
+      const fuscoPlan_t plan = routed.plan(comm);
       countLanes(plan, rank, kept->rowsByLane[rank][step]);
       fuscoPlanInfo_t info = FUSCO_PLAN_INFO_INIT;
       FUSCO_OK(fuscoPlanGetInfo(plan, &info));
@@ -150,8 +124,8 @@ Kept runFixed(const char* net, const std::vector<int>& tokens, const char* balan
       FUSCO_OK(fuscoDispatch(plan, input.data(), rows.data(), kRow, nullptr));
       FUSCO_OK(fuscoCommGetStatistics(comm, &after));
       FUSCO_OK(fuscoCombine(plan, rows.data(), sums.data(), kRow / 2, fuscoBfloat16, nullptr));
-      kept->rows[rank] = hashOf(rows, 14695981039346656037u);
-      kept->sums[rank] = hashOf(sums, 14695981039346656037u);
+      kept->rows[rank] = hashOf(rows.data(), rows.size());
+      kept->sums[rank] = hashOf(sums.data(), sums.size());
       kept->wireBytes[rank] = after.wireBytes - before.wireBytes;
       FUSCO_OK(fuscoPlanDestroy(plan));
     }
