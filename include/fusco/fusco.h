@@ -275,8 +275,9 @@ FUSCO_API fuscoResult_t fuscoAllToAllv(const void* sendbuff, const size_t sendco
 /* The paper's dComm (section 3). Rows of `rowBytes` bytes at sendbuff + index * rowBytes, `rows` of them, indices of
  * type fuscoInt32 or fuscoInt64 (host memory on host communicators, copied during the call; memory that the GPU reaches on
  * others, read in the order of the stream and not checked), are sent in list order;
- * the receiver's k-th row goes to recvbuff + index[k] * rowBytes. Repeats are legal when sending, not when receiving (InvalidArgument; lists in
- * GPU memory are not looked through). A NULL index list: 0, 1, 2, ... Matches fuscoSend/fuscoRecv as well, if the bytes are equal. */
+ * the receiver's k-th row goes to recvbuff + index[k] * rowBytes. Repeats are legal when sending, not when receiving
+ * (InvalidArgument; lists in GPU memory are not looked through). A NULL index list: 0, 1, 2, ... Matches
+ * fuscoSend/fuscoRecv as well, if the bytes are equal. */
 FUSCO_API fuscoResult_t fuscoGatherSend(const void* sendbuff, size_t rows, size_t rowBytes, const void* rowIndices,
                                         fuscoDataType_t indexType, int peer, fuscoComm_t comm, cudaStream_t stream);
 FUSCO_API fuscoResult_t fuscoScatterRecv(void* recvbuff, size_t rows, size_t rowBytes, const void* rowIndices,

@@ -110,9 +110,8 @@ constexpr SettingInfo kTable[] = {
     {Setting::ibAdaptiveThreshold, "FUSCO_IB_AR_THRESHOLD", bytes, "8192", "NCCL_IB_AR_THRESHOLD", 0, kMostBytes, "",
      "Slices of more bytes are announced by a request of their own, so that adaptive routing may spread them."},
     {Setting::ibPlaceRows, "FUSCO_IB_PLACE_ROWS", flag, "0", "", 0, 1, "",
-     "1: rows of 4 KiB and more are written by RDMA to where they belong, each by a request of its own, if all ranks "
-     "of "
-     "the receiver's node have their output in windows; 0: through a ring of slices."},
+     "1: rows of 4 KiB and more are written by RDMA to where they belong, each by a request of its own, if all "
+     "ranks of the receiver's node have their output in windows; 0: through a ring of slices."},
     {Setting::commId, "FUSCO_COMM_ID", text, "", "NCCL_COMM_ID", 0, 0, "",
      "host:port where rank 0 opens the meeting place, the same on all ranks: no id has to be passed on then."},
     {Setting::commKey, "FUSCO_COMM_KEY", text, "", "", 0, 0, "",

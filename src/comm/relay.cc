@@ -62,7 +62,7 @@ bool Relay::finishTurn() {
     } else if (phase_ == Phase::proving) {
       // Its machine is there; the process may be stopped, or busy. The time-out is the limit.
       next_ = Deadline::never();
-    } else if (phase_ == Phase::connecting || phase_ == Phase::proving) {
+    } else if (phase_ == Phase::connecting) {
       retry("no answer", true);
     }
   }

@@ -215,9 +215,9 @@ bool Engine::advance(Submission& submission) {
                          "FUSCO_OPERATION_TIMEOUT_MS",
                          fabric_->rank(), operation.describe(), config_.operationTimeoutMs));
       }
-    } else if (const std::int64_t now = submission.warnNs > 0 ? nowNs() : 0; now > 0) {
-      submission.movedNs = now;
-      submission.warnNs = now + kStallWarningNs;
+    } else {
+      submission.movedNs = nowNs();
+      submission.warnNs = submission.movedNs + kStallWarningNs;
     }
     return moved;
   } catch (const CommonError&) {

@@ -5,9 +5,8 @@
 #include <iterator>
 #include <string>
 
-#include "exec/ranges.h"
-
 #include "base/point.h"
+#include "exec/ranges.h"
 
 namespace fusco::engine {
 
