@@ -14,6 +14,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 
@@ -114,6 +115,9 @@ void beforeFork() {
   joinFinished(process().places);
 }
 
+// Of a machine, before a rank of it gives up.
+constexpr int kMostRelaysLost = 8;
+
 [[noreturn]] void failClosed(const Record& record) {
   fail(Code::remoteError, record.describe() +
                               " found nobody at the meeting place of this id: the process that made the id has ended, "
@@ -133,23 +137,40 @@ void awaitAnswer(int socket, const Record& record, Deadline deadline, const char
   }
 }
 
-// `whose` is the process at the other end.
-std::string receivePart(int socket, const Record& record, Deadline deadline, const char* whose) {
+// `whose` is the process at the other end. None: it has hung up.
+std::optional<std::string> receivePart(int socket, const Record& record, Deadline deadline, const char* whose) {
   std::string part(kAnswerPart, 0);
   for (;;) {
     awaitAnswer(socket, record, deadline, whose);
     std::size_t bytes = 0;
     const transport::Io io = transport::receiveMessage(socket, part.data(), part.size(), &bytes);
     if (io == transport::Io::again) continue;
-    if (io == transport::Io::closed) {
-      fail(Code::remoteError, record.describe() + ": " + whose + " (pid " +
-                                  std::to_string(transport::credentialsOf(socket).pid) +
-                                  ") ended during init; look at its log");
-    }
+    if (io == transport::Io::closed) return std::nullopt;
     if (bytes > part.size()) fail(Code::internalError, record.describe() + " got a malformed answer at init");
     part.resize(bytes);
     return part;
   }
+}
+
+struct Answer {
+  AnswerHead head{};
+  std::string body;
+};
+
+std::optional<Answer> receiveAnswer(int socket, const Record& record, Deadline deadline, const char* whose) {
+  std::optional<std::string> part = receivePart(socket, record, deadline, whose);
+  if (!part) return std::nullopt;
+  Answer answer;
+  if (part->size() == sizeof(answer.head)) std::memcpy(&answer.head, part->data(), sizeof(answer.head));
+  if (answer.head.magic != Hello::kMagic) {
+    fail(Code::internalError, record.describe() + " got a malformed answer at init");
+  }
+  while (answer.body.size() < answer.head.bytes) {
+    part = receivePart(socket, record, deadline, whose);
+    if (!part) return std::nullopt;
+    answer.body += *part;
+  }
+  return answer;
 }
 
 }  // namespace
@@ -341,35 +362,46 @@ UniqueFd connectRelay(const UniqueId& id, const Record& record, Deadline deadlin
 std::vector<Record> meet(const UniqueId& id, const Record& record, Deadline deadline) {
   passPoint("meet", 0);
   const bool near = id.domain == record.domain && (id.flags & UniqueId::kByAddress) == 0;
-  UniqueFd socket = near ? transport::connectAbstract(id.socketName, deadline) : connectRelay(id, record, deadline);
-  if (!socket) {
-    if (errno == ECONNREFUSED) failClosed(record);
-    failErrno(record.describe() + " cannot reach the meeting place of this id");
-  }
-  if (!transport::sameUser(socket.get())) {
-    fail(Code::systemError, record.describe() + ": the id was made by another user; run all ranks as one user");
-  }
+  const char* const whose =
+      near ? "the process that made the id" : "the process that speaks for the ranks of this machine";
   Hello hello;
   std::memcpy(hello.key, id.key, sizeof(hello.key));
   hello.record = record;
-  if (transport::sendMessage(socket.get(), &hello, sizeof(hello)) != transport::Io::done) failClosed(record);
-  passPoint("meet", 1);
+  for (int relaysLost = 0;; ++relaysLost) {
+    UniqueFd socket = near ? transport::connectAbstract(id.socketName, deadline) : connectRelay(id, record, deadline);
+    if (!socket) {
+      if (errno == ECONNREFUSED) failClosed(record);
+      failErrno(record.describe() + " cannot reach the meeting place of this id");
+    }
+    if (!transport::sameUser(socket.get())) {
+      fail(Code::systemError, record.describe() + ": the id was made by another user; run all ranks as one user");
+    }
+    const bool heard = transport::sendMessage(socket.get(), &hello, sizeof(hello)) == transport::Io::done;
+    if (!heard && near) failClosed(record);
+    if (relaysLost == 0) passPoint("meet", 1);
 
-  AnswerHead head{};
-  const char* const whose =
-      near ? "the process that made the id" : "the process that speaks for the ranks of this machine";
-  const std::string first = receivePart(socket.get(), record, deadline, whose);
-  if (first.size() == sizeof(head)) std::memcpy(&head, first.data(), sizeof(head));
-  if (head.magic != Hello::kMagic) fail(Code::internalError, record.describe() + " got a malformed answer at init");
-  std::string body;
-  while (body.size() < head.bytes) body += receivePart(socket.get(), record, deadline, whose);
-  if (head.code != 0) throw Error(static_cast<Code>(head.code), body);
-  std::vector<Record> records(static_cast<std::size_t>(record.ranks));
-  if (body.size() != records.size() * sizeof(Record)) {
-    fail(Code::internalError, record.describe() + " got records of " + std::to_string(body.size()) + " bytes at init");
+    const std::optional<Answer> answer =
+        heard ? receiveAnswer(socket.get(), record, deadline, whose) : std::optional<Answer>();
+    if (!answer) {
+      // A relay is in the process of a rank, and dies with it. Who that was is known when all have met: once more then,
+      // through another one.
+      if (!near && relaysLost < kMostRelaysLost && !deadline.passed()) {
+        ::poll(nullptr, 0, 2);
+        continue;
+      }
+      fail(Code::remoteError, record.describe() + ": " + whose + " (pid " +
+                                  std::to_string(transport::credentialsOf(socket.get()).pid) +
+                                  ") ended during init; look at its log");
+    }
+    if (answer->head.code != 0) throw Error(static_cast<Code>(answer->head.code), answer->body);
+    std::vector<Record> records(static_cast<std::size_t>(record.ranks));
+    if (answer->body.size() != records.size() * sizeof(Record)) {
+      fail(Code::internalError,
+           record.describe() + " got records of " + std::to_string(answer->body.size()) + " bytes at init");
+    }
+    std::memcpy(records.data(), answer->body.data(), answer->body.size());
+    return records;
   }
-  std::memcpy(records.data(), body.data(), body.size());
-  return records;
 }
 
 void agreeOnUniqueId(const std::string& hostAndPort, const std::string& job, char id[128]) {

@@ -92,6 +92,7 @@ enum class RecordFrame : std::uint32_t {
   hello = 1,   // a Hello
   gone = 2,    // int32: the rank has hung up
   answer = 3,  // an AnswerHead and its bytes
+  told = 4,    // nothing: all of its machine's ranks have the answer
 };
 
 }  // namespace fusco::comm

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/log.h"
+#include "base/point.h"
 #include "base/status.h"
 #include "comm/bootstrap.h"
 #include "transport/tcp/connect.h"
@@ -48,7 +49,10 @@ void Relay::onPolled(const pollfd* polled, std::size_t) {
 bool Relay::finishTurn() {
   if (decided()) {
     // A success concerns nobody else; a failure is told to ranks that come later, too.
-    return end_.passed() || (code() == 0 && flushed());
+    if (code() != 0 || !flushed()) return end_.passed();
+    frames_.queue(static_cast<std::uint32_t>(RecordFrame::told), {});
+    frames_.flush(socket_.get());
+    return true;
   }
   if (!anyone_) return end_.passed();
   if (empty()) return true;
@@ -182,6 +186,7 @@ void Relay::hear(std::uint32_t kind, std::string_view body) {
   if (kind != static_cast<std::uint32_t>(RecordFrame::answer) || body.size() < sizeof(head)) return;
   std::memcpy(&head, body.data(), sizeof(head));
   if (head.magic != Hello::kMagic || head.bytes != body.size() - sizeof(head)) return;
+  passPoint("answer", 0);
   decide(head.code, std::string(body.substr(sizeof(head))));
   phase_ = Phase::over;
   end_ = Deadline::afterMs(patience_.lateComersMs);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "base/log.h"
 #include "base/point.h"
@@ -106,17 +107,18 @@ void Rendezvous::hearGuest(Guest* guest) {
   if (state == Frames::State::open) state = guest->frames->flush(guest->socket.get());
   if (state == Frames::State::open) return;
   guest->gone = true;
+  // Whom it has not told comes again, through another one.
   if (decided() || guest->ranks.empty()) return;
-  // The rank that had the relay in its process, if it has come as well; else somebody of that machine.
-  int gone = *guest->ranks.begin();
-  for (const int rank : guest->ranks) {
+  const std::set<int> ranks = std::exchange(guest->ranks, {});
+  const auto owner = std::find_if(ranks.begin(), ranks.end(), [&](int rank) {
     const auto record = records_.find(rank);
-    if (record == records_.end() || record->second.process[0] != guest->process) continue;
-    gone = rank;
-    break;
-  }
-  guest->ranks.clear();
-  lost(gone);
+    return record != records_.end() && record->second.process[0] == guest->process;
+  });
+  if (owner != ranks.end()) return lost(*owner);
+  const auto spokenFor = records_.find(*ranks.begin());
+  if (spokenFor == records_.end()) return;
+  fail(static_cast<int>(Code::remoteError), "the process that spoke for " + spokenFor->second.describe() +
+                                                " has ended at init, before all ranks had come; look at its log");
 }
 
 void Rendezvous::hearFrame(Guest* guest, std::uint32_t kind, std::string_view body) {
@@ -127,6 +129,10 @@ void Rendezvous::hearFrame(Guest* guest, std::uint32_t kind, std::string_view bo
     if (guest->ranks.erase(rank) == 0) return;
     if (!decided()) lost(rank);
     return;
+  }
+  if (kind == static_cast<std::uint32_t>(RecordFrame::told) && decided()) {
+    answeredByRelay_ += static_cast<std::int64_t>(guest->ranks.size());
+    return guest->ranks.clear();
   }
   if (kind != static_cast<std::uint32_t>(RecordFrame::hello)) return;
   const Greeting greeting = readHello(body.data(), body.size(), &hello);
@@ -143,10 +149,13 @@ void Rendezvous::hearFrame(Guest* guest, std::uint32_t kind, std::string_view bo
   }
 }
 
-// The relay passes it on to all that it has heard of, and to who still comes.
+// The relay passes it on to all that it has heard of, and to who still comes. Of a success it tells when they have it:
+// should it die before, they come again.
 void Rendezvous::answerGuest(Guest* guest) {
-  answeredByRelay_ += static_cast<std::int64_t>(guest->ranks.size());
-  guest->ranks.clear();
+  if (code() != 0) {
+    answeredByRelay_ += static_cast<std::int64_t>(guest->ranks.size());
+    guest->ranks.clear();
+  }
   const AnswerHead head = answerHead();
   guest->frames->queue(static_cast<std::uint32_t>(RecordFrame::answer), {bytesOf(head), verdict()});
   guest->frames->flush(guest->socket.get());
@@ -194,6 +203,8 @@ bool Rendezvous::take(const Record& record) {
     text = record.describe() + " failed at init: " + record.failure;
     code = record.failureCode == static_cast<int>(Code::invalidUsage) ? Code::invalidUsage : Code::remoteError;
   } else if (auto same = records_.find(record.rank); same != records_.end()) {
+    // The relay that had brought it has died.
+    if (record.member != 0 && same->second.member == record.member) return true;
     text = "two ranks call themselves rank " + std::to_string(record.rank) + ": " + same->second.describe() + " and " +
            record.describe() + "; give each its own number from 0 to " + std::to_string(ranks_ - 1);
   } else if (!records_.empty()) {

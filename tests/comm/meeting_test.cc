@@ -140,6 +140,59 @@ TEST(Meeting, ARankBehindARelayThatDiesIsNoticed) {
   doomed.join();
 }
 
+// It takes the records to the meeting place, and goes with the answer.
+void relayThatTellsNobody(const UniqueId& id, std::uint64_t domain, int callers, std::atomic<bool>* listens) {
+  UniqueFd listener = transport::listenAbstract(Relay::nameFor(id, domain), 16);
+  listens->store(true);
+  UniqueFd socket = transport::beginConnect(id.address);
+  Handshake handshake(Handshake::Side::caller, id.key, Purpose::ofProcess(4711));
+  Frames frames(1 << 20);
+  std::vector<UniqueFd> guests;
+  const auto wait = [](int descriptor) {
+    pollfd polled{descriptor, POLLIN, 0};
+    return ::poll(&polled, 1, 5000) == 1;
+  };
+  pollfd connected{socket.get(), POLLOUT, 0};
+  ASSERT_EQ(::poll(&connected, 1, 5000), 1);
+  for (auto result = Handshake::Result::again; result != Handshake::Result::taken;) {
+    result = handshake.step(socket.get());
+    ASSERT_TRUE(result == Handshake::Result::taken || (result == Handshake::Result::again && wait(socket.get())));
+  }
+  for (int i = 0; i < callers; ++i) {
+    ASSERT_TRUE(wait(listener.get()));
+    bool exhausted = false;
+    guests.push_back(transport::acceptOne(listener.get(), &exhausted));
+    ASSERT_TRUE(wait(guests.back().get()));
+    Hello hello;
+    std::size_t bytes = 0;
+    ASSERT_EQ(transport::receiveMessage(guests.back().get(), &hello, sizeof(hello), &bytes), transport::Io::done);
+    frames.queue(static_cast<std::uint32_t>(RecordFrame::hello), bytesOf(hello));
+  }
+  frames.flush(socket.get());
+  bool answered = false;
+  while (!answered && wait(socket.get())) {
+    frames.receive(socket.get(), [&](std::uint32_t kind, std::string_view) {
+      answered = kind == static_cast<std::uint32_t>(RecordFrame::answer);
+    });
+  }
+  EXPECT_TRUE(answered);
+}
+
+TEST(Meeting, ARelayThatDiesWithTheAnswerIsReplaced) {
+  const UniqueId id = openMeetingPlace();
+  std::vector<Record> records = severalHosts(id, 2);
+  std::uint64_t member = 1;
+  for (Record& record : records) record.member = member++;
+  std::atomic<bool> listens{false};
+  std::thread relay([&] { relayThatTellsNobody(id, 1, 3, &listens); });
+  // Whoever finds no relay opens one: this one has to be first.
+  while (!listens.load()) usleep(1000);
+  const std::int64_t begin = nowNs();
+  expectComplete(meetAll(id, records));
+  EXPECT_LT(nowNs() - begin, 2'000'000'000);
+  relay.join();
+}
+
 TEST(Meeting, AnotherVersionIsToldToAll) {
   for (const bool near : {true, false}) {
     const UniqueId id = openMeetingPlace();

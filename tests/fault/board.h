@@ -38,7 +38,8 @@ struct CaseText {
   int nodes = 0;
   Fault fault = Fault::kill;
   int victim = 0;
-  int held = -1;  // this rank begins only after the fault
+  int held = -1;   // this rank begins only after the fault
+  int after = -1;  // this rank begins only when the victim has met
   char point[16] = {};
   int number = 0;
   int room = 0;  // descriptors that the victim may still open

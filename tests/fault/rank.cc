@@ -155,9 +155,12 @@ fuscoComm_t join(int which, int rank, int ranks, bool makesId) {
 // What a rank is there for. Throws what the library says.
 void attempt() {
   const CaseText& what = board->what;
-  const bool duringInit = pointIs("meet") || pointIs("connect");
+  const bool duringInit = pointIs("meet") || pointIs("answer") || pointIs("connect");
   if (own == what.held) {
     while (board->go.load() == 0) ::usleep(500);
+  }
+  if (own == what.after) {
+    while (board->taken[what.victim].load() == 0) ::usleep(500);
   }
   pointWatcher.store(atPoint);
   armed.store(duringInit);

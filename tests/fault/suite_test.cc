@@ -18,6 +18,24 @@ std::vector<FaultCase> everywhere(Fault fault, std::int64_t limitMs) {
 
 TEST(Faults, Killed) { runCases("SIGKILL", everywhere(Fault::kill, 2000), kRanksAtOnce); }
 
+// The first rank of a machine to come speaks for the others. It dies when it has heard that all are there, and before
+// the others have: they, too, have to find out who it was.
+TEST(Faults, KilledWithTheAnswerOfItsMachine) {
+  std::vector<FaultCase> cases;
+  for (const Layout& layout : {kTwo, kFour}) {
+    FaultCase one = eachPhase(Fault::kill, layout, 2000, {"bootstrap"}).front();
+    one.point = "answer";
+    one.number = 0;
+    one.victim = layout.ranks() - 1;
+    one.after = layout.ranks() - 2;
+    cases.push_back(one);
+  }
+  runCases("SIGKILL with the answer", cases, kRanksAtOnce, [](const FaultCase& one, const Outcome& outcome) {
+    EXPECT_NE(outcome.firstText.find("rank " + std::to_string(one.victim) + " ("), std::string::npos)
+        << one.describe() << ": " << outcome.firstText;
+  });
+}
+
 TEST(Faults, ExitWithoutDestroy) { runCases("exit", everywhere(Fault::exit, 2000), kRanksAtOnce); }
 
 // Five seconds are no error.

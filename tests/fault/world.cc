@@ -79,6 +79,7 @@ World::World(const FaultCase& one) : one_(one) {
   what.fault = one.fault;
   what.victim = one.victim;
   what.held = one.held;
+  what.after = one.after;
   what.number = one.number;
   what.room = one.room;
   what.seed = one.seed;

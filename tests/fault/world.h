@@ -32,6 +32,7 @@ struct FaultCase {
   Layout layout;
   int victim = 0;
   int held = -1;
+  int after = -1;
   int room = 0;
   std::uint64_t seed = 0;
   Place place;
