@@ -29,6 +29,10 @@ class Error : public std::runtime_error {
   Code code_;
 };
 
+// Whose failure it is, the code says: remoteError is another rank's, and its text names that one; anything else is that
+// of the rank itself. Others will read its text, too: `name`, "rank 3 (host:pid)", comes in front, unless it is there.
+std::string ownText(Code code, const std::string& text, const std::string& name);
+
 [[noreturn]] inline void fail(Code code, const std::string& what) { throw Error(code, what); }
 
 // For a system call that failed: appends strerror(errno).

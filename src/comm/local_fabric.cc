@@ -54,8 +54,7 @@ LocalFabric::LocalFabric(const FabricConfig& config, const UniqueId& id) : confi
     prepare(id);
     meetAll(id);
   } catch (const Error& error) {
-    std::string text = error.what();
-    if (text.find("rank ") == std::string::npos) text = record_.describe() + ": " + text;
+    const std::string text = ownText(error.code(), error.what(), record_.describe());
     const std::string phase = text.find("init") == std::string::npos ? " (during init)" : "";
     tellOthers(text + phase);
     release();

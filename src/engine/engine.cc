@@ -223,9 +223,7 @@ bool Engine::advance(Submission& submission) {
   } catch (const CommonError&) {
     failOperation(submission, std::current_exception());
   } catch (const Error& e) {
-    std::string text = e.what();
-    // The others are told the same words: whose they are has to be in them.
-    if (text.find("rank ") == std::string::npos) text = fabric_->describeRank(fabric_->rank()) + ": " + text;
+    const std::string text = ownText(e.code(), e.what(), fabric_->describeRank(fabric_->rank()));
     const bool usage = e.code() == Code::remoteError && text.find(kUsagePrefix) != std::string::npos;
     const Code code = usage ? Code::invalidUsage : e.code();
     const std::string during =
