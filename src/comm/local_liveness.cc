@@ -82,6 +82,7 @@ void LocalFabric::look(std::unique_lock<std::mutex>& lock) {
       failure_ = names_[dead] + " died: its process has ended without destroying the communicator; look at its log";
       failed_.store(true, std::memory_order_release);
     } else if (network_) {
+      if (network_->starves()) network_->failStarving();
       lookAtLinks();
     }
   }

@@ -57,7 +57,11 @@ Network::Network(const std::vector<Record>& records, int rank, const plan::Topol
                              Tree::Ways{ways_.hear, ways_.ringBell, [this](int one) { return other(one).describe(); }});
   switchboard_ = std::make_unique<Switchboard>(
       reactor_, key, std::move(listeners), [this](const Purpose& purpose) { return judge(purpose); },
-      [this](const Purpose& purpose, UniqueFd socket) { take(purpose, std::move(socket)); });
+      [this](const Purpose& purpose, UniqueFd socket) { take(purpose, std::move(socket)); },
+      [this] {
+        starves_.store(true, std::memory_order_release);
+        ways_.ringBell();
+      });
   paceNs_ = nowNs();
   paceTimer_ = reactor_.every(kPaceMs, [this] { lookAtPace(); });
   if (treeShape_.parent >= 0) callParent();
@@ -104,6 +108,7 @@ class Probe {
       nextNs_ = nowNs() + kEveryNs;
       socket_ = transport::beginConnect(to_);
       refused_ = !socket_ && errno == ECONNREFUSED;
+      starved_ = !socket_ && (errno == EMFILE || errno == ENFILE);
     }
     pollfd polled{socket_.get(), POLLOUT, 0};
     if (socket_ && ::poll(&polled, 1, 0) > 0) {
@@ -116,6 +121,8 @@ class Probe {
   }
   // Nobody listens there any more.
   bool refused() const { return refused_; }
+  // This process has no descriptor to ask with.
+  bool starved() const { return starved_; }
 
  private:
   static constexpr std::int64_t kEveryNs = 250'000'000;
@@ -123,6 +130,7 @@ class Probe {
   std::int64_t heardNs_;
   std::int64_t nextNs_ = 0;
   bool refused_ = false;
+  bool starved_ = false;
   UniqueFd socket_;
 };
 
@@ -142,6 +150,7 @@ void Network::join(Deadline deadline, const std::function<void()>& check) {
         fail(Code::remoteError,
              other(one).describe() + " died or gave up at init, after all ranks had met; look at its log");
       }
+      if (probe.starved()) failStarving();
       if (silent < kSilentNs) continue;
       fail(Code::remoteError, other(one).describe() + " cannot be reached at init: its machine has not answered at " +
                                   transport::textOf(addressOf(other(one), 0)) + " for " +
@@ -155,6 +164,7 @@ void Network::join(Deadline deadline, const std::function<void()>& check) {
       std::swap(again, callParent_);
       why = parentFailure_;
     }
+    if (starves()) failStarving();
     check();
     if (deadline.passed()) {
       std::string names;
@@ -341,6 +351,12 @@ void Network::lookAtPace() {
         own().describe(), other(peer).describe(), transport::textOf(to), line->slowBytes / line->slowSeconds / 1e6,
         line->slowSeconds);
   }
+}
+
+void Network::failStarving() const {
+  fail(Code::systemError, own().describe() +
+                              " has no file descriptors left for its connections; it needs one for each rank, channel "
+                              "and lane that it sends to by TCP, and some more: raise `ulimit -n`");
 }
 
 int Network::brokenLink(const std::function<bool(int peer)>& excused, std::string* how, bool* orderly) const {

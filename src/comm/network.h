@@ -2,6 +2,7 @@
 // link for each peer, channel and path. One reactor's thread serves all of it.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -52,6 +53,10 @@ class Network {
 
   // `channel` counts the channels of all paths.
   transport::PostedLink& link(int peer, int channel);
+  // Whether this process has no descriptors left for its connections.
+  bool starves() const { return starves_.load(std::memory_order_acquire); }
+  // Throws the Error(systemError) that says so.
+  [[noreturn]] void failStarving() const;
   // A link whose connection has ended, of a peer that is not `excused`: the peer, and what happened, to be put behind
   // its name; -1 if none. `orderly`: it was closed between two slices, as who leaves does it.
   int brokenLink(const std::function<bool(int peer)>& excused, std::string* how, bool* orderly) const;
@@ -68,11 +73,11 @@ class Network {
   struct Line {
     std::unique_ptr<transport::NetworkLink> link;
     Purpose::Kind kind = Purpose::link;
-    std::vector<Stage> stages;  // of each stream
-    std::string failure;        // it could not be connected
+    std::vector<Stage> stages;         // of each stream
+    std::string failure;               // it could not be connected
     transport::PostedLink::Sent sent;  // when it was looked at last
-    double slowSeconds = 0;     // for how long it has been slow, of late
-    double slowBytes = 0;       // that went meanwhile
+    double slowSeconds = 0;            // for how long it has been slow, of late
+    double slowBytes = 0;              // that went meanwhile
     bool slowTold = false;
   };
   static constexpr int kStreams = 1;
@@ -99,6 +104,7 @@ class Network {
   std::map<std::pair<int, int>, Line> lines_;  // by peer and channel
   std::string parentFailure_;                  // what came of the last call to the parent
   bool callParent_ = false;
+  std::atomic<bool> starves_{false};
   std::uint64_t paceTimer_ = 0;
   std::int64_t paceNs_ = 0;
   TreeShape treeShape_;

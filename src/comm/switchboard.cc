@@ -15,8 +15,12 @@
 namespace fusco::comm {
 
 Switchboard::Switchboard(transport::Reactor& reactor, const std::uint8_t key[32], std::vector<UniqueFd> listeners,
-                         Judge judge, Take take)
-    : reactor_(reactor), listeners_(std::move(listeners)), judge_(std::move(judge)), take_(std::move(take)) {
+                         Judge judge, Take take, Starve starve)
+    : reactor_(reactor),
+      listeners_(std::move(listeners)),
+      judge_(std::move(judge)),
+      take_(std::move(take)),
+      starve_(std::move(starve)) {
   std::memcpy(key_, key, sizeof(key_));
   for (const UniqueFd& listener : listeners_) {
     const int descriptor = listener.get();
@@ -55,6 +59,7 @@ void Switchboard::call(const transport::Address& to, const transport::Address& f
   UniqueFd socket = transport::beginConnect(to, own);
   if (!socket) {
     const std::string why = std::strerror(errno);
+    if (errno == EMFILE || errno == ENFILE) starve_();
     return done(UniqueFd(), false, why);
   }
   watch(std::make_unique<Pending>(std::move(socket), key_, purpose, deadline, std::move(done)));
@@ -87,12 +92,19 @@ void Switchboard::acceptSome(int listener) {
   for (int turn = 0; turn < 64; ++turn) {
     bool exhausted = false;
     UniqueFd socket = transport::acceptOne(listener, &exhausted);
-    if (!socket && !exhausted) break;
+    if (!socket && !exhausted) {
+      noteStarving(false);
+      break;
+    }
     int oldest = -1;
+    bool starving = false;
     {
       std::lock_guard lock(mutex_);
-      if ((exhausted || strangers_.size() >= kMostStrangers) && !strangers_.empty()) oldest = strangers_.front();
+      // Few of them are no crowd that could be asked to make room: they may all be ranks.
+      starving = exhausted && strangers_.size() < kFewStrangers;
+      if ((exhausted && !starving) || strangers_.size() >= kMostStrangers) oldest = strangers_.front();
     }
+    noteStarving(starving);
     // The longest silent makes room.
     if (oldest >= 0) extract(oldest);
     if (!socket) {
@@ -106,6 +118,16 @@ void Switchboard::acceptSome(int listener) {
     watch(std::make_unique<Pending>(std::move(socket), key_));
   }
   reactor_.arm(listener, EPOLLIN);
+}
+
+void Switchboard::noteStarving(bool starving) {
+  if (!starving) {
+    starvingNs_ = 0;
+  } else if (starvingNs_ == 0) {
+    starvingNs_ = nowNs();
+  } else if (nowNs() - starvingNs_ > kStarvingNs) {
+    starve_();
+  }
 }
 
 void Switchboard::proceed(int descriptor) {

@@ -27,9 +27,11 @@ class Switchboard {
   // The end of a call: a socket, or none and why; `refused` tells that the other end is who it should be and does not
   // want this connection.
   using Done = std::function<void(UniqueFd socket, bool refused, const std::string& why)>;
+  // This process has no descriptors left: for a call, or since a second for those who call. From any thread.
+  using Starve = std::function<void()>;
 
   Switchboard(transport::Reactor& reactor, const std::uint8_t key[32], std::vector<UniqueFd> listeners, Judge judge,
-              Take take);
+              Take take, Starve starve);
   ~Switchboard();
 
   // Connects to `to`, from an interface's address if `from` is one. From any thread.
@@ -39,6 +41,8 @@ class Switchboard {
  private:
   static constexpr std::int64_t kPatienceMs = 10000;  // with who calls
   static constexpr std::size_t kMostStrangers = 1024;
+  static constexpr std::size_t kFewStrangers = 64;
+  static constexpr std::int64_t kStarvingNs = 1'000'000'000;
 
   struct Pending {
     // An outgoing call, and an incoming one.
@@ -60,6 +64,7 @@ class Switchboard {
     bool connecting = false;
   };
   void acceptSome(int listener);
+  void noteStarving(bool starving);
   void watch(std::unique_ptr<Pending> pending);
   void proceed(int descriptor);
   void dropLate();
@@ -71,6 +76,8 @@ class Switchboard {
   const std::vector<UniqueFd> listeners_;
   const Judge judge_;
   const Take take_;
+  const Starve starve_;
+  std::int64_t starvingNs_ = 0;  // since when; 0: it is not. The reactor's thread only
   std::mutex mutex_;
   std::map<int, std::unique_ptr<Pending>> pending_;  // by descriptor
   std::deque<int> strangers_;                        // incoming ones, oldest first; some have gone

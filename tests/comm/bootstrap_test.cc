@@ -183,6 +183,28 @@ TEST(Bootstrap, ARankThatDiesBetweenMeetingAndConnectingIsNoticed) {
   }
 }
 
+// With no descriptor left the kernel refuses to accept whether or not anybody waits.
+TEST(Bootstrap, DescriptorsAreShortOnlyForWhoWaits) {
+  Children children(1, [&](int) -> std::string {
+    const std::string name = transport::randomName("fusco-test-");
+    UniqueFd listener = transport::listenAbstract(name, 4);
+    UniqueFd caller = transport::connectAbstract(name, Deadline::afterMs(1000));
+    bool exhausted = false;
+    UniqueFd first = transport::acceptOne(listener.get(), &exhausted);
+    if (!first || exhausted) return "the first was not accepted";
+    UniqueFd second = transport::connectAbstract(name, Deadline::afterMs(1000));
+    const rlimit limit{static_cast<rlim_t>(second.get() + 1), static_cast<rlim_t>(second.get() + 1)};
+    setrlimit(RLIMIT_NOFILE, &limit);
+    if (transport::acceptOne(listener.get(), &exhausted) || !exhausted) return "it waits, and that was not told";
+    first.reset();
+    if (!transport::acceptOne(listener.get(), &exhausted)) return "there is room again";
+    first = UniqueFd(::dup(0));
+    if (transport::acceptOne(listener.get(), &exhausted) || exhausted) return "nobody waits";
+    return {};
+  });
+  EXPECT_EQ(children.join()[0], "");
+}
+
 TEST(Bootstrap, ARankShortOfDescriptorsTellsTheOthers) {
   char id[128];
   makeUniqueId(id);

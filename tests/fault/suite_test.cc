@@ -83,6 +83,22 @@ TEST(Faults, DescriptorsShort) {
   EXPECT_GE(told, 5) << "too few cases ran out of descriptors for the test to mean anything";
 }
 
+// As many as init needs and a few more: links are what fails, by calls of one's own or those of others.
+TEST(Faults, DescriptorsForLinksShort) {
+  std::vector<FaultCase> cases;
+  for (const int room : {4, 5, 6, 7, 8, 9}) {
+    FaultCase one = eachPhase(Fault::descriptors, kTwo, 5000, {"connect"}).front();
+    one.number = 0;
+    one.room = room;
+    one.maySucceed = true;
+    cases.push_back(one);
+  }
+  int told = 0;
+  runCases("descriptors for links short", cases, kRanksAtOnce,
+           [&](const FaultCase&, const Outcome& outcome) { told += outcome.slowestMs > 0; });
+  EXPECT_GE(told, 2) << "too few cases ran out of descriptors for the test to mean anything";
+}
+
 TEST(Faults, SharedMemoryShort) {
   std::vector<FaultCase> cases;
   for (const Layout& layout : {kNode, kTwo}) {

@@ -74,6 +74,11 @@ UniqueFd acceptOne(int listener, bool* exhausted) {
     if (fd >= 0) return UniqueFd(fd);
     if (errno == EINTR || errno == ECONNABORTED) continue;
     *exhausted = errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM;
+    if (*exhausted) {
+      // The kernel says so before it looks whether anybody waits.
+      pollfd waiting{listener, POLLIN, 0};
+      *exhausted = ::poll(&waiting, 1, 0) > 0;
+    }
     return UniqueFd();
   }
 }

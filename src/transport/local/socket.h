@@ -29,7 +29,8 @@ UniqueFd listenAbstractUnlessTaken(const std::string& name, int backlog);
 // Empty when nobody listens there any more or the deadline has passed (errno tells which).
 UniqueFd connectAbstract(const std::string& name, Deadline deadline);
 
-// Takes one waiting connection; empty when there is none. `exhausted` tells that the process has no descriptors left.
+// Takes one waiting connection; empty when there is none. `exhausted` tells that one waits, and the process has no
+// descriptors left for it.
 UniqueFd acceptOne(int listener, bool* exhausted);
 
 struct Credentials {
