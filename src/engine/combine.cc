@@ -104,7 +104,7 @@ void Combine::reset() {
   ShuffleOperation::reset();
   partAt_ = 0;
   token_ = 0;
-  back_.assign(plan_->streams().out.size(), {});
+  back_ = std::vector<StreamBack>(plan_->streams().out.size());
   sent_.assign(plan_->streams().in.size(), {});
   out_.clear();
   bias_.clear();
@@ -164,6 +164,10 @@ Outcome Combine::announceReady() {
     transport::PostedLink& link = linkTo(stream);
     back_[i].begin(link, plan.view, stream.flows, signature(), &passage(kIn, i));
     slot = link.slotBytes();
+    // Home takes tokens in order, and waits for the slowest of its streams: what the others bring meanwhile must not
+    // stand in their lanes, where peers wait that have nothing to do with it. Fast lanes have time to spare.
+    const bool slow = link.sliceBytes() < slot;
+    if (slow && back_.size() > 1 && engine_.deviceExecutor() == nullptr) back_[i].setShelf(Shelf(engine_.buffer()));
   }
   for (std::size_t i = 0; i < plan_->streams().in.size(); ++i) {
     transport::PostedLink& link = linkTo(plan_->streams().in[i]);
@@ -249,13 +253,14 @@ Outcome Combine::sumHome() {
   const std::size_t limit = chunk / std::max<std::size_t>(1, rowBytes_);
   bool moved = false;
   bool stalled = false;
+  bool waits = false;
   for (std::size_t i = 0; i < back_.size() && engine_.deviceExecutor() != nullptr; ++i) {
     transport::PostedLink& link = linkTo(plan_->streams().out[i]);
     if (const std::byte* slot = link.peek()) engine_.adoptSlots(link, slot);
   }
   while (token_ < tokens && !stalled && terms_.size() <= limit && out_.size() < 4096) {
     if (!gatherToken(static_cast<std::uint32_t>(token_))) {
-      stalled = true;
+      stalled = waits = true;
       break;
     }
     ++token_;
@@ -268,6 +273,9 @@ Outcome Combine::sumHome() {
     // The executor still reads it: nobody will ring when it has ended.
     moved |= back.holdsSpent();
     stalled |= back.holdsSpent();
+  }
+  for (StreamBack& back : back_) {
+    if (waits) back.setAside(SliceKind::partials, number());
   }
   if (token_ < tokens || (stalled && engine_.executor().defers())) return moved ? Outcome::moved : Outcome::idle;
   partAt_ += partElements_;

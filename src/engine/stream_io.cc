@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "base/status.h"
 
@@ -78,7 +79,7 @@ void StreamBack::begin(transport::PostedLink& link, const plan::View& plan, cons
   signature_ = signature;
   plan_ = plan;
   ranges_ = rangesOf(plan, flows);
-  open_ = spent_ = closed_ = false;
+  open_ = spent_ = closed_ = fromShelf_ = false;
   inSlice_ = 0;
   nextPass();
 }
@@ -96,7 +97,8 @@ std::optional<std::uint32_t> StreamBack::nextToken() const {
 const std::byte* StreamBack::row(SliceKind kind, std::uint64_t operation, std::size_t rowOffset, std::size_t part) {
   if (spent_) return nullptr;
   if (!open_) {
-    const std::byte* slot = link_->peek();
+    fromShelf_ = !shelf_.empty();
+    const std::byte* slot = fromShelf_ ? shelf_.front() : link_->peek();
     if (slot == nullptr) return nullptr;
     Slice slice = readSlice(slot, link_->slotBytes());
     // A slice of another kind on the same link belongs to another step, which takes it first.
@@ -147,8 +149,48 @@ void StreamBack::release() {
     if (!passage_->done()) return;
     closed_ = false;
   }
-  link_->release();
+  if (fromShelf_) {
+    shelf_.pop();
+  } else {
+    link_->release();
+  }
   spent_ = open_ = false;
+}
+
+void StreamBack::setAside(SliceKind kind, std::uint64_t operation) {
+  if (spent_) return;
+  while (const std::byte* slot = link_->peek()) {
+    const Slice slice = readSlice(slot, link_->slotBytes());
+    if (slice.kind() != kind || slice.header->operation != operation ||
+        !shelf_.put(slot, sliceBytes(slice.header->rows, 0, slice.header->rowBytes)))
+      return;
+    // The open one is the link's oldest, if it is the link's.
+    if (open_ && !fromShelf_) {
+      slice_ = readSlice(shelf_.front(), link_->slotBytes());
+      payload_ = slice_.payload;
+      fromShelf_ = true;
+    }
+    link_->release();
+  }
+}
+
+bool Shelf::put(const std::byte* slice, std::size_t bytes) {
+  // A ring: behind the newest, else at the start, as far as the oldest is not in the way.
+  std::size_t at = 0, limit = room_;
+  if (!slices_.empty()) {
+    const std::size_t begin = slices_.front().at;
+    at = slices_.back().at + slices_.back().bytes;
+    if (slices_.back().at < begin) {
+      limit = begin;
+    } else if (at + bytes > room_) {
+      at = 0;
+      limit = begin;
+    }
+  }
+  if (at + bytes > limit) return false;
+  std::memcpy(memory_.need(room_) + at, slice, bytes);
+  slices_.push_back({at, bytes});
+  return true;
 }
 
 }  // namespace fusco::engine

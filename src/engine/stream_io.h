@@ -4,10 +4,13 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "engine/slice.h"
+#include "engine/workspace.h"
 #include "exec/executor.h"
 #include "plan/plan.h"
 #include "transport/transport.h"
@@ -44,6 +47,29 @@ class StreamOut {
   bool finished_ = false;
 };
 
+// Slices that were taken out of a link before anybody wanted their rows, first in, first out. Its memory is bounded,
+// and taken with the first of them.
+class Shelf {
+ public:
+  static constexpr std::size_t kBytes = std::size_t{2} << 20;
+
+  Shelf() = default;  // holds nothing
+  explicit Shelf(Buffer memory, std::size_t room = kBytes) : memory_(std::move(memory)), room_(room) {}
+  bool empty() const { return slices_.empty(); }
+  const std::byte* front() const { return memory_.data() + slices_.front().at; }
+  // False: there is no room.
+  bool put(const std::byte* slice, std::size_t bytes);
+  void pop() { slices_.pop_front(); }
+
+ private:
+  struct Place {
+    std::size_t at, bytes;
+  };
+  Buffer memory_;
+  std::size_t room_ = 0;
+  std::deque<Place> slices_;
+};
+
 // Rows of partials that come home in the order of a stream's copies: a cursor over slices, one row at a time.
 class StreamBack {
  public:
@@ -61,9 +87,16 @@ class StreamBack {
   // Once what was made of its rows has been launched; the slice is spent until the reading has ended.
   void release();
   bool holdsSpent() const { return spent_; }
+  // While another stream is waited for: what has come goes to the shelf, so that the link has room for what comes next.
+  // Rows that were given out before are not where they were.
+  void setAside(SliceKind kind, std::uint64_t operation);
+  // Where to: before the first row, and not with a passage that leaves slices where they lie.
+  void setShelf(Shelf shelf) { shelf_ = std::move(shelf); }
 
  private:
   transport::PostedLink* link_ = nullptr;
+  Shelf shelf_;
+  bool fromShelf_ = false;  // the open slice
   exec::Passage* passage_ = nullptr;
   const std::byte* payload_ = nullptr;
   bool closed_ = false;

@@ -95,8 +95,9 @@ class FakePipe {
 
 class FakeLink final : public transport::PostedLink {
  public:
-  FakeLink(FakePipe& out, FakePipe& in) : out_(out), in_(in) {}
+  FakeLink(FakePipe& out, FakePipe& in, bool slow = false) : out_(out), in_(in), slow_(slow) {}
   std::size_t slotBytes() const override { return out_.slotBytes(); }
+  std::size_t sliceBytes() override { return slow_ ? slotBytes() / 2 : slotBytes(); }
   std::byte* acquire() override { return out_.acquire(); }
   void post(std::size_t bytes) override { out_.post(bytes); }
   const std::byte* peek() override { return in_.peek(); }
@@ -106,6 +107,7 @@ class FakeLink final : public transport::PostedLink {
  private:
   FakePipe& out_;
   FakePipe& in_;
+  const bool slow_;
 };
 
 struct FakeConfig {
@@ -113,6 +115,7 @@ struct FakeConfig {
   int slots = 2;
   bool oneProcess = true;  // every address is mapped
   bool processVm = true;   // else only windows are reached
+  bool slowLinks = false;  // whose slices are cut short
 };
 
 class FakeCluster {
@@ -127,6 +130,7 @@ class FakeCluster {
   std::unique_ptr<comm::Fabric> fabric(int rank);
   const plan::Topology& topology() const { return topology_; }
   Adversary& adversary() { return adversary_; }
+  bool slowLinks() const { return config_.slowLinks; }
   // Slices that nobody has taken: none when all operations have completed.
   bool quiet() const {
     for (const auto& [key, pipe] : pipes_) {
@@ -194,7 +198,7 @@ class FakeFabric final : public comm::Fabric {
     if (c_.topology_.nodeOf(rank) == c_.topology_.nodeOf(rank_)) throw std::logic_error("a link within a node");
     auto& found = c_.links_[{rank_, rank, channel}];
     if (found == nullptr)
-      found = std::make_unique<FakeLink>(c_.pipe(rank_, rank, channel), c_.pipe(rank, rank_, channel));
+      found = std::make_unique<FakeLink>(c_.pipe(rank_, rank, channel), c_.pipe(rank, rank_, channel), c_.slowLinks());
     return *found;
   }
   void allGather(const void*, std::size_t, void*, std::int64_t) override {

@@ -191,6 +191,7 @@ Shape randomShape(std::uint64_t seed) {
   }
   shape.config.slotBytes = static_cast<std::size_t>(pick(random, 4, 40)) * 64;
   shape.config.slots = pick(random, 1, 4);
+  shape.config.slowLinks = seed % 2 == 0;
   shape.config.oneProcess = pick(random, 0, 2) == 0;
   shape.config.processVm = pick(random, 0, 1) != 0;
   shape.tickets = pick(random, 0, 1) != 0;

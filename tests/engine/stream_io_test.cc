@@ -177,6 +177,9 @@ TEST(StreamBack, EveryRowOnceInEveryPass) {
     BackSender sender(lists, home, parts);
     StreamBack back;
     back.begin(link, lists.view, lists.ofStream);
+    // Of every second seed some slices are set aside, as far as there is room.
+    const bool aside = seed % 2 == 0;
+    if (aside) back.setShelf(Shelf(Buffer(), slotBytes * static_cast<std::size_t>(pick(random, 1, 6)) / 2));
     for (std::size_t part = 0; part < parts.size(); ++part) {
       if (part > 0) back.nextPass();
       for (const std::uint32_t token : sender.tokens()) {
@@ -185,6 +188,7 @@ TEST(StreamBack, EveryRowOnceInEveryPass) {
         for (int tries = 0; row == nullptr; ++tries) {
           ASSERT_LT(tries, 10000);
           sender.step(random);
+          if (aside && pick(random, 0, 2) == 0) back.setAside(SliceKind::partials, 9);
           row = back.row(SliceKind::partials, 9, parts[part].first, parts[part].second);
         }
         for (std::size_t b = 0; b < parts[part].second; ++b)
@@ -202,6 +206,58 @@ TEST(StreamBack, EveryRowOnceInEveryPass) {
     ASSERT_TRUE(sender.finished());
     ASSERT_TRUE(home.empty());
   }
+}
+
+// What is set aside is no longer the link's: as much comes as the shelf and the link hold, and all of it is kept.
+TEST(StreamBack, WhatIsSetAsideMakesRoomInTheLink) {
+  Adversary calm(1);
+  calm.on = false;
+  constexpr std::size_t kSlot = 256, kRow = 100, kShelved = 5, kTokens = 8;
+  FakePipe home(kSlot, 2, calm), away(kSlot, 1, calm);
+  FakeLink link(away, home);
+  Lists lists;
+  lists.flows.push_back({0, 0, 0, 0, kTokens});
+  for (std::uint32_t token = 0; token <= kTokens; ++token) lists.copies.push_back({token, token});
+  lists.view.flows = lists.flows.data();
+  lists.view.copies = lists.copies.data();
+  const std::size_t bytes = sliceBytes(1, 0, kRow);
+  StreamBack back;
+  back.begin(link, lists.view, {0});
+  back.setShelf(Shelf(Buffer(), kShelved * bytes));
+  std::uint32_t sent = 0;
+  const auto send = [&] {
+    for (; sent < kTokens; ++sent) {
+      std::byte* slot = home.acquire();
+      if (slot == nullptr) return;
+      Slice slice = layOutSlice(slot, SliceKind::partials, 1, 0, kRow);
+      slice.header->operation = 3;
+      slice.copies[0] = {sent, 0};
+      slice.copies[1] = {0, 0};
+      std::memset(slice.payload, static_cast<int>(sent), kRow);
+      home.post(bytes);
+    }
+  };
+  const auto row = [&] { return back.row(SliceKind::partials, 3, 0, kRow); };
+  send();
+  EXPECT_EQ(sent, 2u);
+  ASSERT_NE(row(), nullptr);
+  back.setAside(SliceKind::partials, 4);
+  send();
+  EXPECT_EQ(sent, 2u) << "slices of another operation are left where they are";
+  for (int turn = 0; turn < 10; ++turn) {
+    back.setAside(SliceKind::partials, 3);
+    send();
+  }
+  EXPECT_EQ(sent, kShelved + 2);
+  for (std::uint32_t token = 0; token < kTokens; ++token) {
+    send();
+    const std::byte* at = row();
+    ASSERT_NE(at, nullptr);
+    EXPECT_EQ(at[kRow - 1], static_cast<std::byte>(token));
+    EXPECT_TRUE(back.take());
+    back.release();
+  }
+  EXPECT_TRUE(home.empty());
 }
 
 TEST(StreamBack, AStrangerIsNotTakenForARow) {
