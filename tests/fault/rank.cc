@@ -125,15 +125,31 @@ void atPoint(const char* name, int number) {
 test::Case shuffleOf(std::uint64_t seed, int ranks) {
   for (;; seed += 1000) {
     test::Case one = test::randomCase(seed, ranks);
-    if (one.layout == fuscoLayoutSlotted) continue;
-    // Enough for a slow cable to be busy with.
-    if (board->what.fault == Fault::slow && (pointIs("dispatch") || pointIs("combine"))) one.rowBytes = 16384;
-    return one;
+    if (one.layout != fuscoLayoutSlotted) return one;
   }
 }
 
-void shuffle(fuscoComm_t comm, std::uint64_t seed, int rank, int ranks) {
-  const std::string wrong = test::runRank(shuffleOf(seed, ranks), comm, rank);
+// All tokens to the next node: enough for a slow cable to be held up for seconds, whose node ever it is and whichever
+// way the rows go.
+test::Case longShuffleOf(std::uint64_t seed, int ranks, int nodes) {
+  test::Case one;
+  constexpr std::uint64_t kTypesTakeTurns = 28;
+  one.seed = seed - seed % kTypesTakeTurns;  // float: what combine sends has as many bytes
+  one.ranks = ranks;
+  one.experts = ranks;
+  one.topk = 1;
+  one.rowBytes = 16384;
+  for (int rank = 0; rank < ranks; ++rank) {
+    constexpr std::int64_t kTokens = 32;
+    one.tokens.push_back(kTokens);
+    one.ids.emplace_back(kTokens, (rank + ranks / nodes) % ranks);
+    one.weights.emplace_back(kTokens, 0.5f);
+  }
+  return one;
+}
+
+void shuffle(fuscoComm_t comm, const test::Case& what, int rank) {
+  const std::string wrong = test::runRank(what, comm, rank);
   if (!wrong.empty()) complain("wrong data was called a success: " + wrong);
 }
 
@@ -168,7 +184,9 @@ void attempt() {
   board->ranks[own].joined.store(1);
   for (int round = 0; round < 3; ++round) {
     armed.store(round > 0 && !duringInit && !pointIs("destroy"));
-    shuffle(current, what.seed * 3 + static_cast<std::uint64_t>(round), own, what.ranks);
+    const std::uint64_t seed = what.seed * 3 + static_cast<std::uint64_t>(round);
+    const bool meetsSlowCable = what.fault == Fault::slow && round == (duringInit ? 0 : 1);
+    shuffle(current, meetsSlowCable ? longShuffleOf(seed, what.ranks, what.nodes) : shuffleOf(seed, what.ranks), own);
   }
   armed.store(pointIs("destroy"));
 }
@@ -206,7 +224,7 @@ void beginAnew() {
     ++ranks;
   }
   fuscoComm_t comm = join(1, rank, ranks, rank == 0);
-  shuffle(comm, board->what.seed + 7, rank, ranks);
+  shuffle(comm, shuffleOf(board->what.seed + 7, ranks), rank);
   if (fuscoCommDestroy(comm) != fuscoSuccess) complain("the second communicator cannot be destroyed");
 }
 
@@ -224,7 +242,7 @@ int main(int, char** arguments) {
     fuscoComm_t alone = nullptr;
     if (fuscoGetUniqueId(&id) != fuscoSuccess || fuscoCommInitRank(&alone, 1, id, 0) != fuscoSuccess)
       throw std::runtime_error(fuscoGetLastError(nullptr));
-    shuffle(alone, 1, 0, 1);
+    shuffle(alone, shuffleOf(1, 1), 0);
     fuscoCommDestroy(alone);
     const Footprint before = footprint();
     rlimit files{}, sizes{};
