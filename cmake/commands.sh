@@ -7,24 +7,26 @@ case $buildRoot in /*) ;; *) buildRoot=$PWD/$buildRoot ;; esac
 passed=0
 failed=0
 skipped=0
-notes=()  # lines that name what failed or could not run, printed before the summary
+skips=()     # lines that name what could not run, printed before the summary
+failures=()  # lines that name what failed, each with the end of what it printed; printed after them
 
 say() { printf '\n== %s\n' "$*"; }
 
 countFailed() {
   failed=$((failed + 1))
-  notes+=("failed: $*")
+  failures+=("failed: $*")
 }
 
 countSkipped() {
   skipped=$((skipped + 1))
-  notes+=("skipped: $*")
+  skips+=("skipped: $*")
 }
 
-# Prints what could not run and the last line; the exit status of the command.
+# Prints what could not run, what failed, and the last line; the exit status of the command.
 summary() {
   echo
-  if ((${#notes[@]})); then printf '%s\n' "${notes[@]}"; fi
+  if ((${#skips[@]})); then printf '%s\n' "${skips[@]}"; fi
+  if ((${#failures[@]})); then printf '%s\n' "${failures[@]}"; fi
   echo "$passed passed, $failed failed, $skipped skipped"
   ((failed == 0))
 }
