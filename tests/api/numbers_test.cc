@@ -2,6 +2,7 @@
 // counters that grow while rows arrive.
 #include "shuffle/numbers.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstring>
@@ -65,9 +66,14 @@ CastRow castReference(const std::uint16_t* row) {
 
 TEST(Numbers, castToFp8BitByBit) {
   runEverywhere([](Rank& self) {
+    constexpr std::int64_t kTokens = 70;
+    std::vector<CastRow> cast;  // by source and token
+    for (int source = 0; source < self.ranks(); ++source) {
+      const std::vector<std::uint16_t> sent = bf16Rows(source, kTokens);
+      for (std::size_t t = 0; t < kTokens; ++t) cast.push_back(castReference(sent.data() + t * kElements));
+    }
     for (const int dedup : {fuscoDedupNone, fuscoDedupNode, fuscoDedupFull, fuscoDedupAuto}) {
       fuscoComm_t comm = self.connect(dedup);
-      constexpr std::int64_t kTokens = 70;
       Routing routing(kTokens, 3, 2 * self.ranks());
       routing.config.tickets = 1;
       routing.config.dedup = dedup;
@@ -89,14 +95,12 @@ TEST(Numbers, castToFp8BitByBit) {
         const fuscoTicket_t* tickets = nullptr;
         FUSCO_OK(fuscoPlanTickets(plan, &tickets));
         for (std::size_t row = 0; row < rows; ++row) {
-          const std::vector<std::uint16_t> sent = bf16Rows(tickets[row].source, kTokens);
-          const CastRow expected =
-              castReference(sent.data() + static_cast<std::size_t>(tickets[row].token) * kElements);
+          const CastRow& expected = cast[static_cast<std::size_t>(tickets[row].source * kTokens + tickets[row].token)];
           const auto* got = static_cast<const std::uint8_t*>(args.output) + row * kElements;
-          for (std::size_t i = 0; i < kElements; ++i) {
-            require(got[i] == expected.codes[i], "row " + std::to_string(row) + " element " + std::to_string(i) +
-                                                     " is " + std::to_string(got[i]) + ", expected " +
-                                                     std::to_string(expected.codes[i]));
+          const auto [right, wrong] = std::mismatch(expected.codes.begin(), expected.codes.end(), got);
+          if (right != expected.codes.end()) {
+            require(false, "row " + std::to_string(row) + " element " + std::to_string(wrong - got) + " is " +
+                               std::to_string(*wrong) + ", expected " + std::to_string(*right));
           }
           REQUIRE(std::memcmp(scales.data() + row * 3, expected.scales.data(), 12) == 0);
         }

@@ -74,7 +74,7 @@ TEST(Bootstrap, MissingRanksAreNamedAtTheTimeOut) {
     const auto texts = connectOnly(kind, configs, id);
     const std::int64_t took = (nowNs() - begin) / 1000000;
     EXPECT_GE(took, 450);
-    EXPECT_LE(took, 900);
+    EXPECT_LE(took, 5000) << "neither half a second nor a time-out of its own";
     expectAll(texts, "code 6", {"missing: rank 1, rank 3", "2 of 4 came"});
   }
 }
@@ -87,7 +87,7 @@ TEST(Bootstrap, DuplicateRanksAreNamedToAll) {
     configs[2].rank = 1;
     const std::int64_t begin = nowNs();
     expectAll(connectOnly(kind, configs, id), "code 5", {"two ranks call themselves rank 1", ":"});
-    EXPECT_LT(nowNs() - begin, 2'000'000'000);
+    EXPECT_LT(nowNs() - begin, 5'000'000'000);
   }
 }
 
@@ -155,7 +155,7 @@ TEST(Bootstrap, ARankThatDiesWhileOthersAreAwaitedIsNoticed) {
   const std::int64_t begin = nowNs();
   expectAll(connectOnly(Kind::threads, {configOf(0, 3)}, reinterpret_cast<const char*>(&id)), "code 6",
             {"rank 1 (somewhere:0)", "died or gave up"});
-  EXPECT_LT(nowNs() - begin, 2'000'000'000);
+  EXPECT_LT(nowNs() - begin, 5'000'000'000);
 }
 
 // It has met the others, then dies before it connects to them.
@@ -178,7 +178,7 @@ TEST(Bootstrap, ARankThatDiesBetweenMeetingAndConnectingIsNoticed) {
     const std::int64_t begin = nowNs();
     expectAll(connectOnly(Kind::threads, {configOf(1 - doomed, 2)}, reinterpret_cast<const char*>(&id)), "code 6",
               {"rank " + std::to_string(doomed) + " (somewhere:" + std::to_string(children.pid(0)), "init"});
-    EXPECT_LT(nowNs() - begin, 2'000'000'000);
+    EXPECT_LT(nowNs() - begin, 5'000'000'000);
     EXPECT_EQ(children.join()[0], "");
   }
 }
@@ -262,7 +262,7 @@ TEST(Bootstrap, GarbageAndSilenceHoldNobodyUp) {
   for (const std::string& text : connectOnly(Kind::threads, configsOf(2), reinterpret_cast<const char*>(&id))) {
     EXPECT_EQ(text, "");
   }
-  EXPECT_LT(nowNs() - begin, 1'000'000'000);
+  EXPECT_LT(nowNs() - begin, 5'000'000'000);
 }
 
 TEST(Bootstrap, TheSilentAreSentAwayAndProgressIsReported) {

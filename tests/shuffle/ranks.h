@@ -63,7 +63,8 @@ std::vector<std::string> runRanks(const World& world, const std::function<void(R
 
 // Throws std::runtime_error(text) unless `condition`.
 void require(bool condition, const std::string& text);
-#define REQUIRE(condition) ::fusco::test::require((condition), #condition " at line " + std::to_string(__LINE__))
+#define REQUIRE(condition) \
+  ((condition) ? void() : ::fusco::test::require(false, #condition " at line " + std::to_string(__LINE__)))
 
 // The library's text for this thread after a call that must give `code`; throws when it gave another.
 std::string expectCode(fuscoResult_t got, fuscoResult_t code, const char* what);
