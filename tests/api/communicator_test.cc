@@ -80,7 +80,7 @@ TEST(Communicator, initWithoutBlocking) {
     runWell(world, [](Rank& self) {
       fuscoConfig_t config = self.config();
       config.blocking = 0;
-      if (self.rank() == 1) std::this_thread::sleep_for(std::chrono::milliseconds(200));
+      if (self.rank() == 1) self.barrier();  // comes when rank 0 has been seen in progress
       fuscoComm_t comm = self.connect(0, config);
       fuscoResult_t error = fuscoInProgress;
       if (self.rank() == 0) {
@@ -90,6 +90,7 @@ TEST(Communicator, initWithoutBlocking) {
         FUSCO_OK(fuscoCommUserRank(comm, &value));
         EXPECT_CODE(fuscoCommFinalize(comm), fuscoInvalidUsage);
       }
+      if (self.rank() != 1) self.barrier();
       for (error = fuscoInProgress; error == fuscoInProgress;) {
         FUSCO_OK(fuscoCommGetAsyncError(comm, &error));
         std::this_thread::sleep_for(std::chrono::milliseconds(1));
@@ -208,7 +209,7 @@ TEST(Communicator, abortFromAnotherThreadWakesAWaiter) {
         other.join();
         require(result == fuscoRemoteError, std::to_string(result) + ": " + text);
         requireContains(text, "abort");
-        REQUIRE(seconds < 2);
+        REQUIRE(seconds < 5);
         EXPECT_CODE(fuscoCommDestroy(comm), fuscoInvalidArgument);
       } else {
         // Wakes too, and stays broken.
@@ -239,7 +240,7 @@ TEST(Communicator, anOperationTimeoutNamesWhoIsMissing) {
       if (self.rank() != 1) {
         const auto start = Clock::now();
         const std::string text = EXPECT_CODE(fuscoPlanCreate(&plan, &routing.config, comm, nullptr), fuscoRemoteError);
-        REQUIRE(secondsSince(start) < 2);
+        REQUIRE(secondsSince(start) < 5);
         requireContains(text, "waiting for rank ");
         // On several nodes a rank may wait for one that waits itself.
         if (self.ranks() == 2) requireContains(text, "waiting for rank 1");
@@ -285,7 +286,7 @@ TEST(Communicator, aKilledRankIsNamed) {
           result = fuscoDispatch(plan, in.data(), mid.data(), 4096, nullptr);
           if (result == fuscoSuccess) result = fuscoCombine(plan, mid.data(), out.data(), 1024, fuscoFloat32, nullptr);
         }
-        REQUIRE(secondsSince(start) < 2 + when / 1000.0);
+        REQUIRE(secondsSince(start) < 5 + when / 1000.0);
         const std::string text = fuscoGetLastError(nullptr);
         require(result == fuscoRemoteError, std::to_string(result) + ": " + text);
         char host[256] = {};
@@ -329,7 +330,7 @@ TEST(Communicator, theAsyncErrorTellsOfADeadPeer) {
         std::this_thread::sleep_for(std::chrono::milliseconds(10));
         FUSCO_OK(fuscoCommGetAsyncError(comm, &error));
       }
-      REQUIRE(secondsSince(start) < 2);
+      REQUIRE(secondsSince(start) < 5);
       require(error == fuscoRemoteError, "code " + std::to_string(error));
       requireContains(fuscoGetLastError(comm), "rank 1 (");
       FUSCO_OK(fuscoCommDestroy(comm));
