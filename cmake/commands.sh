@@ -89,14 +89,16 @@ gpuQuery() {
   return 1
 }
 
-# What kernels are compiled for: this machine's GPUs, else one of the oldest and one with bulk copies, each also as PTX
-# for those that come after it. All that FUSCO is made for takes several times as long.
+# What kernels are compiled for: what FUSCO_GPU_ARCHITECTURES says; this machine's GPUs; else one with bulk copies. Each also
+# as PTX for those that come after it. All that FUSCO is made for takes several times as long.
 gpuArchitectures() {
   local seen
-  if seen=$(gpuQuery compute_cap); then
+  if [ -n "${FUSCO_GPU_ARCHITECTURES:-}" ]; then
+    echo "$FUSCO_GPU_ARCHITECTURES"
+  elif seen=$(gpuQuery compute_cap); then
     tr -d . <<<"$seen" | sort -u | paste -sd';'
   else
-    echo '75;90'
+    echo 90
   fi
 }
 

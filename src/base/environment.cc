@@ -137,6 +137,9 @@ constexpr SettingInfo kTable[] = {
      "0: never install packages, print the line that would and go on with what is there.", true},
     {Setting::buildDirectory, "FUSCO_BUILD_DIR", text, "build", "", 0, 0, "",
      "Where to build; a folder below it for each configuration.", true},
+    {Setting::gpuArchitectures, "FUSCO_GPU_ARCHITECTURES", text, "", "", 0, 0, "",
+     "What kernels are compiled for, as CMake's CUDA_ARCHITECTURES. Default: this machine's GPUs; without any, 90.",
+     true},
 };
 static_assert(std::size(kTable) == static_cast<std::size_t>(Setting::count));
 static_assert([] {

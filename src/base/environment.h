@@ -59,6 +59,7 @@ enum class Setting : int {
   // Read by the commands tests/run and bench/run, not by the library.
   install,
   buildDirectory,
+  gpuArchitectures,
   count
 };
 
