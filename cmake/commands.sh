@@ -75,8 +75,9 @@ installPackages() {
 
 # What the configuration NAME looked for and did not find: parts of it are left out.
 missingParts() {
-  sed -n -E 's/^(GTest_DIR|CLI11_DIR|MPI_CXX_COMPILER):[A-Z]+=.*NOTFOUND$/\1/p' "$buildRoot/$1/CMakeCache.txt" 2>/dev/null |
+  sed -n -E 's/^(GTest_DIR|CLI11_DIR|MPI_CXX_COMPILER|FUSCO_CLANGXX):[A-Z]+=.*NOTFOUND$/\1/p' "$buildRoot/$1/CMakeCache.txt" 2>/dev/null |
     sed -e 's/GTest_DIR/GoogleTest (libgtest-dev, libgmock-dev)/' -e 's/CLI11_DIR/CLI11 (libcli11-dev)/' \
+      -e 's/FUSCO_CLANGXX/clang (clang, libclang-rt-dev)/' \
       -e 's/MPI_CXX_COMPILER/Open MPI (openmpi-bin, libopenmpi-dev)/' | paste -sd, - | sed 's/,/, /g'
 }
 
