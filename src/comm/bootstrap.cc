@@ -382,6 +382,13 @@ std::vector<Record> meet(const UniqueId& id, const Record& record, Deadline dead
 
     const std::optional<Answer> answer =
         heard ? receiveAnswer(socket.get(), record, deadline, whose) : std::optional<Answer>();
+    const pid_t host = transport::credentialsOf(socket.get()).pid;
+    const bool ownProcess = host == ::getpid();
+    if (!answer && ownProcess && (near || relaysLost > 0)) {
+      fail(Code::systemError, record.describe() +
+                                  ": its own process, through which it was to meet the others at init, has no file "
+                                  "descriptors left for it; raise `ulimit -n`");
+    }
     if (!answer) {
       // A relay is in the process of a rank, and dies with it. Who that was is known when all have met: once more then,
       // through another one.
@@ -389,11 +396,14 @@ std::vector<Record> meet(const UniqueId& id, const Record& record, Deadline dead
         ::poll(nullptr, 0, 2);
         continue;
       }
-      fail(Code::remoteError, record.describe() + ": " + whose + " (pid " +
-                                  std::to_string(transport::credentialsOf(socket.get()).pid) +
-                                  ") ended during init; look at its log");
+      fail(Code::remoteError,
+           record.describe() + ": " + whose + " (pid " + std::to_string(host) + ") ended during init; look at its log");
     }
-    if (answer->head.code != 0) throw Error(static_cast<Code>(answer->head.code), answer->body);
+    // A system error is that of the process at the other end.
+    const auto code = static_cast<Code>(answer->head.code);
+    if (code != Code::success) {
+      throw Error(code == Code::systemError && !ownProcess ? Code::remoteError : code, answer->body);
+    }
     std::vector<Record> records(static_cast<std::size_t>(record.ranks));
     if (answer->body.size() != records.size() * sizeof(Record)) {
       fail(Code::internalError,

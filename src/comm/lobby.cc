@@ -1,7 +1,10 @@
 #include "comm/lobby.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 
+#include "base/log.h"
 #include "base/status.h"
 #include "transport/local/socket.h"
 
@@ -95,6 +98,11 @@ void Lobby::acceptCallers() {
       return;
     }
   }
+}
+
+std::string Lobby::starvingText(const std::string& who) {
+  return who + " (" + shortHostName() + ":" + std::to_string(::getpid()) +
+         ") has no file descriptors left for the ranks that come; raise `ulimit -n`";
 }
 
 void Lobby::noteStarving(bool starving) {

@@ -60,6 +60,8 @@ class Lobby {
   virtual void lost(int rank) = 0;
   // For a second now this process has had no descriptors for who comes.
   virtual void starves() = 0;
+  // `who` is this process.
+  static std::string starvingText(const std::string& who);
   // Of a turn: whether a caller could not be taken in for that reason, though no strangers hold the room.
   void noteStarving(bool starving);
   // A holder of the key whose messages have another format.

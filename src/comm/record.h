@@ -77,7 +77,7 @@ static_assert(sizeof(Hello) == 48 + sizeof(Record));
 constexpr std::size_t kHelloHead = 48;
 
 // The answer: this head, then `bytes` bytes in messages of at most kAnswerPart: all records by rank, or an error's
-// text.
+// text. Who gets a system error takes it for one of the process that answers.
 struct AnswerHead {
   std::uint64_t magic;
   std::int32_t code;

@@ -16,8 +16,6 @@ namespace {
 constexpr std::int64_t kAttemptMs = 5000;
 constexpr std::int64_t kPauseMs = 50;
 constexpr int kSilenceMs = 8000;
-constexpr char kStarving[] =
-    "the process that speaks for the ranks of this machine at init has no file descriptors left; raise `ulimit -n`";
 constexpr std::size_t kMostAnswer = std::size_t{1} << 30;
 
 }  // namespace
@@ -57,9 +55,11 @@ bool Relay::finishTurn() {
   if (!anyone_) return end_.passed();
   if (empty()) return true;
   if (timeout_.passed()) {
-    giveUp("the meeting place of this id at " + transport::textOf(id_.address) +
-           " did not answer within the time-out; look whether the process that opens it (rank 0, or who made the id) "
-           "is alive, and whether that address can be reached from here");
+    giveUp(
+        Code::remoteError,
+        "the meeting place of this id at " + transport::textOf(id_.address) +
+            " did not answer within the time-out; look whether the process that opens it (rank 0, or who made the id) "
+            "is alive, and whether that address can be reached from here");
   } else if (next_.passed()) {
     if (phase_ == Phase::resting) {
       begin();
@@ -102,8 +102,9 @@ void Relay::lost(int rank) {
 }
 
 void Relay::starves() {
-  FUSCO_WARN("{}", kStarving);
-  giveUp(kStarving);
+  const std::string text = starvingText("the process that speaks for the ranks of this machine at init");
+  FUSCO_WARN("{}", text);
+  giveUp(Code::systemError, text);
   // Who waits at the door sees it close.
   end_ = Deadline::afterNs(0);
 }
@@ -163,9 +164,10 @@ void Relay::proceed() {
     phase_ = Phase::over;
     return;
   }
-  giveUp("the meeting place of this id at " + transport::textOf(id_.address) + " hung up during init" +
-         (error != 0 ? std::string(" (") + std::strerror(error) + ")" : "") +
-         "; the process that opened it has ended, look at its log");
+  giveUp(Code::remoteError, "the meeting place of this id at " + transport::textOf(id_.address) +
+                                " hung up during init" +
+                                (error != 0 ? std::string(" (") + std::strerror(error) + ")" : "") +
+                                "; the process that opened it has ended, look at its log");
 }
 
 // With an agreed address the place may open, or make room for the next init, at any time.
@@ -176,9 +178,11 @@ void Relay::retry(const std::string& why, bool mayStillCome) {
     next_ = Deadline::afterMs(kPauseMs);
     return;
   }
-  giveUp("the meeting place of this id at " + transport::textOf(id_.address) + " cannot be reached: " + why +
-         "; the process that made the id has ended, the id has been used (it serves one init only), or the address is "
-         "of a network that this machine does not see (FUSCO_SOCKET_IFNAME chooses another)");
+  giveUp(
+      Code::remoteError,
+      "the meeting place of this id at " + transport::textOf(id_.address) + " cannot be reached: " + why +
+          "; the process that made the id has ended, the id has been used (it serves one init only), or the address is "
+          "of a network that this machine does not see (FUSCO_SOCKET_IFNAME chooses another)");
 }
 
 void Relay::hear(std::uint32_t kind, std::string_view body) {
@@ -187,15 +191,17 @@ void Relay::hear(std::uint32_t kind, std::string_view body) {
   std::memcpy(&head, body.data(), sizeof(head));
   if (head.magic != Hello::kMagic || head.bytes != body.size() - sizeof(head)) return;
   passPoint("answer", 0);
-  decide(head.code, std::string(body.substr(sizeof(head))));
+  // Callers take a system error for one of this process.
+  const int answer = head.code == static_cast<int>(Code::systemError) ? static_cast<int>(Code::remoteError) : head.code;
+  decide(answer, std::string(body.substr(sizeof(head))));
   phase_ = Phase::over;
   end_ = Deadline::afterMs(patience_.lateComersMs);
 }
 
-void Relay::giveUp(const std::string& text) {
+void Relay::giveUp(Code code, const std::string& text) {
   socket_.reset();
   phase_ = Phase::over;
-  decide(static_cast<int>(Code::remoteError), text);
+  decide(static_cast<int>(code), text);
   end_ = Deadline::afterMs(patience_.lateComersMs);
 }
 

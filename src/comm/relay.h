@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "base/status.h"
 #include "comm/frames.h"
 #include "comm/handshake.h"
 #include "comm/lobby.h"
@@ -35,7 +36,7 @@ class Relay final : public Lobby {
   void proceed();
   void retry(const std::string& why, bool mayStillCome);
   void hear(std::uint32_t kind, std::string_view body);
-  void giveUp(const std::string& text);
+  void giveUp(Code code, const std::string& text);
 
   const UniqueId id_;
   Phase phase_ = Phase::resting;

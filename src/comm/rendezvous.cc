@@ -18,8 +18,6 @@ constexpr std::size_t kMostStrangers = 1024;
 constexpr std::size_t kMostNamed = 16;
 constexpr int kSilenceMs = 8000;
 constexpr std::size_t kFewGuests = 64;
-constexpr char kStarving[] =
-    "the process of the meeting place at init has no file descriptors left for the ranks that come; raise `ulimit -n`";
 
 }  // namespace
 
@@ -244,8 +242,9 @@ std::string Rendezvous::skew(const std::string& who, std::uint32_t format) {
 }
 
 void Rendezvous::starves() {
-  FUSCO_WARN("{}", kStarving);
-  fail(static_cast<int>(Code::remoteError), kStarving);
+  const std::string text = starvingText("the process of the meeting place at init");
+  FUSCO_WARN("{}", text);
+  fail(static_cast<int>(Code::systemError), text);
   // Who waits at the door sees it close.
   end_ = Deadline::afterNs(0);
 }

@@ -307,11 +307,9 @@ void World::judge(int rank) {
   }
   // Who is short of something says so itself, the others that somebody is gone.
   const bool isShort = rank == one_.victim && (one_.fault == Fault::descriptors || one_.fault == Fault::memory);
-  // A rank may be the guest of its own process, which could not take it in.
-  const bool turnedAway = isShort && one_.phase == "bootstrap" && text.find("the process ") != std::string::npos;
-  const int code = isShort && !turnedAway ? fuscoSystemError : fuscoRemoteError;
+  const int code = isShort ? fuscoSystemError : fuscoRemoteError;
   if (one.code.load() != code) complain("gave another code");
-  if (isShort && !turnedAway) {
+  if (isShort) {
     const char* remedy = one_.fault == Fault::descriptors ? "ulimit -n" : "RLIMIT_FSIZE";
     if (text.find(remedy) == std::string::npos) complain("does not say what to do");
     return;
@@ -325,8 +323,9 @@ void World::judge(int rank) {
     for (int other = 0; other < one_.layout.ranks(); ++other) {
       named = named || text.find(nameOf(other)) != std::string::npos;
     }
-    // While they meet there is only the other machine's address.
+    // While they meet there is only the other machine's address, or that of the process that others meet through.
     named = named || (one_.phase == "bootstrap" && text.find("meeting place") != std::string::npos);
+    named = named || (one_.phase == "bootstrap" && text.find("the process that ") != std::string::npos);
   } else {
     named = text.find(nameOf(one_.victim)) != std::string::npos;
     // Of a process that others meet through only that is known.
