@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -94,6 +95,8 @@ class Fabric {
   // Throws remoteError when a peer died, left or aborted, or this rank was aborted. Cheap (reads a word; looks at
   // processes at most every 50 ms).
   virtual void check() = 0;
+  // The same for a rank that waits for some ranks only: it needs no others, who may have left in order.
+  virtual void checkAwaited(const std::function<bool(int rank)>& /*awaited*/) { check(); }
   // The same for a rank that waits for nobody: peers that have left in order are no error. Any thread.
   virtual void checkPeers() {}
   // What this rank has told its peers has left it. A call returns only then, since nobody looks after it until the

@@ -51,6 +51,7 @@ class LocalFabric final : public Fabric {
   void allGather(const void* mine, std::size_t bytes, void* all, std::int64_t timeoutMs) override;
 
   void check() override;
+  void checkAwaited(const std::function<bool(int rank)>& awaited) override;
   void checkPeers() override;
   bool settled() override;
   void abort(const std::string& reason) override;
@@ -96,7 +97,7 @@ class LocalFabric final : public Fabric {
   void onMessage(int rank, const transport::MeshMessage& message, UniqueFd descriptor);
   void exportWindow(const std::shared_ptr<transport::Window>& window);
   void look(std::unique_lock<std::mutex>& lock);
-  void alarmed();
+  void alarmed(const std::function<bool(int rank)>& awaited = [](int) { return true; });
   void tellOfEnds();
   void lookForStopped();
   void lookAtLinks();

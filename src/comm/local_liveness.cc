@@ -44,8 +44,12 @@ bool isStopped(pid_t pid) {
 }  // namespace
 
 void LocalFabric::check() {
+  checkAwaited([](int) { return true; });
+}
+
+void LocalFabric::checkAwaited(const std::function<bool(int rank)>& awaited) {
   refuseChild("an operation");
-  if (headers_[config_.rank]->alarm.load(std::memory_order_acquire) != 0) alarmed();
+  if (headers_[config_.rank]->alarm.load(std::memory_order_acquire) != 0) alarmed(awaited);
   const std::int64_t now = nowNs();
   std::int64_t last = lastLookNs_.load(std::memory_order_relaxed);
   if (!failed_.load(std::memory_order_acquire)) {
@@ -186,16 +190,16 @@ void LocalFabric::tellOfEnds() {
   }
 }
 
-void LocalFabric::alarmed() {
+void LocalFabric::alarmed(const std::function<bool(int rank)>& awaited) {
   tellOfEnds();
   RankHeader& own = *headers_[config_.rank];
   int left = -1;
   for (int peer = 0; peer < config_.ranks; ++peer) {
-    if (presenceOf(peer) == Presence::left && peer != config_.rank) left = peer;
+    if (presenceOf(peer) == Presence::left && peer != config_.rank && awaited(peer)) left = peer;
   }
   if (left < 0) return;
   int first = -1;
-  if (!firstLeft_.compare_exchange_strong(first, left)) left = first;
+  if (!firstLeft_.compare_exchange_strong(first, left) && awaited(first)) left = first;
   // As long as somebody rings (for another reason than an alarm), the operation still goes on.
   const std::uint32_t rung = own.bell.load(std::memory_order_acquire) - own.alarm.load(std::memory_order_acquire);
   const std::int64_t now = nowNs();

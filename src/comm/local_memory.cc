@@ -92,7 +92,8 @@ std::byte* LocalFabric::reach(int rank, const MemoryRef& memory) {
     mesh_->drain(rank);
     found = known.find(memory.windowId);
     if (found != known.end()) break;
-    if (headers_[config_.rank]->alarm.load(std::memory_order_acquire) != 0) alarmed();
+    if (headers_[config_.rank]->alarm.load(std::memory_order_acquire) != 0)
+      alarmed([&](int peer) { return peer == rank; });
     look(lock);
     if (deadline.passed()) {
       fail(Code::internalError, names_[rank] + " told of window " + std::to_string(memory.windowId) +

@@ -131,6 +131,16 @@ Outcome Combine::run(const Step& step) {
   }
 }
 
+// Home waits for the partials that are still to come, in this pass over parts of rows or in the next.
+bool Combine::needs(const Step& step, int rank) const {
+  if (step.kind != StepKind::put) return ShuffleOperation::needs(step, rank);
+  const bool lastPass = partAt_ + partElements_ >= request_.elements;
+  for (std::size_t i = 0; i < back_.size(); ++i) {
+    if (plan_->streams().out[i].peer == rank && (!lastPass || back_[i].nextToken())) return true;
+  }
+  return false;
+}
+
 Outcome Combine::announceReady() {
   PlanState& plan = *plan_;
   settleTensors(engine_, request_.stream, operationName(kind()),

@@ -46,6 +46,7 @@ class Combine : public ShuffleOperation {
  protected:
   void reset() override;
   Outcome run(const Step& step) override;
+  bool needs(const Step& step, int rank) const override;
 
  private:
   Outcome announceReady();

@@ -161,7 +161,7 @@ Outcome Engine::runStage(Operation& operation, int stage) {
     const Moving moving(*fabric_);
     return operation.advanceStage(stage);
   }();
-  if (outcome == Outcome::idle) fabric_->check();
+  if (outcome == Outcome::idle) fabric_->checkAwaited([&](int rank) { return operation.waitsFor(rank); });
   idleOnLinks_ = outcome == Outcome::idle && operation.waitsForLinks();
   if (operation.complete()) {
     channelHeld_[operation.channel()] = false;
@@ -199,7 +199,7 @@ bool Engine::advance(Submission& submission) {
       return true;
     }
     if (!moved) {
-      fabric_->check();
+      fabric_->checkAwaited([&](int rank) { return operation.waitsFor(rank); });
       const std::int64_t now = nowNs();
       if (now > submission.warnNs) {
         FUSCO_WARN("rank {}: {} has not moved for {} s; waiting goes on{}", fabric_->rank(), operation.describe(),

@@ -78,6 +78,16 @@ const ReadyCell& Meeting::ready(int localIndex) const {
   return cells(mine, engine_.nodeRanks(), channel_, localIndex).ready[sequence_ % kCellDepth];
 }
 
+bool Meeting::awaitsReady(int rank) const {
+  return ready(engine_.topology().localIndex(rank)).sequence.load(std::memory_order_acquire) < sequence_ + 1;
+}
+
+bool Meeting::awaitsDone(int rank) const {
+  std::byte* mine = engine_.fabric().control(engine_.fabric().rank());
+  const PeerCells& theirs = cells(mine, engine_.nodeRanks(), channel_, engine_.topology().localIndex(rank));
+  return theirs.done[sequence_ % kCellDepth].sequence.load(std::memory_order_acquire) < sequence_ + 1;
+}
+
 bool Meeting::allReady(OperationKind kind) {
   const int count = engine_.nodeRanks();
   for (int i = 0; i < count; ++i) {

@@ -37,6 +37,9 @@ class Meeting {
 
   void sayDone();
   bool allDone();
+  // Of a rank of the node: whether it has yet to say so.
+  bool awaitsReady(int rank) const;
+  bool awaitsDone(int rank) const;
   // The rank that is waited for, or -1.
   int missing() const { return missing_; }
 

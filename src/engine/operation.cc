@@ -83,6 +83,13 @@ bool Operation::waitsForLinks() const {
   return false;
 }
 
+bool Operation::waitsFor(int rank) const {
+  for (std::size_t i = 0; i < program_.size(); ++i) {
+    if (!finished_[i] && mayRun(program_[i]) && needs(program_[i], rank)) return true;
+  }
+  return false;
+}
+
 bool Operation::advance() { return runSteps(-1); }
 
 Outcome Operation::advanceStage(int stage) {

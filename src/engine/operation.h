@@ -47,6 +47,8 @@ class Operation {
   bool complete() const { return openSteps_ == 0; }
   // Whether a step that may run has to do with slices: what is waited for then is a link, else a rank of the node.
   bool waitsForLinks() const;
+  // Whether a step that may run needs something of this rank.
+  bool waitsFor(int rank) const;
   // "dispatch 41, waiting for rank 3 (host:pid) to be ready"
   virtual std::string describe() const = 0;
   // Collective operations take turns on the operation slots, transfers have a channel of their own. Known once entered.
@@ -56,6 +58,8 @@ class Operation {
   virtual void takePlace() {}
   virtual void reset() = 0;
   virtual Outcome run(const Step& step) = 0;
+  // Whether a step that is not complete still needs something of this rank.
+  virtual bool needs(const Step& /*step*/, int /*rank*/) const { return true; }
   Program program_;
 
  private:

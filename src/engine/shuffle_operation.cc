@@ -35,6 +35,27 @@ void ShuffleOperation::reset() {
   leaving_.assign(std::max(plan_->streams().out.size(), plan_->streams().in.size()), {});
 }
 
+bool ShuffleOperation::needs(const Step& step, int rank) const {
+  const plan::Topology& topology = engine_.topology();
+  const bool ownNode = topology.nodeOf(rank) == topology.nodeOf(engine_.fabric().rank());
+  const auto index = static_cast<std::size_t>(step.index);
+  switch (step.kind) {
+    case StepKind::waitReady:
+      return ownNode && meeting_.awaitsReady(rank);
+    case StepKind::waitDone:
+      return ownNode && meeting_.awaitsDone(rank);
+    // Slices, or room for them.
+    case StepKind::place:
+    case StepKind::sendBack:
+      return plan_->streams().in[index].peer == rank;
+    case StepKind::extract:
+    case StepKind::receiveBack:
+      return plan_->streams().out[index].peer == rank;
+    default:
+      return false;
+  }
+}
+
 Outcome ShuffleOperation::announceDone() {
   engine_.executor().fence();
   meeting_.sayDone();

@@ -26,6 +26,7 @@ class ShuffleOperation : public Operation {
  protected:
   void takePlace() override;
   void reset() override;
+  bool needs(const Step& step, int rank) const override;
   // Steps that are the same for all.
   Outcome announceDone();
   Outcome waitDone() { return meeting_.allDone() ? Outcome::complete : Outcome::idle; }

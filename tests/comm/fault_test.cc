@@ -114,6 +114,30 @@ TEST(Fault, DestroyDuringAnOperationIsLeaving) {
   expectNoticed([](Fabric&) {}, "left: it destroyed");
 }
 
+// Who waits for another rank than the one that has left waits on, however long nothing comes.
+TEST(Fault, LeavingHurtsOnlyWhoWaitsForThatRank) {
+  SharedPage<Stage> stage;
+  Children children(3, [&](int rank) -> std::string {
+    auto fabric = stage->connect(rank, 3);
+    if (rank == 2) return {};
+    std::string text;
+    try {
+      for (const Deadline deadline = Deadline::afterMs(2500); !deadline.passed();) {
+        const std::uint32_t seen = fabric->bell();
+        fabric->checkAwaited([](int peer) { return peer != 2; });
+        fabric->sleep(seen, 100000);
+      }
+    } catch (const Error& error) {
+      return std::string("it did not need rank 2: ") + error.what();
+    }
+    text = waitInVain(*fabric);
+    return text.find("rank 2 (") == 0 && text.find("left: it destroyed") != std::string::npos ? "" : text;
+  });
+  stage->open();
+  stage->awaitConnected(3);
+  for (const std::string& text : children.join()) EXPECT_EQ(text, "");
+}
+
 TEST(Fault, LeavingDoesNotHurtWhoHasAllItNeeds) {
   SharedPage<Stage> stage;
   Children children(2, [&](int rank) -> std::string {
