@@ -208,6 +208,30 @@ TEST(Reactor, TimersRunUntilTheyAreCancelled) {
   EXPECT_EQ(count, after);
 }
 
+TEST(Reactor, GoesOnAfterCallsThatFail) {
+  Reactor reactor;
+  auto [mine, theirs] = testing::unixPair();
+  std::atomic<int> told{0}, ticks{0};
+  reactor.add(mine.get(), [&](std::uint32_t) {
+    ++told;
+    fail(Code::systemError, "cannot watch a socket");
+  });
+  const std::uint64_t timer = reactor.every(1, [&] {
+    ++ticks;
+    throw std::bad_alloc();
+  });
+  ASSERT_EQ(::write(theirs.get(), "x", 1), 1);
+  for (int round = 1; round <= 2; ++round) {
+    reactor.arm(mine.get(), 1 /* EPOLLIN */);
+    for (int i = 0; i < 2000 && (told < round || ticks < 2 * round); ++i)
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    EXPECT_EQ(told, round);
+    EXPECT_GE(ticks, 2 * round);
+  }
+  reactor.cancel(timer);
+  reactor.remove(mine.get());
+}
+
 TEST(Reactor, TellsOnceAndNothingAfterRemove) {
   Reactor reactor;
   auto [mine, theirs] = testing::unixPair();

@@ -8,9 +8,25 @@
 #include <array>
 
 #include "base/clock.h"
+#include "base/log.h"
 #include "base/status.h"
 
 namespace fusco::transport {
+
+namespace {
+
+// What one connection or timer could not do (memory is short, the kernel watches no more descriptors) must not end the
+// process: who waits for it has time-outs.
+template <typename Call, typename... Arguments>
+void attempt(const Call& call, Arguments... arguments) {
+  try {
+    call(arguments...);
+  } catch (const std::exception& error) {
+    FUSCO_WARN("a connection is not served any more: {}", error.what());
+  }
+}
+
+}  // namespace
 
 Reactor::Reactor() : process_(::getpid()) {}
 
@@ -137,7 +153,7 @@ void Reactor::runTimers(std::unique_lock<std::mutex>& lock) {
     const std::function<void()> call = found->second.call;
     running_ = key;
     lock.unlock();
-    call();
+    attempt(call);
     lock.lock();
     running_ = 0;
     ended_.notify_all();
@@ -165,7 +181,7 @@ void Reactor::run() {
       running_ = key;
       runningDescriptor_ = found->second.descriptor;
       lock.unlock();
-      call(events[static_cast<std::size_t>(i)].events);
+      attempt(call, events[static_cast<std::size_t>(i)].events);
       lock.lock();
       running_ = 0;
       runningDescriptor_ = -1;
