@@ -41,7 +41,7 @@ void Mesh::tellLower(int rank, const std::uint8_t key[32], const std::vector<Mes
 
 Mesh::Mesh(int rank, const std::uint8_t key[32], std::vector<MeshMember> members, UniqueFd listener,
            std::size_t controlBytes, Deadline deadline, Handler handler, const std::function<void()>& check)
-    : rank_(rank), controlBytes_(controlBytes), peers_(members.size()), handler_(std::move(handler)) {
+    : rank_(rank), controlBytes_(controlBytes), peers_(members.size()), handler_(std::move(handler)), check_(check) {
   for (std::size_t i = 0; i < members.size(); ++i) {
     peers_[i].member = std::move(members[i]);
     if (peers_[i].member.local) {
@@ -59,7 +59,7 @@ Mesh::Mesh(int rank, const std::uint8_t key[32], std::vector<MeshMember> members
       watch(peer, peer.member.pid);
     }
     connectLower(key, deadline);
-    meet(key, std::move(listener), deadline, check);
+    meet(key, std::move(listener), deadline);
   } catch (const std::exception&) {
     // Connected ranks see the closed sockets; the lower ones that were not reached yet are told. Descriptors may be
     // what is short.
@@ -104,7 +104,7 @@ void Mesh::connectLower(const std::uint8_t key[32], Deadline deadline) {
 }
 
 // Welcomes the higher ranks and hears the lower ranks' welcomes. Strangers and the silent hold nobody up.
-void Mesh::meet(const std::uint8_t key[32], UniqueFd listener, Deadline deadline, const std::function<void()>& check) {
+void Mesh::meet(const std::uint8_t key[32], UniqueFd listener, Deadline deadline) {
   constexpr std::size_t kMostCallers = 4096;
   constexpr std::size_t kManyCallers = 64;
   constexpr std::int64_t kStarvingNs = 1'000'000'000;
@@ -130,7 +130,7 @@ void Mesh::meet(const std::uint8_t key[32], UniqueFd listener, Deadline deadline
                                   "; look whether they are alive, or raise the init time-out");
     }
     ::poll(polled.data(), polled.size(), pollMs(deadline, 100));
-    check();
+    check_();
 
     for (std::size_t k = 0; k < lower.size(); ++k) {
       if ((polled[1 + k].revents) == 0) continue;
@@ -193,10 +193,13 @@ void Mesh::meet(const std::uint8_t key[32], UniqueFd listener, Deadline deadline
   }
 }
 
-// Who has given up has done so because of who died, if anybody has: that one is named.
+// Who has given up has done so because of who died, if anybody has: that one is named. On another machine it is known
+// by word only, which may come a little later than the end of this connection.
 void Mesh::failGone(const Peer& peer, const std::string& what) {
+  constexpr std::int64_t kWordMs = 300;
   const int dead = findDead();
   if (dead >= 0) fail(Code::remoteError, peers_[dead].member.name + " died at init; look at its log");
+  for (const Deadline patience = Deadline::afterMs(kWordMs); !patience.passed(); ::poll(nullptr, 0, 2)) check_();
   fail(Code::remoteError, peer.member.name + what);
 }
 

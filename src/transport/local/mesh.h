@@ -99,7 +99,7 @@ class Mesh {
   };
 
   void connectLower(const std::uint8_t key[32], Deadline deadline);
-  void meet(const std::uint8_t key[32], UniqueFd listener, Deadline deadline, const std::function<void()>& check);
+  void meet(const std::uint8_t key[32], UniqueFd listener, Deadline deadline);
   [[noreturn]] void failGone(const Peer& peer, const std::string& what);
   void welcomeCaller(UniqueFd* socket, const MeshMessage& hello, UniqueFd memory);
   void adopt(Peer& peer, UniqueFd socket, UniqueFd memory);
@@ -113,6 +113,7 @@ class Mesh {
   std::vector<Peer> peers_;
   std::atomic<std::size_t> queued_{0};
   Handler handler_;
+  const std::function<void()> check_;  // while it is set up
 };
 
 }  // namespace fusco::transport
