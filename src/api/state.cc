@@ -8,6 +8,7 @@
 #include "api/group.h"
 #include "base/environment.h"
 #include "base/log.h"
+#include "engine/device/nic_memory.h"
 #include "exec/cuda.h"
 #include "exec/ranges.h"
 
@@ -250,6 +251,7 @@ std::shared_ptr<engine::Engine> connect(const CommState& state, const char id[12
   static constexpr const char* kBalances[] = {"none", "paper", "full"};
   f.settings =
       fmt::format("device {}, balance {}", c.device == fuscoDeviceCuda ? "cuda" : "host", kBalances[c.balance]);
+  if (state.gpu >= 0 && environment().flag(Setting::ibGpuMemory)) f.gpuMemory = engine::nicMemory(state.gpu);
   engine::EngineConfig e;
   e.allocator = {c.allocate, c.release, c.allocatorContext};
   e.operationTimeoutMs = c.operationTimeoutMs;

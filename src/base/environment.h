@@ -47,6 +47,7 @@ enum class Setting : int {
   ibPkey,
   ibAdaptiveThreshold,
   ibPlaceRows,
+  ibGpuMemory,
   commId,
   commKey,
   // Of libfusco, the NCCL face.

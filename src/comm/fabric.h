@@ -10,6 +10,7 @@
 #include <string>
 
 #include "plan/topology.h"
+#include "transport/gpu_memory.h"
 #include "transport/transport.h"
 
 namespace fusco::comm {
@@ -34,6 +35,7 @@ struct FabricConfig {
   int slots = 4;
   bool allowProcessVm = true;
   std::int64_t initTimeoutMs = 300000;
+  std::shared_ptr<transport::GpuMemory> gpuMemory;  // for slots of queue pairs; null: in host memory
   std::string settings;  // that must be the same on all ranks, as text; ranks that differ are told both
 };
 

@@ -252,6 +252,11 @@ void LocalFabric::openNics() {
       if (config_.net == Net::automatic) FUSCO_WARN("RDMA is left unused, TCP is slower: {}", error.what());
       throw;
     }
+    if (config_.gpuMemory) {
+      std::string how;
+      const bool used = nics->useGpuMemory(config_.gpuMemory, &how);
+      FUSCO_LOG(used ? LogLevel::info : LogLevel::warn, kLogNet, "{}: {}", names_[config_.rank], how);
+    }
     nicVote_ = nics->infiniband() ? kInfinibandVote : kRoceVote;
     network_->offer(std::move(nics));
   } catch (const Error& error) {

@@ -247,8 +247,7 @@ Outcome CombineBackward::place(std::size_t stream) {
   if (h.rows > 0) {
     exec::PlaceArgs rows;
     exec::Passage& way = passage(kIn, stream);
-    engine_.adoptSlots(link, slot);
-    rows.source = way.in(slice.payload, h.rows * sliceRowStride(h.rowBytes));
+    rows.source = way.in(engine_.payloadIn(link, slice.payload), h.rows * sliceRowStride(h.rowBytes));
     rows.sourceStride = sliceRowStride(h.rowBytes);
     rows.packed = true;
     rows.copies = slice.copies;

@@ -330,8 +330,8 @@ Outcome Combine::sendBack(std::size_t stream) {
   std::vector<std::byte*> out(rows);
   std::vector<std::uint32_t> first(1, 0);
   std::size_t copy = progress.copy;
-  engine_.adoptSlots(link, slot);
-  std::byte* const payload = way.out(slice.payload, rows * sliceRowStride(rowBytes));
+  std::byte* const place = engine_.payloadOut(link, slice.payload);
+  std::byte* const payload = way.out(place, rows * sliceRowStride(rowBytes));
   for (std::size_t i = 0; i < rows; ++i) {
     slice.copies[i] = {record.copies[copy].token, 0};
     const std::size_t stop = runEnd(copy);
@@ -361,7 +361,8 @@ Outcome Combine::sendBack(std::size_t stream) {
   }
   progress.all = progress.part >= request_.elements;
   way.close();
-  leaving_[stream] = {true, slice, sliceBytes(rows, 0, rowBytes), rowOffset, progress.all ? kLastSlice : 0};
+  leaving_[stream] = {
+      true, slice, sliceBytes(rows, 0, rowBytes), rowOffset, progress.all ? kLastSlice : 0, place != slice.payload};
   if (postWhenFilled(leaving_[stream], way, link) != Outcome::complete) return Outcome::moved;
   return progress.all ? Outcome::complete : Outcome::moved;
 }

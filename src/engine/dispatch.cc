@@ -389,8 +389,8 @@ bool Dispatch::takeIn(transport::PostedLink& link, std::size_t stream, const Sli
   PlaceRequest r;
   r.tensor = static_cast<int>(slice.tensor());
   exec::Passage& way = passage(kIn, stream);
-  if (deferred) engine_.adoptSlots(link, slice.payload);
-  r.rows = deferred ? way.in(slice.payload, h.rows * sliceRowStride(h.rowBytes)) : slice.payload;
+  r.rows = slice.payload;
+  if (deferred) r.rows = way.in(engine_.payloadIn(link, slice.payload), h.rows * sliceRowStride(h.rowBytes));
   r.stride = sliceRowStride(h.rowBytes);
   r.packed = true;
   r.copies = slice.copies;

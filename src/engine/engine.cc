@@ -81,6 +81,18 @@ void Engine::adoptSlots(const transport::PostedLink& link, const std::byte* slot
   for (const transport::Segment& memory : link.slotMemory()) deviceExecutor_->adopt(memory.address, memory.bytes);
 }
 
+std::byte* Engine::payloadOut(transport::PostedLink& link, std::byte* inSlot) {
+  adoptSlots(link, inSlot);
+  std::byte* const mirror = link.mirrorOf(inSlot);
+  return mirror != nullptr ? mirror : inSlot;
+}
+
+const std::byte* Engine::payloadIn(transport::PostedLink& link, const std::byte* inSlot) {
+  adoptSlots(link, inSlot);
+  const std::byte* const mirror = link.arrivedMirror(inSlot);
+  return mirror != nullptr ? mirror : inSlot;
+}
+
 std::shared_ptr<Submission> Engine::submit(std::unique_ptr<Operation> operation, bool async) {
   auto submission = std::make_shared<Submission>();
   submission->operation = std::move(operation);

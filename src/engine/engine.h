@@ -62,6 +62,10 @@ class Engine {
   exec::CudaExecutor* deviceExecutor() const { return deviceExecutor_.get(); }
   // Before a passage leads to or from a slot: lets the GPU copy there by itself, where it can.
   void adoptSlots(const transport::PostedLink& link, const std::byte* slot);
+  // Where a passage leads to, or from, for a payload in the acquired slot, or in that which peek() shows: there, or the
+  // link's own place for it in GPU memory.
+  std::byte* payloadOut(transport::PostedLink& link, std::byte* inSlot);
+  const std::byte* payloadIn(transport::PostedLink& link, const std::byte* inSlot);
   Statistics& statistics() { return statistics_; }
   const EngineConfig& config() const { return config_; }
   Ledger& ledger() { return ledger_; }

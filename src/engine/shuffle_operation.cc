@@ -141,7 +141,7 @@ Outcome ShuffleOperation::postWhenFilled(Leaving& leaving, exec::Passage& passag
   if (!leaving.open) return Outcome::complete;
   if (!passage.done()) return Outcome::moved;
   leaving.open = false;
-  post(link, leaving.slice, leaving.bytes, leaving.flags, leaving.rowOffset);
+  post(link, leaving.slice, leaving.bytes, leaving.flags, leaving.rowOffset, leaving.mirrored);
   return Outcome::complete;
 }
 
@@ -204,12 +204,12 @@ Outcome ShuffleOperation::extractSlice(std::size_t stream, StreamOut& out, const
   move.sourceStride = tensor.rowBytes;
   move.sourceRows = tokens.data();
   move.destinationStride = sliceRowStride(cut.partBytes);
-  if (deferred) engine_.adoptSlots(link, slot);
-  move.destination = deferred ? way.out(slice.payload, rows * move.destinationStride) : slice.payload;
+  std::byte* const payload = deferred ? engine_.payloadOut(link, slice.payload) : slice.payload;
+  move.destination = deferred ? way.out(payload, rows * move.destinationStride) : payload;
   move.rowBytes = cut.partBytes;
   move.rows = rows;
   executorOf(tensor.ofLibrary).move(move);
-  leaving = {true, slice, bytes, cut.rowOffset, flags};
+  leaving = {true, slice, bytes, cut.rowOffset, flags, payload != slice.payload};
   if (deferred) {
     way.close();
     return Outcome::moved;
@@ -255,10 +255,14 @@ void ShuffleOperation::count(std::size_t bytes) {
 }
 
 void ShuffleOperation::post(transport::PostedLink& link, Slice& slice, std::size_t bytes, std::uint32_t flags,
-                            std::size_t rowOffset) {
+                            std::size_t rowOffset, bool mirrored) {
   complete(slice, flags, rowOffset);
   engine_.hostExecutor().fence();
-  link.post(bytes);
+  if (mirrored) {
+    link.postMirrored(slice.header->payloadOffset, bytes);
+  } else {
+    link.post(bytes);
+  }
   count(bytes);
 }
 

@@ -59,13 +59,15 @@ class ShuffleOperation : public Operation {
     Slice slice;
     std::size_t bytes = 0, rowOffset = 0;
     std::uint32_t flags = 0;
+    bool mirrored = false;  // the payload was filled in the link's GPU memory
   };
   Outcome postWhenFilled(Leaving& leaving, exec::Passage& passage, transport::PostedLink& link);
   // Throws unless the slice belongs to this operation and every row of it has its place in this node.
   void checkRows(const Slice& slice, const std::vector<SourceRows>& tensors) const;
   void complete(Slice& slice, std::uint32_t flags, std::size_t rowOffset);
   void count(std::size_t bytes);
-  void post(transport::PostedLink& link, Slice& slice, std::size_t bytes, std::uint32_t flags, std::size_t rowOffset);
+  void post(transport::PostedLink& link, Slice& slice, std::size_t bytes, std::uint32_t flags, std::size_t rowOffset,
+            bool mirrored = false);
   // The operation's number in slices.
   std::uint64_t number() const { return meeting_.sequence(); }
   // Under which memory is opened to peers.

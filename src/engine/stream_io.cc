@@ -119,7 +119,9 @@ const std::byte* StreamBack::row(SliceKind kind, std::uint64_t operation, std::s
     }
     slice_ = slice;
     payload_ = slice.payload;
-    if (passage_ != nullptr) payload_ = passage_->in(slice.payload, slice.header->rows * sliceRowStride(part));
+    const std::byte* const mirror = fromShelf_ ? nullptr : link_->arrivedMirror(payload_);
+    if (mirror != nullptr) payload_ = mirror;
+    if (passage_ != nullptr) payload_ = passage_->in(payload_, slice.header->rows * sliceRowStride(part));
     open_ = true;
     inSlice_ = 0;
   }

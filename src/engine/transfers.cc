@@ -254,7 +254,12 @@ void Transfers::moveOnDevice(const Item& item, std::byte* payload, std::size_t b
 
 void Transfers::postAcross(Item& item, transport::PostedLink& link, std::size_t bytes) {
   const std::size_t sliceSize = sliceBytes(1, 0, bytes);
-  link.post(sliceSize);
+  if (item.mirrored) {
+    link.postMirrored(sliceSize - sliceRowStride(bytes), sliceSize);
+  } else {
+    link.post(sliceSize);
+  }
+  item.mirrored = false;
   item.leaving = false;
   engine_.statistics().wireBytes += sliceSize;
   ++engine_.statistics().wireSlices;
@@ -285,8 +290,9 @@ bool Transfers::sendAcross(Item& item, int peer, bool& finished) {
   slice.header->flags = last ? kLastSlice : 0;
   if (engine_.device() != nullptr && bytes > 0) {
     exec::Passage& way = passage(true, peer);
-    engine_.adoptSlots(link, slot);
-    moveOnDevice(item, way.out(slice.payload, bytes), bytes);
+    std::byte* const place = engine_.payloadOut(link, slice.payload);
+    moveOnDevice(item, way.out(place, bytes), bytes);
+    item.mirrored = place != slice.payload;
     way.close();
     item.moved += bytes;
     item.leaving = true;
@@ -384,8 +390,8 @@ bool Transfers::receiveAcross(Item& item, int peer, bool& finished) {
   StageTimer timer(engine_.statistics().placeNs);
   if (engine_.device() != nullptr && h.rowBytes > 0) {
     exec::Passage& way = passage(false, peer);
-    engine_.adoptSlots(link, slot);
-    moveOnDevice(item, const_cast<std::byte*>(way.in(slice.payload, h.rowBytes)), h.rowBytes);
+    const std::byte* const place = engine_.payloadIn(link, slice.payload);
+    moveOnDevice(item, const_cast<std::byte*>(way.in(place, h.rowBytes)), h.rowBytes);
     way.close();
     item.moved += h.rowBytes;
     item.arriving = true;

@@ -61,6 +61,7 @@ class Transfers : public Operation {
     // Send on GPUs: a slice that is posted when its bytes have come to the host.
     bool leaving = false;
     std::size_t leavingBytes = 0;
+    bool mirrored = false;  // they are in the link's GPU memory
     // Receive on GPUs: a slice whose slot is given back when its bytes have come to their rows.
     bool arriving = false;
   };

@@ -31,25 +31,27 @@ class CudaExecutor::CudaPassage final : public Passage {
   const std::byte* in(const std::byte* memory, std::size_t bytes) override {
     const cuda::OnDevice on(executor_.device_);
     open(nullptr, memory, bytes);
-    if (!direct_) std::memcpy(pinned_, memory, bytes);
-    executor_.copy(device_, direct_ ? memory : pinned_, bytes);
+    if (kind_ == Kind::device) return memory;
+    if (kind_ == Kind::ordinary) std::memcpy(pinned_, memory, bytes);
+    executor_.copy(device_, kind_ == Kind::pinned ? memory : pinned_, bytes);
     return device_;
   }
   std::byte* out(std::byte* memory, std::size_t bytes) override {
     const cuda::OnDevice on(executor_.device_);
     open(memory, memory, bytes);
-    return device_;
+    return kind_ == Kind::device ? memory : device_;
   }
   void close() override {
     const cuda::OnDevice on(executor_.device_);
-    if (out_ != nullptr) executor_.copy(direct_ ? out_ : pinned_, device_, bytes_);
+    if (out_ != nullptr && kind_ != Kind::device)
+      executor_.copy(kind_ == Kind::pinned ? out_ : pinned_, device_, bytes_);
     ended_->record(executor_.stream_->get());
     closed_ = true;
   }
   bool done() override {
     if (!closed_) return true;
     if (!ended_->reached()) return false;
-    if (out_ != nullptr && !direct_) std::memcpy(out_, pinned_, bytes_);
+    if (out_ != nullptr && kind_ == Kind::ordinary) std::memcpy(out_, pinned_, bytes_);
     closed_ = false;
     return true;
   }
@@ -60,13 +62,13 @@ class CudaExecutor::CudaPassage final : public Passage {
     if (closed_) cuda::synchronize(executor_.stream_->get());
     closed_ = false;
     if (ended_ == nullptr) ended_ = std::make_unique<cuda::Event>();
-    direct_ = executor_.pinned(memory);
-    if (deviceBytes_ < bytes) {
+    kind_ = executor_.kindOf(memory);
+    if (kind_ != Kind::device && deviceBytes_ < bytes) {
       executor_.fence();
       executor_.releaseDevice(device_, deviceBytes_);
       executor_.needDevice(device_, deviceBytes_, bytes);
     }
-    if (!direct_ && pinnedBytes_ < bytes) {
+    if (kind_ == Kind::ordinary && pinnedBytes_ < bytes) {
       executor_.fence();
       executor_.releasePinned(pinned_, pinnedBytes_);
       executor_.needPinned(pinned_, pinnedBytes_, bytes);
@@ -83,7 +85,8 @@ class CudaExecutor::CudaPassage final : public Passage {
   std::unique_ptr<cuda::Event> ended_;
   std::byte* out_ = nullptr;  // where bytes go out to
   std::size_t bytes_ = 0;
-  bool direct_ = false, closed_ = false;
+  Kind kind_ = Kind::ordinary;
+  bool closed_ = false;
 };
 
 // Room for the lists of one call; bring() before the call is launched.
@@ -156,7 +159,7 @@ CudaExecutor::~CudaExecutor() {
       releaseDevice(half.device, half.deviceBytes);
     }
     for (const auto& [start, range] : adopted_) {
-      if (range.pinned) cuda::unpin(reinterpret_cast<void*>(start));
+      if (range.kind == Kind::pinned) cuda::unpin(reinterpret_cast<void*>(start));
     }
     stream_.reset();
   } catch (const std::exception& e) {
@@ -198,9 +201,13 @@ const CudaExecutor::Range* CudaExecutor::rangeOf(const void* memory) const {
 void CudaExecutor::adopt(void* memory, std::size_t bytes) {
   if (adopted(memory)) return;
   const cuda::OnDevice on(device_);
-  const bool done = cuda::pin(memory, bytes);
-  if (!done) FUSCO_INFO(kLogAlloc, "{} bytes of slots cannot be pinned: their payloads are copied by the CPU", bytes);
-  adopted_[reinterpret_cast<std::uintptr_t>(memory)] = {bytes, done};
+  Kind kind = Kind::device;
+  if (cuda::whereIs(memory).place != cuda::Place::device) {
+    kind = cuda::pin(memory, bytes) ? Kind::pinned : Kind::ordinary;
+    if (kind == Kind::ordinary)
+      FUSCO_INFO(kLogAlloc, "{} bytes of slots cannot be pinned: their payloads are copied by the CPU", bytes);
+  }
+  adopted_[reinterpret_cast<std::uintptr_t>(memory)] = {bytes, kind};
 }
 
 void CudaExecutor::copy(void* to, const void* from, std::size_t bytes) {

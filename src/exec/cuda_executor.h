@@ -36,19 +36,21 @@ class CudaExecutor final : public Executor {
   void copy(void* to, const void* from, std::size_t bytes);
   void copyRows(const kernels::RowCopy& rows);
 
-  // Library memory that passages lead to: between it and the GPU bytes go straight, if it can be pinned.
+  // Library memory that passages lead to: between it and the GPU bytes go straight, if it can be pinned. Memory of the
+  // GPU is where calls read and write by themselves.
   void adopt(void* memory, std::size_t bytes);
   bool adopted(const void* memory) const { return rangeOf(memory) != nullptr; }
 
  private:
+  enum class Kind { ordinary, pinned, device };
   struct Range {
     std::size_t bytes;
-    bool pinned;
+    Kind kind;
   };
   const Range* rangeOf(const void* memory) const;
-  bool pinned(const void* memory) const {
+  Kind kindOf(const void* memory) const {
     const Range* range = rangeOf(memory);
-    return range != nullptr && range->pinned;
+    return range == nullptr ? Kind::ordinary : range->kind;
   }
   std::map<std::uintptr_t, Range> adopted_;  // by start
 

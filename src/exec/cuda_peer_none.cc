@@ -1,5 +1,6 @@
 // The same in a build without CUDA.
 #include "base/status.h"
+#include "exec/cuda_nic.h"
 #include "exec/cuda_peer.h"
 
 namespace fusco::exec::cuda {
@@ -27,5 +28,8 @@ Imported::~Imported() = default;
 std::byte* Imported::start() const { none(); }
 bool Imported::unmapped() const { none(); }
 void copyRows(const kernels::RowCopy*, std::size_t, const kernels::Budget&, Stream) { none(); }
+NicWrites nicWrites() { none(); }
+void flushNicWrites() { none(); }
+int exportDmaBuf(const void*, std::size_t, std::string*) { none(); }
 
 }  // namespace fusco::exec::cuda

@@ -16,6 +16,10 @@ void PostedLink::postPlaced(std::size_t, std::span<const Segment>, std::span<con
   fail(Code::internalError, "rows were posted to places on a link that does not write into a peer's memory");
 }
 
+void PostedLink::postMirrored(std::size_t, std::size_t) {
+  fail(Code::internalError, "a payload in GPU memory was posted on a link that has none");
+}
+
 bool PostedLink::receiveRows(std::span<const Segment>) {
   fail(Code::internalError, "rows were received on a link that does not scatter");
 }

@@ -92,6 +92,15 @@ class PostedLink {
   // that full slots would hold much of what an operation sends, and of what the network can queue.
   virtual std::size_t sliceBytes() { return slotBytes(); }
 
+  // Links whose slots have a second half in GPU memory, at the same offsets: there payload goes from and to the NIC,
+  // while heads stay where the host reads them. Sending: where what belongs to this address of the acquired slot is put
+  // instead, null: it has no such half. Then all behind the first `headBytes` is taken from there.
+  virtual std::byte* mirrorOf(const std::byte* /*inSlot*/) { return nullptr; }
+  virtual void postMirrored(std::size_t headBytes, std::size_t bytes);
+  // Receiving, of the slice that peek() shows: where what belongs to this address has arrived in GPU memory, and can be
+  // read by the GPU from now on; null: it is in the slot.
+  virtual const std::byte* arrivedMirror(const std::byte* /*inSlot*/) { return nullptr; }
+
   // After a failure: rows that have not left are not looked at any more. The link is of no use then.
   virtual void abandon() {}
   // As peek(), but of a slice that was sent by postRows() the head is enough: then `whole` is false, and the payload is

@@ -1,9 +1,11 @@
 #include "device/stand_in.h"
 
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
 #include <deque>
 #include <functional>
@@ -42,6 +44,8 @@ struct Gpu {
   std::recursive_mutex mutex;
   std::map<std::uintptr_t, Region> memory;
   Queue defaultQueue;
+  NicWrites nicWrites{9, 100, 1};
+  int flushed = 0;
 };
 Gpu& gpu() {
   static auto* one = new Gpu;
@@ -350,6 +354,26 @@ Imported::~Imported() = default;
 std::byte* Imported::start() const { notHere("memory of other processes"); }
 bool Imported::unmapped() const { notHere("memory of other processes"); }
 
+NicWrites nicWrites() {
+  const Lock lock(gpu().mutex);
+  return gpu().nicWrites;
+}
+void flushNicWrites() {
+  const Lock lock(gpu().mutex);
+  ++gpu().flushed;
+}
+int exportDmaBuf(const void* begin, std::size_t bytes, std::string* why) {
+  const Lock lock(gpu().mutex);
+  std::uintptr_t start = 0;
+  const Region* region = regionOf(begin, &start);
+  if (region == nullptr || !region->device) throw std::logic_error("a dmabuf of memory that is not the stand-in's");
+  if (reinterpret_cast<std::uintptr_t>(begin) + bytes > start + region->bytes)
+    throw std::logic_error("a dmabuf of more than was allocated");
+  const int copy = fcntl(region->file, F_DUPFD_CLOEXEC, 0);
+  if (copy < 0) *why = std::strerror(errno);
+  return copy;
+}
+
 namespace {
 // Where byte `at` of a copy lies, and how many follow it there.
 std::pair<std::byte*, std::size_t> bytesOf(const kernels::RowEnd& end, std::size_t at, std::size_t most) {
@@ -379,6 +403,21 @@ void copyRows(const kernels::RowCopy* copies, std::size_t count, const kernels::
 namespace fusco::test {
 
 namespace cuda = exec::cuda;
+
+std::byte* shadowOf(const void* address) {
+  const cuda::Lock lock(cuda::gpu().mutex);
+  const cuda::Region* region = cuda::regionOf(address);
+  if (region == nullptr || !region->device) return nullptr;
+  return cuda::there(static_cast<std::byte*>(const_cast<void*>(address)));
+}
+void sayOfNicWrites(const cuda::NicWrites& said) {
+  const cuda::Lock lock(cuda::gpu().mutex);
+  cuda::gpu().nicWrites = said;
+}
+int nicWritesFlushed() {
+  const cuda::Lock lock(cuda::gpu().mutex);
+  return cuda::gpu().flushed;
+}
 
 void* StandInSpace::allocate(std::size_t bytes, bool) { return cuda::allocate(bytes); }
 void StandInSpace::release(void* pointer, bool) {

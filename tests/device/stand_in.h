@@ -7,10 +7,17 @@
 //   kernels   what the engine launches for ranks on several nodes, by the host's scalar executor
 #pragma once
 
+#include "exec/cuda_nic.h"
 #include "exec/cuda_peer.h"
 #include "shuffle/case.h"
 
 namespace fusco::test {
+
+// What a NIC needs of the stand-in: its own way to this address of GPU memory, null for other memory; and what it says
+// of itself.
+std::byte* shadowOf(const void* address);
+void sayOfNicWrites(const exec::cuda::NicWrites& said);
+int nicWritesFlushed();  // how often
 
 // Tensors in the stand-in's memory.
 class StandInSpace : public Space {

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <thread>
@@ -112,6 +113,8 @@ std::string randomGroup(fuscoComm_t comm, int rank, int ranks, std::uint64_t see
 TEST(DeviceTransfersAcrossNodes, randomGroups) {
   const std::vector<int> nodes = {0, 0, 1, 2};
   const int ranks = static_cast<int>(nodes.size());
+  const char* const wanted = std::getenv("FUSCO_TEST_GROUPS");
+  const std::uint64_t groups = wanted != nullptr ? std::strtoull(wanted, nullptr, 10) : 60;
   fuscoUniqueId id;
   ASSERT_EQ(fuscoGetUniqueId(&id), fuscoSuccess) << fuscoGetLastError(nullptr);
   std::vector<std::string> wrong(nodes.size());
@@ -126,7 +129,7 @@ TEST(DeviceTransfersAcrossNodes, randomGroups) {
     std::string& text = wrong[static_cast<std::size_t>(rank)];
     try {
       StandInSpace space;
-      for (std::uint64_t seed = 1; seed <= 60 && text.empty(); ++seed)
+      for (std::uint64_t seed = 1; seed <= groups && text.empty(); ++seed)
         text = randomGroup(comm, rank, ranks, seed, space);
     } catch (const std::exception& e) {
       text = e.what();

@@ -58,10 +58,10 @@ bool isForeignDevice(const std::string& target) {
 // Where headers of CUDA, NCCL, MPI and verbs may be named at all; everything else opens these libraries at run time.
 bool mayNameDevices(const std::string& path) {
   return path.starts_with("kernels/") || path.starts_with("plugin/") || path == "src/exec/cuda.cc" ||
-         path == "src/exec/cuda_calls.cc" || path == "src/exec/cuda_peer.cc" || path == "src/exec/cuda_virtual.cc" ||
-         path == "src/exec/ranges.cc" || path.starts_with("src/transport/peer/") ||
-         path.starts_with("src/transport/verbs/") || path.starts_with("bench/peers/") ||
-         path == "bench/shuffle/wire_verbs.cc" || path.starts_with("bench/gpu/") ||
+         path == "src/exec/cuda_calls.cc" || path == "src/exec/cuda_nic.cc" || path == "src/exec/cuda_peer.cc" ||
+         path == "src/exec/cuda_virtual.cc" || path == "src/exec/ranges.cc" ||
+         path.starts_with("src/transport/peer/") || path.starts_with("src/transport/verbs/") ||
+         path.starts_with("bench/peers/") || path == "bench/shuffle/wire_verbs.cc" || path.starts_with("bench/gpu/") ||
          path.starts_with("bench/shuffle/cuda/") || path == "bench/moe_nccl/device_cuda.cu" ||
          path == "include/fusco/nccl.h";
 }

@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cstdio>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -15,11 +16,14 @@
 namespace fusco::transport::testing {
 
 struct VerbsPair final : LinkPair {
-  VerbsPair(int slots, std::size_t slotBytes, std::array<const char*, 2> devices = {"=rxe0", "=rxe2"}) {
+  // `prepare` is called for the NICs of each end.
+  VerbsPair(int slots, std::size_t slotBytes, std::array<const char*, 2> devices = {"=rxe0", "=rxe2"},
+            const std::function<void(int end, VerbsNics& nics)>& prepare = {}) {
     for (int i = 0; i < 2; ++i) {
       reactors[i] = std::make_unique<Reactor>();
       nics[i] = VerbsNics::open(devices[static_cast<std::size_t>(i)]);
       nics[i]->serve(*reactors[i]);
+      if (prepare) prepare(i, *nics[i]);
       links[i] = nics[i]->link(0, {slotBytes, slots, 1, {}, [=, this] { bells[i].ring(); }});
       ends[i] = links[i].get();
     }

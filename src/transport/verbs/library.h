@@ -20,6 +20,7 @@ struct VerbsLibrary {
   decltype(&::ibv_alloc_pd) allocPd;
   decltype(&::ibv_dealloc_pd) deallocPd;
   ibv_mr* (*regMr)(ibv_pd* domain, void* address, std::size_t bytes, int access);
+  decltype(&::ibv_reg_dmabuf_mr) regDmaBufMr;  // null: it is too old
   decltype(&::ibv_dereg_mr) deregMr;
   decltype(&::ibv_create_comp_channel) createCompChannel;
   decltype(&::ibv_destroy_comp_channel) destroyCompChannel;
@@ -38,5 +39,7 @@ struct VerbsLibrary {
 
 // Null, and why, where there is none. Never closed again.
 const VerbsLibrary* verbsLibrary(std::string* why);
+// For tests: what verbsLibrary() returns from now on; null: the library again.
+void standInForVerbs(const VerbsLibrary* standIn);
 
 }  // namespace fusco::transport

@@ -3,7 +3,6 @@
 #include <arpa/inet.h>
 #include <poll.h>
 #include <sys/epoll.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -32,19 +31,22 @@ constexpr std::uint64_t kSignalEvery = 8;
 // A completion that was found after a longer time than this, and not by an event, may have been there for long.
 constexpr std::int64_t kBlindNs = 1'000'000;
 
-std::uint32_t announcement(bool slice, bool places, std::uint64_t sequence, std::uint64_t released) {
-  const Announcement said{slice, places, static_cast<std::uint32_t>(sequence), static_cast<std::uint32_t>(released)};
+std::uint32_t announcement(bool slice, bool places, bool mirrored, std::uint64_t sequence, std::uint64_t released) {
+  const Announcement said{slice, places, mirrored, static_cast<std::uint32_t>(sequence),
+                          static_cast<std::uint32_t>(released)};
   const std::uint32_t bits = said.pack();
   return htonl(bits);
 }
 
 }  // namespace
 
-QueuePairLink::QueuePairLink(Reactor& reactor, std::vector<Nic*> nics, int nic, NetworkLinkOptions options)
+QueuePairLink::QueuePairLink(Reactor& reactor, std::vector<Nic*> nics, int nic, NetworkLinkOptions options,
+                             std::shared_ptr<GpuMemory> gpu)
     : reactor_(reactor),
       nics_(std::move(nics)),
       verbs_(nics_.front()->verbs()),
       options_(std::move(options)),
+      gpu_(std::move(gpu)),
       process_(::getpid()),
       stride_((options_.slotBytes + 63) / 64 * 64) {
   if (options_.slots < 1 || options_.slots > 1024 || options_.streams != 1 || options_.slotBytes == 0)
@@ -56,6 +58,9 @@ QueuePairLink::QueuePairLink(Reactor& reactor, std::vector<Nic*> nics, int nic, 
   sges_ = std::min({kMostPieces, nic_->limits().max_sge, static_cast<int>(options_.slotBytes / kLeastRow)});
   if (sges_ < 2) sges_ = 1;
   if (sges_ > 1) mostOfSlice_ = static_cast<int>(options_.slotBytes / kLeastRow + 1) / sges_ + 2;
+  // Head and payload to two places, and the notice.
+  const int least = gpu_ != nullptr ? 3 : 2;
+  mostOfSlice_ = std::max(mostOfSlice_, least);
   // Completions may be taken later than the credits that tell the same: twice the slots.
   mostSends_ = 2 * options_.slots * mostOfSlice_ + 16;
   if (environment().flag(Setting::ibPlaceRows) && sges_ > 1) {
@@ -70,13 +75,13 @@ QueuePairLink::QueuePairLink(Reactor& reactor, std::vector<Nic*> nics, int nic, 
   }
   if (mostSends_ > nic_->limits().max_qp_wr) {
     sges_ = 1;
-    mostOfSlice_ = 2;
-    mostSends_ = 4 * options_.slots + 16;
+    mostOfSlice_ = least;
+    mostSends_ = 2 * options_.slots * least + 16;
   }
   // Credits go when half of the slots have been released, or with a slice.
   mostReceives_ = 2 * options_.slots + 8 + boards_;
   filled_.resize(static_cast<std::size_t>(options_.slots));
-  placed_.resize(filled_.size());
+  payloads_.resize(filled_.size());
   reactor_.join(this);
 }
 
@@ -120,8 +125,8 @@ void QueuePairLink::report() const {
 void QueuePairLink::stop() {
   socket_.reset();
   dropQueuePair();
-  out_.memory.reset();
-  in_.memory.reset();
+  free(out_);
+  free(in_);
 }
 
 void QueuePairLink::dropQueuePair() {
@@ -172,25 +177,6 @@ std::string QueuePairLink::whereabouts() const {
   return text;
 }
 
-// ---- memory
-
-// Memory is made once and registered with each NIC that the link comes to. A child that is forked off would take pages
-// away from under the NIC: it does not get them.
-void QueuePairLink::prepare(Slots& slots, int access) {
-  if (!slots.memory) {
-    slots.memory = Mapping::anonymous(static_cast<std::size_t>(options_.slots) * stride_ +
-                                      static_cast<std::size_t>(boards_) * sizeof(Board));
-    ::madvise(slots.memory.data(), slots.memory.size(), MADV_DONTFORK);
-    madeBytes_.fetch_add(slots.memory.size(), std::memory_order_relaxed);
-  }
-  slots.region = nic_->registerMemory(slots.memory.data(), slots.memory.size(), access);
-}
-
-void QueuePairLink::forget(Slots& slots) {
-  if (slots.region != nullptr) verbs_.deregMr(slots.region);
-  slots.region = nullptr;
-}
-
 std::byte* QueuePairLink::slot(const Slots& slots, std::uint64_t sequence) const {
   return slots.memory.bytes() + sequence % static_cast<std::uint64_t>(options_.slots) * stride_;
 }
@@ -215,7 +201,7 @@ std::byte* QueuePairLink::acquire() {
     const bool full = posted_ - credited_ >= slots || !roomFor(mostOfSlice_ + 2);
     if (full) poll();
     if (state() != State::open || posted_ - credited_ >= slots || !roomFor(mostOfSlice_ + 2)) return nullptr;
-    if (out_.region == nullptr) prepare(out_, 0);
+    if (!prepared(out_)) prepare(out_, 0);
     acquired_ = true;
   }
   return slot(out_, posted_);
@@ -230,6 +216,7 @@ void QueuePairLink::post(std::size_t bytes) {
   }
   Filled& filled = filled_[posted_ % filled_.size()];
   filled.head = bytes;
+  filled.mirrored = 0;
   filled.rows.clear();
   filled.places.clear();
   hand(bytes);
@@ -254,6 +241,7 @@ void QueuePairLink::fill(std::size_t headBytes, std::span<const Segment> rows, s
   filled.rows.clear();
   filled.places.clear();
   filled.head = headBytes;
+  filled.mirrored = 0;
   filled.inSlot = regionOf(rows) == nullptr;
   std::byte* to = slot(out_, posted_) + headBytes;
   if (filled.inSlot) {
@@ -323,6 +311,13 @@ int QueuePairLink::layOut(std::uint64_t sequence) {
     pieces_.push_back({reinterpret_cast<std::uint64_t>(slot(out_, sequence)), static_cast<std::uint32_t>(filled.head),
                        out_.region->lkey});
   }
+  std::uint64_t to = peer_.address + sequence % static_cast<std::uint64_t>(options_.slots) * stride_;
+  if (filled.mirrored > 0) {
+    pieces_.push_back({reinterpret_cast<std::uint64_t>(mirrorOf(out_, slot(out_, sequence)) + filled.head),
+                       static_cast<std::uint32_t>(filled.mirrored), out_.mirrorRegion->lkey});
+    counts_.bytesMirrored += filled.mirrored;
+    if (peer_.mirror != 0) return layOutApart(sequence, to);
+  }
   if (!filled.rows.empty()) {
     const ibv_mr* region = regionOf(filled.rows);
     if (region == nullptr) return -1;
@@ -332,7 +327,6 @@ int QueuePairLink::layOut(std::uint64_t sequence) {
       counts_.bytesGathered += row.bytes;
     }
   }
-  std::uint64_t to = peer_.address + sequence % static_cast<std::uint64_t>(options_.slots) * stride_;
   const auto most = static_cast<std::size_t>(sges_);
   // A slice of nothing is one request all the same.
   for (std::size_t at = 0; at < pieces_.size() || at == 0; at += most) {
@@ -370,7 +364,7 @@ void QueuePairLink::send(std::uint64_t sequence) {
   }
   ibv_send_wr& last = writes_.back();
   last.opcode = IBV_WR_RDMA_WRITE_WITH_IMM;
-  last.imm_data = announcement(true, places, sequence, released_);
+  last.imm_data = announcement(true, places, filled.mirrored > 0 && peer_.mirror != 0, sequence, released_);
   last.send_flags = IBV_SEND_SIGNALED;
   awaitAnswer();
   lastSlice_ = requests_;
@@ -423,7 +417,7 @@ const std::byte* QueuePairLink::peek() {
 
 PostedLink::Arrival QueuePairLink::peekHead() {
   const std::byte* const slot = peek();
-  const bool placed = slot != nullptr && placed_[released_ % placed_.size()] != 0;
+  const bool placed = slot != nullptr && payloads_[released_ % payloads_.size()] == Payload::placed;
   return {slot, slot != nullptr && !placed, placed};
 }
 
@@ -442,7 +436,7 @@ void QueuePairLink::offerCredit() {
   if (!roomFor(3)) return;
   ibv_send_wr credit{};
   credit.opcode = IBV_WR_RDMA_WRITE_WITH_IMM;
-  credit.imm_data = announcement(false, false, 0, released_);
+  credit.imm_data = announcement(false, false, false, 0, released_);
   credit.wr.rdma.remote_addr = peer_.address;
   credit.wr.rdma.rkey = peer_.key;
   credit.wr_id = ++requests_;
@@ -538,17 +532,20 @@ void QueuePairLink::take(const ibv_wc& completion) {
 void QueuePairLink::hear(Announcement said) {
   const auto slots = static_cast<std::uint64_t>(options_.slots);
   const auto credits = static_cast<std::int16_t>(said.released - static_cast<std::uint32_t>(credited_));
-  // Of 14 bits.
-  const auto ahead = static_cast<std::int16_t>((said.sequence - static_cast<std::uint32_t>(arrived_)) << 2) / 4;
+  // Of 13 bits.
+  const auto ahead = static_cast<std::int16_t>((said.sequence - static_cast<std::uint32_t>(arrived_)) << 3) / 8;
   const bool known = said.slice && ahead < 0 && -ahead <= options_.slots;
   if (credits > static_cast<std::int64_t>(posted_ - credited_) || credits < -options_.slots ||
-      (said.slice && !known && (ahead != 0 || arrived_ - released_ >= slots))) {
+      (said.slice && !known && (ahead != 0 || arrived_ - released_ >= slots)) ||
+      (said.mirrored && (!said.slice || in_.mirror == nullptr))) {
     return fall(State::failed,
                 "announced what does not belong to this link; it runs another version or other settings");
   }
   if (credits > 0) credited_ += static_cast<std::uint64_t>(credits);
   if (!said.slice && said.places) hearBoard(said.sequence);
-  if (said.slice && !known) placed_[arrived_++ % slots] = said.places ? 1 : 0;
+  if (said.slice && !known) {
+    payloads_[arrived_++ % slots] = said.places ? Payload::placed : said.mirrored ? Payload::mirror : Payload::slot;
+  }
 }
 
 // ---- with the reactor

@@ -27,7 +27,7 @@ namespace fusco::transport {
 
 // What an end tells the other. Plain data, one version of the library at both ends.
 struct Greeting {
-  static constexpr std::uint64_t kMagic = 0x3342564f43535546;  // "FUSCOVB3"
+  static constexpr std::uint64_t kMagic = 0x3442564f43535546;  // "FUSCOVB4"
   std::uint64_t magic = kMagic;
   std::uint64_t round = 0;     // counts the link's queue pairs
   std::uint64_t arrived = 0;   // slices, over all earlier ones
@@ -46,10 +46,13 @@ struct Greeting {
   std::uint64_t address = 0;  // of the slots
   std::uint64_t slotBytes = 0;
   std::uint64_t slots = 0;
+  std::uint64_t mirror = 0;  // address of the payloads' slots in GPU memory; 0: they are in the slots
+  std::uint32_t mirrorKey = 0;
+  std::uint32_t unused = 0;
   char nicName[64] = {};
   char failure[256] = {};  // not empty: this end cannot, and why
 };
-static_assert(sizeof(Greeting) == 432);
+static_assert(sizeof(Greeting) == 448);
 
 // That its queue pair is up.
 struct Ready {
@@ -60,15 +63,18 @@ struct Ready {
 
 // What the 32 immediate bits say: whether a slice has arrived, and how many slices this end has released so far.
 struct Announcement {
+  static constexpr std::uint32_t kSequence = 0x1fff;
   bool slice;
   bool places;             // with a slice: its rows are where they belong; else: a board has been written
-  std::uint32_t sequence;  // 14 bits, of the slice or the board
+  bool mirrored;           // its payload is in GPU memory
+  std::uint32_t sequence;  // 13 bits, of the slice or the board
   std::uint32_t released;  // 16 bits
   std::uint32_t pack() const {
-    return (slice ? 1u << 31 : 0u) | (places ? 1u << 30 : 0u) | (sequence & 0x3fff) << 16 | (released & 0xffff);
+    return (slice ? 1u << 31 : 0u) | (places ? 1u << 30 : 0u) | (mirrored ? 1u << 29 : 0u) |
+           (sequence & kSequence) << 16 | (released & 0xffff);
   }
   static Announcement unpack(std::uint32_t bits) {
-    return {bits >> 31 != 0, (bits >> 30 & 1) != 0, bits >> 16 & 0x3fff, bits & 0xffff};
+    return {bits >> 31 != 0, (bits >> 30 & 1) != 0, (bits >> 29 & 1) != 0, bits >> 16 & kSequence, bits & 0xffff};
   }
 };
 
@@ -92,7 +98,9 @@ static_assert(sizeof(Board) == 3096);
 class QueuePairLink final : public VerbsLink, private Attended {
  public:
   // `nics` are this rank's, and outlive the link; it begins with number `nic`, or the next one that works.
-  QueuePairLink(Reactor& reactor, std::vector<Nic*> nics, int nic, NetworkLinkOptions options);
+  // `gpu`: where payloads of slots lie; null: in the slots.
+  QueuePairLink(Reactor& reactor, std::vector<Nic*> nics, int nic, NetworkLinkOptions options,
+                std::shared_ptr<GpuMemory> gpu = nullptr);
   // Gives what was posted at most a second to arrive.
   ~QueuePairLink() override;
 
@@ -112,6 +120,10 @@ class QueuePairLink final : public VerbsLink, private Attended {
   void openPlaces(std::uint64_t tag, std::span<const Segment> pieces) override;
   std::span<const std::uint64_t> placesOf(std::uint64_t tag) override;
   void postPlaced(std::size_t headBytes, std::span<const Segment> rows, std::span<const Target> targets) override;
+  std::vector<Segment> slotMemory() const override;
+  std::byte* mirrorOf(const std::byte* inSlot) override;
+  void postMirrored(std::size_t headBytes, std::size_t bytes) override;
+  const std::byte* arrivedMirror(const std::byte* inSlot) override;
   const std::byte* peek() override;
   Arrival peekHead() override;
   void release() override;
@@ -135,6 +147,8 @@ class QueuePairLink final : public VerbsLink, private Attended {
   struct Slots {
     Mapping memory;
     ibv_mr* region = nullptr;
+    std::byte* mirror = nullptr;  // GPU memory with the same slots, for payloads
+    ibv_mr* mirrorRegion = nullptr;
   };
   // Of the queue pair of this round: we have greeted; the peer has, and ours is up; the peer's is.
   enum class Stage { none, greeted, up, open };
@@ -165,12 +179,16 @@ class QueuePairLink final : public VerbsLink, private Attended {
   void dropQueuePair();
 
   void prepare(Slots& slots, int access);
+  bool prepared(const Slots& slots) const;
   void forget(Slots& slots);
+  void free(Slots& slots);
+  std::byte* mirrorOf(const Slots& slots, const std::byte* inSlot) const;
   std::byte* slot(const Slots& slots, std::uint64_t sequence) const;
   void postReceives(int count);
   void hand(std::size_t bytes);
   void send(std::uint64_t sequence);
   int layOut(std::uint64_t sequence);
+  int layOutApart(std::uint64_t sequence, std::uint64_t toSlot);
   int layOutPlaced(std::uint64_t sequence);
   void fill(std::size_t headBytes, std::span<const Segment> rows, std::span<const Target> targets);
   Board* board(const Slots& slots, std::uint64_t number) const;
@@ -197,6 +215,7 @@ class QueuePairLink final : public VerbsLink, private Attended {
   Nic* nic_ = nullptr;  // changes on the reactor's thread only
   const VerbsLibrary& verbs_;
   const NetworkLinkOptions options_;
+  const std::shared_ptr<GpuMemory> gpu_;
   const int process_;
   const std::size_t stride_;
   mutable std::mutex mutex_;
@@ -232,7 +251,8 @@ class QueuePairLink final : public VerbsLink, private Attended {
   // The slice in a slot: its bytes, and which of them lie where.
   struct Filled {
     std::size_t bytes = 0;
-    std::size_t head = 0;  // in the slot
+    std::size_t head = 0;      // in the slot
+    std::size_t mirrored = 0;  // behind it, in the slot's half in GPU memory
     std::vector<Segment> rows;
     // Of rows that are written to their places: where in the peer's memory, by whose key. Of the round in which they
     // were posted: another one sends them by the ring.
@@ -266,7 +286,9 @@ class QueuePairLink final : public VerbsLink, private Attended {
   std::uint64_t arrived_ = 0;
   std::uint64_t released_ = 0;
   std::uint64_t creditSaid_ = 0;  // of them, told to the peer
-  std::vector<char> placed_;      // by slot: the rows of the slice are not in it
+  enum class Payload : char { slot, placed, mirror };
+  std::vector<Payload> payloads_;  // by slot: where the slice's is
+  ArrivalFlush flush_;
 
   // Places. Boards are numbered from 1.
   int boards_ = 0;  // 0: rows are not placed

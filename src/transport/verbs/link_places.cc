@@ -32,7 +32,7 @@ void QueuePairLink::tellPlaces() {
   if (!attached() || state() != State::open || stage_ != Stage::open || !roomFor(2)) return;
   untold_ = false;
   if (peer_.boards != static_cast<std::uint32_t>(boards_)) return;
-  if (out_.region == nullptr) prepare(out_, 0);
+  if (!prepared(out_)) prepare(out_, 0);
   const std::uint64_t number = ++boardsTold_;
   Board& told = *board(out_, number);
   told.number = number;
@@ -58,7 +58,8 @@ void QueuePairLink::tellPlaces() {
   requests[0].next = &requests[1];
   requests[1].opcode = IBV_WR_RDMA_WRITE_WITH_IMM;
   requests[1].wr.rdma = requests[0].wr.rdma;
-  const Announcement said{false, true, static_cast<std::uint32_t>(number), static_cast<std::uint32_t>(released_)};
+  const Announcement said{false, true, false, static_cast<std::uint32_t>(number),
+                          static_cast<std::uint32_t>(released_)};
   requests[1].imm_data = htonl(said.pack());
   requests[1].send_flags = IBV_SEND_SIGNALED;
   requests[1].wr_id = ++requests_;
@@ -71,8 +72,8 @@ void QueuePairLink::tellPlaces() {
 
 // A notice that comes twice is no news.
 void QueuePairLink::hearBoard(std::uint32_t number) {
-  const auto ahead = (number - static_cast<std::uint32_t>(boardsHeard_)) & 0x3fff;
-  if (ahead == 0 || ahead > 0x1fff) return;
+  const auto ahead = (number - static_cast<std::uint32_t>(boardsHeard_)) & Announcement::kSequence;
+  if (ahead == 0 || ahead > Announcement::kSequence / 2) return;
   boardsHeard_ += ahead;
   heardRound_ = own_.round;
 }

@@ -110,6 +110,8 @@ void QueuePairLink::greet(const std::string& failure) {
     own_.infiniband = nic_->infiniband() ? 1 : 0;
     own_.key = in_.region->rkey;
     own_.address = reinterpret_cast<std::uint64_t>(in_.memory.data());
+    own_.mirror = reinterpret_cast<std::uint64_t>(in_.mirror);
+    own_.mirrorKey = in_.mirrorRegion != nullptr ? in_.mirrorRegion->rkey : 0;
     own_.slotBytes = options_.slotBytes;
     own_.slots = static_cast<std::uint64_t>(options_.slots);
   }

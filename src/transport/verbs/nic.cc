@@ -96,6 +96,13 @@ ibv_mr* Nic::registerMemory(void* address, std::size_t bytes, int access) {
   fail(Code::systemError, text);
 }
 
+ibv_mr* Nic::registerGpu(GpuMemory& gpu, std::byte* address, std::size_t bytes, int access) {
+  const GpuRegion made = registerGpuMemory(verbs_, domain_, gpu, address, bytes, access);
+  if (made.region != nullptr) return made.region;
+  fail(Code::systemError, "cannot register " + std::to_string((bytes + 1023) >> 10) + " KiB of " + gpu.name() +
+                              " with " + describe() + ": " + made.why + "; FUSCO_IB_GPU_MEMORY=0 does without");
+}
+
 const ibv_mr* Nic::regionOf(const void* address, std::size_t bytes) {
   const std::shared_ptr<Window> window = findWindow(address, bytes);
   std::lock_guard lock(regionsMutex_);

@@ -11,6 +11,7 @@
 #include <string>
 
 #include "transport/verbs/choice.h"
+#include "transport/verbs/gpu_region.h"
 #include "transport/verbs/library.h"
 #include "transport/verbs/verbs.h"
 
@@ -43,6 +44,9 @@ class Nic {
 
   // Registers memory for this NIC, for `access` by IBV_ACCESS_*. Throws Error(systemError) that names the limit.
   ibv_mr* registerMemory(void* address, std::size_t bytes, int access);
+
+  // The same of GPU memory. Throws Error(systemError) that tells of both ways.
+  ibv_mr* registerGpu(GpuMemory& gpu, std::byte* address, std::size_t bytes, int access);
 
   // The registration of the window in which all of [address, address + bytes) lies, for reading by this NIC, and for
   // writing by peers' if rows are to be placed: made when it is first asked for, kept until the window is forgotten.

@@ -82,6 +82,7 @@ class Nics final : public VerbsNics {
 
   int count() const override { return static_cast<int>(nics_.size()); }
   void tryMemory(std::size_t bytes) override;
+  bool useGpuMemory(std::shared_ptr<GpuMemory> gpu, std::string* how) override;
   bool infiniband() const override { return nics_.front()->infiniband(); }
   std::string describe(int nic) const override { return nicAt(nic).describe(); }
   int nearest(int turn) const override { return near_[static_cast<std::size_t>(turn) % near_.size()]; }
@@ -101,7 +102,7 @@ class Nics final : public VerbsNics {
   std::unique_ptr<VerbsLink> link(int nic, NetworkLinkOptions options) override {
     std::vector<Nic*> all;
     for (const auto& one : nics_) all.push_back(one.get());
-    return std::make_unique<QueuePairLink>(*reactor_, std::move(all), nic, std::move(options));
+    return std::make_unique<QueuePairLink>(*reactor_, std::move(all), nic, std::move(options), gpu_);
   }
 
   void findNearest();
@@ -119,6 +120,7 @@ class Nics final : public VerbsNics {
   Reactor* reactor_ = nullptr;
   std::vector<std::unique_ptr<Nic>> nics_;
   std::vector<std::size_t> places_;  // in the filter's list, by nic
+  std::shared_ptr<GpuMemory> gpu_;   // null: slots lie in host memory
   std::vector<int> near_;
   std::string looked_;
 };
@@ -222,6 +224,46 @@ void Nics::tryMemory(std::size_t bytes) {
     Mapping memory = Mapping::anonymous(bytes);
     verbs_.deregMr(nic->registerMemory(memory.data(), bytes, IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE));
   }
+}
+
+// By registering a page of it with each NIC, for what slots are registered for.
+bool Nics::useGpuMemory(std::shared_ptr<GpuMemory> gpu, std::string* how) {
+  constexpr std::size_t kTried = 65536;
+  *how = "slots in host memory: ";
+  if (gpu->flushing() == GpuMemory::Flush::impossible) {
+    *how += gpu->name() + " reads what NICs have written only after a read by the NIC, which is not built";
+    return false;
+  }
+  std::byte* memory = nullptr;
+  try {
+    memory = gpu->allocate(kTried);
+  } catch (const Error& error) {
+    *how += error.what();
+    return false;
+  }
+  std::string ways, refused;
+  for (const auto& nic : nics_) {
+    const GpuRegion made = registerGpuMemory(verbs_, nic->domain(), *gpu, memory, kTried,
+                                             IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE);
+    if (made.region == nullptr) {
+      refused += (refused.empty() ? "" : "; ") + nic->describe() + " cannot register memory of " + gpu->name() + " (" +
+                 made.why + ")";
+      continue;
+    }
+    verbs_.deregMr(made.region);
+    ways += (ways.empty() ? "" : "; ") + nic->describe() + " by " + made.by +
+            (made.why.empty() ? "" : " (" + made.why + ")");
+  }
+  gpu->release(memory);
+  if (!refused.empty()) {
+    *how += refused;
+    return false;
+  }
+  *how = "slots in memory of " + gpu->name() + ", registered with " + ways + "; " +
+         (gpu->flushing() == GpuMemory::Flush::call ? "flushed by the driver before they are read"
+                                                    : "read without a flush");
+  gpu_ = std::move(gpu);
+  return true;
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <memory>
 #include <string>
 
+#include "transport/gpu_memory.h"
 #include "transport/network_link.h"
 #include "transport/tcp/reactor.h"
 
@@ -29,6 +30,8 @@ class VerbsLink : public NetworkLink {
     std::uint64_t bytesWritten = 0;   // of slices
     std::uint64_t bytesGathered = 0;  // of them, taken from where the rows lay
     std::uint64_t bytesPlaced = 0;    // of them, written to where the rows belong
+    std::uint64_t bytesMirrored = 0;  // of them, taken from GPU memory
+    std::uint64_t flushes = 0;        // before the GPU read what had arrived
   };
   virtual Counts counts() const = 0;
   // How many queue pairs it has had before: other ports took over so often.
@@ -51,6 +54,10 @@ class VerbsNics {
   virtual int count() const = 0;
   // Whether as much memory can be registered with each of them. Throws Error(systemError) that says what to change.
   virtual void tryMemory(std::size_t bytes) = 0;
+  // Payload slots of links that are made from now on lie in this GPU's memory, if it can be registered with each of
+  // these NICs, and can be read after it was written; else they stay in host memory. Returns whether; `how` is told in
+  // words, with what stands against the ways that were not taken.
+  virtual bool useGpuMemory(std::shared_ptr<GpuMemory> gpu, std::string* how) = 0;
   virtual bool infiniband() const = 0;              // else RoCE; ports of both kinds are not mixed
   virtual std::string describe(int nic) const = 0;  // "rxe0 port 1"
   // The `turn`-th rank of a node takes this one: of those that are nearest to where this process may run, in turn.
