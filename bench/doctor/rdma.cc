@@ -90,25 +90,6 @@ void checkLockedMemory(Report& report, bool needed) {
               "ulimit -l unlimited; for services LimitMEMLOCK=infinity, for containers --ulimit memlock=-1");
 }
 
-// Whether libibverbs can register what a driver exports (`ibv_reg_dmabuf_mr`, version 34 of rdma-core).
-bool registersDmaBuf() {
-  void* const library = dlopen("libibverbs.so.1", RTLD_NOW | RTLD_LOCAL);
-  return library != nullptr && dlsym(library, "ibv_reg_dmabuf_mr") != nullptr;
-}
-
-void checkGpuMemory(Report& report) {
-  const bool peermem = !report.names("/sys/module/nvidia_peermem").empty();
-  const bool gpu = !report.line("/proc/driver/nvidia/version").empty();
-  if (!gpu) return;
-  const std::string dmaBuf = registersDmaBuf()
-                                 ? "libibverbs registers dmabufs (the GPU's line says whether its driver exports them)"
-                                 : "libibverbs is too old to register dmabufs";
-  if (peermem) return report.pass("GPU memory, RDMA", "nvidia_peermem is loaded; " + dmaBuf);
-  report.warn("GPU memory, RDMA", "nvidia_peermem is not loaded; " + dmaBuf,
-              registersDmaBuf() ? "modprobe nvidia_peermem, where the driver exports no dmabufs"
-                                : "modprobe nvidia_peermem; or rdma-core 34 and later");
-}
-
 }  // namespace
 
 bool hasActivePort(const Report& report) {

@@ -56,6 +56,7 @@ void checkMachine(Report& report);
 void checkNetwork(Report& report);
 void checkGpus(Report& report);
 void checkRdma(Report& report);
+void checkGpuMemory(Report& report);  // whether RDMA devices can register it
 void checkNccl(Report& report);
 // An RDMA port that is up, and not switched off.
 bool hasActivePort(const Report& report);

@@ -90,4 +90,26 @@ TEST(Doctor, readsPortsOfDevices) {
   EXPECT_THAT(found(all, "WARN", "RDMA port"), HasSubstr("nosuch_0:3 is active, but has no address"));
 }
 
+// A GPU's memory is registered with each device by a trial, with doubles of both libraries.
+TEST(Doctor, triesGpuMemory) {
+  const std::filesystem::path root = temporary("doctor_gpu");
+  std::filesystem::create_directories(root / "proc/driver/nvidia");
+  std::filesystem::create_directories(root / "sys/class/infiniband/nosuch_0/ports");
+  std::ofstream(root / "proc/driver/nvidia/version") << "NVRM version\n";
+  for (const char* name : {"libcuda.so.1", "libibverbs.so.1"})
+    std::filesystem::create_symlink(FUSCO_DOCTOR_DOUBLE, root / name);
+  const auto memory = [&](const std::string& ways, const std::string& status) {
+    const json all = findingsOf("LD_LIBRARY_PATH=" + root.string() + " " + ways, "--root " + root.string());
+    return found(all, status, "GPU memory, RDMA");
+  };
+  EXPECT_THAT(memory("DOUBLE_DMABUF=1", "PASS"), HasSubstr("nosuch_0 by dmabuf; flushed by the driver"));
+  EXPECT_THAT(memory("DOUBLE_PEERMEM=1", "PASS"),
+              HasSubstr("nosuch_0 by peermem (dmabuf: the GPU's driver exports none, error 801)"));
+  const std::string none = memory("", "WARN");
+  EXPECT_THAT(
+      none, HasSubstr("nosuch_0 not at all (dmabuf: the GPU's driver exports none, error 801; peermem: Bad address)"));
+  EXPECT_THAT(none, HasSubstr("nvidia_peermem is not loaded"));
+  std::filesystem::remove_all(root);
+}
+
 }  // namespace
