@@ -143,7 +143,7 @@ void Tree::hear(Edge* edge, std::uint32_t kind, std::string_view body, std::vect
       std::memcpy(what, body.data(), sizeof(what));
       const News one{static_cast<News::Kind>(what[0]), static_cast<std::int32_t>(what[1]),
                      std::string(body.substr(sizeof(what)))};
-      if (one.rank < 0 || one.rank >= ranks_) return;
+      if (!isRank(one.rank)) return;
       if (one.rank == edge->peer && (one.kind == News::left || one.kind == News::exited)) edge->farewell = true;
       pass(one, edge);
       news->push_back(one);
@@ -153,14 +153,15 @@ void Tree::hear(Edge* edge, std::uint32_t kind, std::string_view body, std::vect
       UpHead head;
       if (body.size() < sizeof(head)) return;
       std::memcpy(&head, body.data(), sizeof(head));
-      if (head.rank >= 0 && head.rank < ranks_) takeUp(head, body.substr(sizeof(head)));
+      if (isRank(head.rank) && isNear(head.round)) takeUp(head, body.substr(sizeof(head)));
       return;
     }
     case Kind::down: {
       DownHead head;
       if (body.size() < sizeof(head)) return;
       std::memcpy(&head, body.data(), sizeof(head));
-      takeDown(head, body.substr(sizeof(head)));
+      const bool differ = isRank(head.rank) && isRank(head.other);
+      if ((head.rank < 0 || differ) && isNear(head.round)) takeDown(head, body.substr(sizeof(head)));
       return;
     }
   }
@@ -251,6 +252,7 @@ void Tree::flush(std::int64_t milliseconds) {
 void Tree::contribute(std::string_view chunk, std::uint64_t whole) {
   std::lock_guard lock(mutex_);
   ++round_;
+  chunkBytes_ = chunk.size();
   takeUp({round_, whole, rank_, 0}, chunk);
 }
 
@@ -298,6 +300,11 @@ bool Tree::gathered(std::string* all) {
   std::lock_guard lock(mutex_);
   if (downRound_ >= round_) {
     *all = std::move(down_);
+    if (all->size() != chunkBytes_ * static_cast<std::size_t>(ranks_)) {
+      fail(Code::internalError, "a collective call brought " + std::to_string(all->size()) + " bytes from " +
+                                    std::to_string(ranks_) + " ranks, " + std::to_string(chunkBytes_) +
+                                    " of each are wanted: a rank runs another version, or its memory is damaged");
+    }
     return true;
   }
   const auto found = disagreements_.find(round_);

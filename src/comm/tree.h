@@ -72,6 +72,7 @@ class Tree {
   std::vector<int> late() const;
 
  private:
+  static constexpr std::uint64_t kRoundsApart = 64;
   enum class Kind : std::uint32_t { beat = 1, news = 2, up = 3, down = 4 };
   struct Edge {
     int peer = -1;
@@ -100,6 +101,10 @@ class Tree {
     std::string all;
   };
 
+  bool isRank(std::int32_t rank) const { return rank >= 0 && rank < ranks_; }
+  // Ranks are at most a round apart; a few more do not matter, a neighbour with damaged memory must not fill this
+  // one's.
+  bool isNear(std::uint64_t round) const { return round - round_ + kRoundsApart <= 2 * kRoundsApart; }
   Edge* edgeTo(int peer);
   void onReady(Edge* edge);
   void beat();
@@ -123,6 +128,7 @@ class Tree {
   bool abortPassed_ = false;
 
   std::uint64_t round_ = 0;                // begun last by this rank
+  std::size_t chunkBytes_ = 0;             // of its own part of that
   std::map<std::uint64_t, Round> rounds_;  // what has come from the subtree
   std::uint64_t downRound_ = 0;
   std::string down_;

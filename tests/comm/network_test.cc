@@ -2,6 +2,7 @@
 // goes over this machine's own network: tree, links, gathers, deaths.
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -328,6 +329,78 @@ TEST(Tree, HasOneParentForAllAndFewEdges) {
         while (at != 0 && steps++ <= all) at = parent[static_cast<std::size_t>(at)];
         EXPECT_LE(steps, 4) << hosts << " hosts";
       }
+    }
+  }
+}
+
+// A neighbour whose memory is damaged, or of another version: what it says makes no rank out of range, no memory that
+// grows with what it says, and no rows that are not there.
+class DamagedParent {
+ public:
+  DamagedParent() {
+    int ends[2];
+    EXPECT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends), 0);
+    theirs_ = UniqueFd(ends[1]);
+    tree_.attach(0, UniqueFd(ends[0]));
+  }
+  Tree& tree() { return tree_; }
+  // As the tree has it: of a whole gather, or of two ranks that differ.
+  void sayDown(std::uint64_t round, std::int32_t rank, std::int32_t other, std::string_view all) {
+    const struct {
+      std::uint32_t kind, bytes;
+      std::uint64_t round;
+      std::int32_t rank, other;
+      std::uint64_t whole, otherWhole;
+    } head{4, static_cast<std::uint32_t>(32 + all.size()), round, rank, other, 4, 4};
+    std::string wire(reinterpret_cast<const char*>(&head), sizeof(head));
+    wire += all;
+    ASSERT_EQ(::send(theirs_.get(), wire.data(), wire.size(), MSG_NOSIGNAL), static_cast<ssize_t>(wire.size()));
+  }
+  // News of rank 2 come behind all that was said before.
+  void awaitHeard() {
+    const std::uint32_t news[4] = {2, 8, News::left, 2};
+    const int before = heard_;
+    ASSERT_EQ(::send(theirs_.get(), news, sizeof(news), MSG_NOSIGNAL), static_cast<ssize_t>(sizeof(news)));
+    for (int i = 0; i < 5000 && heard_ == before; ++i) usleep(1000);
+    ASSERT_EQ(heard_, before + 1);
+  }
+
+ private:
+  std::atomic<int> heard_{0};
+  UniqueFd theirs_;
+  transport::Reactor reactor_;
+  Tree tree_{
+      reactor_, 1, 4, TreeShape{0, {}},
+      Tree::Ways{[this](const News&) { ++heard_; }, [] {}, [](int rank) { return "rank " + std::to_string(rank); }}};
+};
+
+TEST(Tree, RanksThatDoNotExistAndRoundsThatAreFarAreNotHeardOf) {
+  DamagedParent parent;
+  std::string all;
+  parent.tree().contribute("own.", 4);
+  parent.sayDown(1, 99, 2, "");
+  parent.sayDown(1, 2, -7, "");
+  parent.sayDown(1ull << 40, -1, -1, std::string(16, 'x'));
+  parent.awaitHeard();
+  EXPECT_FALSE(parent.tree().gathered(&all));
+  parent.sayDown(1, -1, -1, "onetwoown.four??");
+  parent.awaitHeard();
+  EXPECT_TRUE(parent.tree().gathered(&all));
+  EXPECT_EQ(all, "onetwoown.four??");
+}
+
+TEST(Tree, AGatherOfAnotherSizeIsAnError) {
+  for (const char* wrong : {"", "only this", "more than four times four bytes"}) {
+    DamagedParent parent;
+    parent.tree().contribute("own.", 4);
+    parent.sayDown(1, -1, -1, wrong);
+    parent.awaitHeard();
+    std::string all;
+    try {
+      parent.tree().gathered(&all);
+      ADD_FAILURE() << wrong;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), Code::internalError);
     }
   }
 }
