@@ -117,6 +117,7 @@ void beforeFork() {
 
 // Of a machine, before a rank of it gives up.
 constexpr int kMostRelaysLost = 8;
+constexpr std::uint64_t kMostErrorText = 64 * 1024;
 
 [[noreturn]] void failClosed(const Record& record) {
   fail(Code::remoteError, record.describe() +
@@ -164,6 +165,12 @@ std::optional<Answer> receiveAnswer(int socket, const Record& record, Deadline d
   if (part->size() == sizeof(answer.head)) std::memcpy(&answer.head, part->data(), sizeof(answer.head));
   if (answer.head.magic != Hello::kMagic) {
     fail(Code::internalError, record.describe() + " got a malformed answer at init");
+  }
+  // The other end says how much will come: no more is taken than all records or an error's text can be.
+  const std::uint64_t records = static_cast<std::uint64_t>(record.ranks) * sizeof(Record);
+  if (answer.head.code == 0 ? answer.head.bytes != records : answer.head.bytes > kMostErrorText) {
+    fail(Code::internalError, record.describe() + " got an answer of " + std::to_string(answer.head.bytes) +
+                                  " bytes at init, which none can have; is another version of FUSCO at the other end?");
   }
   while (answer.body.size() < answer.head.bytes) {
     part = receivePart(socket, record, deadline, whose);

@@ -339,6 +339,42 @@ TEST(Meeting, AHostThatKeepsGarbageWouldCostMore) {
   EXPECT_GT(growth.bytes(), kMostStrangersCost);
 }
 
+// Who answers says how much it will say; that is compared before any of it is taken.
+TEST(Meeting, AnAnswerThatNoneCanHaveIsRefusedBeforeItIsTaken) {
+  const Record record = recordOf(0, 2, 0);
+  for (const AnswerHead head :
+       {AnswerHead{Hello::kMagic, 0, 0, std::uint64_t{1} << 40}, AnswerHead{Hello::kMagic, 0, 0, sizeof(Record)},
+        AnswerHead{Hello::kMagic, 6, 0, std::uint64_t{1} << 40}}) {
+    UniqueId id{};
+    const std::string name = transport::randomName("fusco-test-");
+    std::memcpy(id.socketName, name.c_str(), name.size() + 1);
+    const UniqueFd listener = transport::listenAbstract(name, 4);
+    std::thread host([&] {
+      pollfd polled{listener.get(), POLLIN, 0};
+      poll(&polled, 1, 5000);
+      bool exhausted = false;
+      const UniqueFd caller = transport::acceptOne(listener.get(), &exhausted);
+      if (!caller) return;
+      transport::sendMessage(caller.get(), &head, sizeof(head));
+      // It never says the rest; the caller does not wait for it.
+      char byte;
+      polled = {caller.get(), POLLIN, 0};
+      while (poll(&polled, 1, 5000) > 0 && ::recv(caller.get(), &byte, 1, MSG_DONTWAIT) > 0) {
+      }
+    });
+    const std::int64_t begin = nowNs();
+    try {
+      meet(id, record, Deadline::afterMs(20000));
+      ADD_FAILURE() << "taken";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), Code::internalError);
+      EXPECT_NE(std::string(error.what()).find(std::to_string(head.bytes)), std::string::npos) << error.what();
+    }
+    EXPECT_LT(nowNs() - begin, 5'000'000'000);
+    host.join();
+  }
+}
+
 TEST(Meeting, TheSilentAreSentAwayAndTheirDescriptorsComeBack) {
   Lobby::Patience patience;
   patience.silentCallerMs = 100;
