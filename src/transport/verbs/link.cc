@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "base/clock.h"
 #include "base/environment.h"
@@ -485,6 +486,7 @@ int QueuePairLink::poll() {
   }
   if (waiting) meter(watched);
   if (total > 0) {
+    taken_ = true;
     if (untold_) tellPlaces();
     offerCredit();
   }
@@ -553,7 +555,8 @@ void QueuePairLink::hear(Announcement said) {
 bool QueuePairLink::poke() {
   std::lock_guard lock(mutex_);
   const State before = state();
-  return poll() > 0 || state() != before;
+  poll();
+  return std::exchange(taken_, false) || state() != before;
 }
 
 void QueuePairLink::attend() {

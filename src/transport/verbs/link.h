@@ -295,6 +295,8 @@ class QueuePairLink final : public VerbsLink, private Attended {
   std::uint64_t openTag_ = 0;
   std::vector<Segment> open_;
   bool untold_ = false;
+  // Completions were taken since the last poke, by a call that wanted others, say: who waits for these must not sleep.
+  bool taken_ = false;
   std::uint64_t boardsTold_ = 0;
   std::uint64_t boardsHeard_ = 0;
   std::uint64_t heardRound_ = 0;   // in which the latest was heard
