@@ -13,6 +13,24 @@ inline std::int64_t nowNs() noexcept {
   return static_cast<std::int64_t>(t.tv_sec) * 1'000'000'000 + t.tv_nsec;
 }
 
+// For how long something has been so, without a break.
+class Lasting {
+ public:
+  // Whether it is so now. Returns for how many nanoseconds it has been.
+  std::int64_t note(bool so) {
+    if (!so) {
+      sinceNs_ = 0;
+      return 0;
+    }
+    const std::int64_t now = nowNs();
+    if (sinceNs_ == 0) sinceNs_ = now;
+    return now - sinceNs_;
+  }
+
+ private:
+  std::int64_t sinceNs_ = 0;  // 0: it is not
+};
+
 // A point in time, or never. A value: pass it down and every wait below shares one budget.
 class Deadline {
  public:

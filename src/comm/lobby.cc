@@ -17,7 +17,6 @@ namespace {
 constexpr std::size_t kMostCallers = 8192;
 constexpr std::int32_t kMostRanks = 1 << 20;
 constexpr std::size_t kFewCallers = 64;
-constexpr std::int64_t kStarvingNs = 1'000'000'000;
 
 bool endsInTime(const char* text, std::size_t room) { return std::memchr(text, 0, room) != nullptr; }
 
@@ -106,14 +105,7 @@ std::string Lobby::starvingText(const std::string& who) {
 }
 
 void Lobby::noteStarving(bool starving) {
-  const std::int64_t now = nowNs();
-  if (!starving) {
-    starvingNs_ = 0;
-  } else if (starvingNs_ == 0) {
-    starvingNs_ = now;
-  } else if (now - starvingNs_ > kStarvingNs && !decided_) {
-    starves();
-  }
+  if (starving_.note(starving) > transport::kStarvingNs && !decided_) starves();
 }
 
 void Lobby::hear(Caller* caller) {

@@ -91,7 +91,7 @@ class Lobby {
   void push(Caller* caller);
 
   const int listener_;
-  std::int64_t starvingNs_ = 0;  // since when; 0: it is not
+  Lasting starving_;
   std::deque<Caller> callers_;
   std::vector<pollfd> polled_;
   std::int64_t answeredCallers_ = 0;

@@ -121,13 +121,7 @@ void Switchboard::acceptSome(int listener) {
 }
 
 void Switchboard::noteStarving(bool starving) {
-  if (!starving) {
-    starvingNs_ = 0;
-  } else if (starvingNs_ == 0) {
-    starvingNs_ = nowNs();
-  } else if (nowNs() - starvingNs_ > kStarvingNs) {
-    starve_();
-  }
+  if (starving_.note(starving) > transport::kStarvingNs) starve_();
 }
 
 void Switchboard::proceed(int descriptor) {

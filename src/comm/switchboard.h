@@ -42,7 +42,6 @@ class Switchboard {
   static constexpr std::int64_t kPatienceMs = 10000;  // with who calls
   static constexpr std::size_t kMostStrangers = 1024;
   static constexpr std::size_t kFewStrangers = 64;
-  static constexpr std::int64_t kStarvingNs = 1'000'000'000;
 
   struct Pending {
     // An outgoing call, and an incoming one.
@@ -77,7 +76,7 @@ class Switchboard {
   const Judge judge_;
   const Take take_;
   const Starve starve_;
-  std::int64_t starvingNs_ = 0;  // since when; 0: it is not. The reactor's thread only
+  Lasting starving_;  // the reactor's thread only
   std::mutex mutex_;
   std::map<int, std::unique_ptr<Pending>> pending_;  // by descriptor
   std::deque<int> strangers_;                        // incoming ones, oldest first; some have gone

@@ -107,8 +107,7 @@ void Mesh::connectLower(const std::uint8_t key[32], Deadline deadline) {
 void Mesh::meet(const std::uint8_t key[32], UniqueFd listener, Deadline deadline) {
   constexpr std::size_t kMostCallers = 4096;
   constexpr std::size_t kManyCallers = 64;
-  constexpr std::int64_t kStarvingNs = 1'000'000'000;
-  std::int64_t starvingNs = 0;  // since when descriptors are short; 0: they are not
+  Lasting lasting;  // descriptors have been short
   std::deque<UniqueFd> callers;
   for (;;) {
     bool complete = true;
@@ -172,15 +171,9 @@ void Mesh::meet(const std::uint8_t key[32], UniqueFd listener, Deadline deadline
         break;
       }
       // The longest silent make room. Without many of them it is not they who take it.
-      const std::int64_t now = nowNs();
-      if (!exhausted || callers.size() >= kManyCallers) {
-        starvingNs = 0;
-      } else if (starvingNs == 0) {
-        starvingNs = now;
-      }
-      if (callers.empty() || (starvingNs != 0 && now - starvingNs > kStarvingNs))
-        failDescriptors(peers_[rank_].member.name);
-      if (starvingNs != 0) {
+      const bool starving = exhausted && callers.size() < kManyCallers;
+      if (lasting.note(starving) > kStarvingNs || callers.empty()) failDescriptors(peers_[rank_].member.name);
+      if (starving) {
         ::poll(nullptr, 0, 10);
         break;
       }

@@ -29,6 +29,8 @@ UniqueFd listenAbstractUnlessTaken(const std::string& name, int backlog);
 // Empty when nobody listens there any more or the deadline has passed (errno tells which).
 UniqueFd connectAbstract(const std::string& name, Deadline deadline);
 
+// Who has had no descriptors for so long, though nobody could make room, gives up.
+constexpr std::int64_t kStarvingNs = 1'000'000'000;
 // Takes one waiting connection; empty when there is none. `exhausted` tells that one waits, and the process has no
 // descriptors left for it.
 UniqueFd acceptOne(int listener, bool* exhausted);
