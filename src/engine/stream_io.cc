@@ -160,7 +160,7 @@ void StreamBack::release() {
 }
 
 void StreamBack::setAside(SliceKind kind, std::uint64_t operation) {
-  if (spent_) return;
+  if (spent_ || !shelf_.hasRoom()) return;
   while (const std::byte* slot = link_->peek()) {
     const Slice slice = readSlice(slot, link_->slotBytes());
     if (slice.kind() != kind || slice.header->operation != operation ||

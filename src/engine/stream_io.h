@@ -55,6 +55,7 @@ class Shelf {
 
   Shelf() = default;  // holds nothing
   explicit Shelf(Buffer memory, std::size_t room = kBytes) : memory_(std::move(memory)), room_(room) {}
+  bool hasRoom() const { return room_ > 0; }
   bool empty() const { return slices_.empty(); }
   const std::byte* front() const { return memory_.data() + slices_.front().at; }
   // False: there is no room.
