@@ -64,39 +64,38 @@ TEST(Faults, ConnectionsReset) {
   runCases("reset", cases, kRanksAtOnce);
 }
 
+FaultCase shortOfDescriptors(FaultCase one, int room) {
+  one.room = room;
+  one.maySucceed = true;
+  return one;
+}
+
+// At least so many have to run out of them.
+void runShort(const char* title, const std::vector<FaultCase>& cases, int least) {
+  int told = 0;
+  runCases(title, cases, kRanksAtOnce,
+           [&](const FaultCase&, const Outcome& outcome) { told += outcome.slowestMs > 0; });
+  EXPECT_GE(told, least) << "too few cases ran out of descriptors for the test to mean anything";
+}
+
 // Less and less room: nothing at all, some descriptors of the set-up, those of links.
 TEST(Faults, DescriptorsShort) {
   std::vector<FaultCase> cases;
   for (const Layout& layout : {kNode, kTwo}) {
     for (const FaultCase& phase : eachPhase(Fault::descriptors, layout, 5000)) {
-      for (const int room : {0, 1, 3, 7}) {
-        FaultCase one = phase;
-        one.room = room;
-        one.maySucceed = true;
-        cases.push_back(one);
-      }
+      for (const int room : {0, 1, 3, 7}) cases.push_back(shortOfDescriptors(phase, room));
     }
   }
-  int told = 0;
-  runCases("descriptors short", cases, kRanksAtOnce,
-           [&](const FaultCase&, const Outcome& outcome) { told += outcome.slowestMs > 0; });
-  EXPECT_GE(told, 5) << "too few cases ran out of descriptors for the test to mean anything";
+  runShort("descriptors short", cases, 5);
 }
 
 // As many as init needs and a few more: links are what fails, by calls of one's own or those of others.
 TEST(Faults, DescriptorsForLinksShort) {
+  FaultCase connect = eachPhase(Fault::descriptors, kTwo, 5000, {"connect"}).front();
+  connect.number = 0;
   std::vector<FaultCase> cases;
-  for (const int room : {4, 5, 6, 7, 8, 9}) {
-    FaultCase one = eachPhase(Fault::descriptors, kTwo, 5000, {"connect"}).front();
-    one.number = 0;
-    one.room = room;
-    one.maySucceed = true;
-    cases.push_back(one);
-  }
-  int told = 0;
-  runCases("descriptors for links short", cases, kRanksAtOnce,
-           [&](const FaultCase&, const Outcome& outcome) { told += outcome.slowestMs > 0; });
-  EXPECT_GE(told, 2) << "too few cases ran out of descriptors for the test to mean anything";
+  for (const int room : {4, 5, 6, 7, 8, 9}) cases.push_back(shortOfDescriptors(connect, room));
+  runShort("descriptors for links short", cases, 2);
 }
 
 TEST(Faults, SharedMemoryShort) {
