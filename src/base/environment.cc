@@ -113,10 +113,9 @@ constexpr SettingInfo kTable[] = {
      "1: rows of 4 KiB and more are written by RDMA to where they belong, each by a request of its own, if all "
      "ranks of the receiver's node have their output in windows; 0: through a ring of slices."},
     {Setting::ibGpuMemory, "FUSCO_IB_GPU_MEMORY", flag, "0", "", 0, 1, "",
-     "1: payloads of slices between ranks on GPUs go from GPU memory to GPU memory by RDMA, which is registered by "
-     "dmabuf, "
-     "else by peermem; where neither works, and with 0, by way of pinned host memory. Never tried on a NIC. The log "
-     "(INFO, NET) says which."},
+     "1: payloads of slices between ranks on GPUs go from GPU memory to GPU memory by RDMA, which is registered "
+     "by dmabuf, else by peermem; where neither works, and with 0, by way of pinned host memory. Never tried on a NIC. "
+     "The log (INFO, NET) says which."},
     {Setting::commId, "FUSCO_COMM_ID", text, "", "NCCL_COMM_ID", 0, 0, "",
      "host:port where rank 0 opens the meeting place, the same on all ranks: no id has to be passed on then."},
     {Setting::commKey, "FUSCO_COMM_KEY", text, "", "", 0, 0, "",

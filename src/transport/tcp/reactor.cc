@@ -22,7 +22,10 @@ void attempt(const Call& call, Arguments... arguments) {
   try {
     call(arguments...);
   } catch (const std::exception& error) {
-    FUSCO_WARN("a connection is not served any more: {}", error.what());
+    FUSCO_WARN(
+        "a connection of this process is not served any more: {}; calls that wait for it end by their time-outs; look "
+        "whether memory or descriptors (`ulimit -n`) are short",
+        error.what());
   }
 }
 
