@@ -374,6 +374,7 @@ std::vector<Record> meet(const UniqueId& id, const Record& record, Deadline dead
   Hello hello;
   std::memcpy(hello.key, id.key, sizeof(hello.key));
   hello.record = record;
+  const unsigned timesStarved = Lobby::timesStarved();
   for (int relaysLost = 0;; ++relaysLost) {
     UniqueFd socket = near ? transport::connectAbstract(id.socketName, deadline) : connectRelay(id, record, deadline);
     if (!socket) {
@@ -391,7 +392,7 @@ std::vector<Record> meet(const UniqueId& id, const Record& record, Deadline dead
         heard ? receiveAnswer(socket.get(), record, deadline, whose) : std::optional<Answer>();
     const pid_t host = transport::credentialsOf(socket.get()).pid;
     const bool ownProcess = host == ::getpid();
-    if (!answer && ownProcess && (near || relaysLost > 0)) {
+    if (!answer && ownProcess && Lobby::timesStarved() != timesStarved) {
       fail(Code::systemError, record.describe() +
                                   ": its own process, through which it was to meet the others at init, has no file "
                                   "descriptors left for it; raise `ulimit -n`");

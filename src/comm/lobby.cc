@@ -17,6 +17,7 @@ namespace {
 constexpr std::size_t kMostCallers = 8192;
 constexpr std::int32_t kMostRanks = 1 << 20;
 constexpr std::size_t kFewCallers = 64;
+std::atomic<unsigned> starved{0};  // lobbies of this process
 
 bool endsInTime(const char* text, std::size_t room) { return std::memchr(text, 0, room) != nullptr; }
 
@@ -105,7 +106,15 @@ std::string Lobby::starvingText(const std::string& who) {
 }
 
 void Lobby::noteStarving(bool starving) {
-  if (starving_.note(starving) > transport::kStarvingNs && !decided_) starves();
+  if (starving_.note(starving) > transport::kStarvingNs && !decided_) starve();
+}
+
+unsigned Lobby::timesStarved() { return starved.load(std::memory_order_acquire); }
+
+void Lobby::starve() {
+  // Before anyone is told, or sees the door close.
+  starved.fetch_add(1, std::memory_order_release);
+  starves();
 }
 
 void Lobby::hear(Caller* caller) {
@@ -173,6 +182,12 @@ bool Lobby::flushed() const {
     if (caller.sent < caller.answer.size()) return false;
   }
   return true;
+}
+
+bool Lobby::everyoneHasAnswer() {
+  acceptCallers();
+  return flushed() &&
+         std::all_of(callers_.begin(), callers_.end(), [](const Caller& caller) { return caller.answered; });
 }
 
 bool Lobby::isHere(int rank) const {

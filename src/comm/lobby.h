@@ -37,6 +37,8 @@ class Lobby {
 
   // Returns when all ranks have been answered, the time-out has passed, or `stop` is set and the listener shut down.
   void serve(const std::atomic<bool>& stop);
+  // How many of this process have ended so far because it had no descriptors left.
+  static unsigned timesStarved();
 
  protected:
   struct Caller {
@@ -58,8 +60,9 @@ class Lobby {
   virtual void came(Caller* caller, const Record& record) = 0;
   // A rank that was taken has hung up before the verdict.
   virtual void lost(int rank) = 0;
-  // For a second now this process has had no descriptors for who comes.
+  // For a second now this process has had no descriptors for who comes. The lobby ends, and its door closes.
   virtual void starves() = 0;
+  void starve();
   // `who` is this process.
   static std::string starvingText(const std::string& who);
   // Of a turn: whether a caller could not be taken in for that reason, though no strangers hold the room.
@@ -74,8 +77,10 @@ class Lobby {
   const std::string& verdict() const { return verdict_; }
   AnswerHead answerHead() const { return {Hello::kMagic, code_, 0, verdict_.size()}; }
   void answer(Caller* caller);
-  // Every caller has its answer.
+  // Every answer that was given has been sent.
   bool flushed() const;
+  // Nobody is at the door, has still to say who it is, or waits for an answer or a part of one.
+  bool everyoneHasAnswer();
   bool empty() const { return callers_.empty(); }
   bool isHere(int rank) const;
   std::int64_t answeredCallers() const { return answeredCallers_; }

@@ -46,8 +46,9 @@ void Relay::onPolled(const pollfd* polled, std::size_t) {
 
 bool Relay::finishTurn() {
   if (decided()) {
-    // A success concerns nobody else; a failure is told to ranks that come later, too.
-    if (code() != 0 || !flushed()) return end_.passed();
+    // A success concerns those who are here; with a relay that takes the place of another, some may still be about to
+    // say who they are. A failure is told to ranks that come later, too.
+    if (code() != 0 || !everyoneHasAnswer()) return end_.passed();
     frames_.queue(static_cast<std::uint32_t>(RecordFrame::told), {});
     frames_.flush(socket_.get());
     return true;
@@ -79,7 +80,13 @@ bool Relay::finishTurn() {
 }
 
 void Relay::came(Caller* caller, const Record& record) {
-  if (decided()) return answer(caller);
+  Hello hello;
+  hello.record = record;
+  if (decided()) {
+    // The meeting place counts who has had a success.
+    if (code() == 0) frames_.queue(static_cast<std::uint32_t>(RecordFrame::hello), bytesOf(hello));
+    return answer(caller);
+  }
   if (!anyone_) {
     anyone_ = true;
     end_ = Deadline::never();
@@ -89,8 +96,6 @@ void Relay::came(Caller* caller, const Record& record) {
     progress_ = Deadline::afterMs(patience_.firstProgressMs);
   }
   caller->rank = record.rank;
-  Hello hello;
-  hello.record = record;
   frames_.queue(static_cast<std::uint32_t>(RecordFrame::hello), bytesOf(hello));
   if (phase_ == Phase::resting && next_.isNever()) begin();
   if (phase_ == Phase::open) proceed();

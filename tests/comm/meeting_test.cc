@@ -193,6 +193,62 @@ TEST(Meeting, ARelayThatDiesWithTheAnswerIsReplaced) {
   relay.join();
 }
 
+// A rank that comes to a relay by hand.
+class Visitor {
+ public:
+  Visitor(const UniqueId& id, const Record& record)
+      : socket_(transport::connectAbstract(Relay::nameFor(id, record.domain), Deadline::afterMs(2000))) {
+    std::memcpy(hello_.key, id.key, sizeof(hello_.key));
+    hello_.record = record;
+  }
+  void sayHello() { transport::sendMessage(socket_.get(), &hello_, sizeof(hello_)); }
+  // The relay's verdict; -1: it has hung up, or says nothing.
+  int verdict() {
+    AnswerHead head{};
+    std::size_t bytes = 0;
+    pollfd polled{socket_.get(), POLLIN, 0};
+    const bool heard = ::poll(&polled, 1, 2000) == 1 &&
+                       transport::receiveMessage(socket_.get(), &head, sizeof(head), &bytes) == transport::Io::done;
+    return heard && bytes == sizeof(head) ? head.code : -1;
+  }
+
+ private:
+  UniqueFd socket_;
+  Hello hello_;
+};
+
+// The meeting place has decided by then: the answer reaches the relay before all its ranks have said who they are.
+TEST(Meeting, TheRelayThatTakesAnothersPlaceWaitsForEveryRankAtItsDoor) {
+  const UniqueId id = openMeetingPlace();
+  std::vector<Record> records = {recordOf(0, 3, id.domain), recordOf(1, 3, 7), recordOf(2, 3, 7)};
+  for (Record& record : records) record.member = static_cast<std::uint64_t>(record.rank) + 1;
+  std::atomic<bool> listens{false};
+  std::thread first([&] { relayThatTellsNobody(id, 7, 2, &listens); });
+  while (!listens.load()) usleep(1000);
+  std::thread near([&] { EXPECT_NO_THROW(meet(id, records[0], Deadline::afterMs(5000))); });
+  {
+    Visitor one(id, records[1]), two(id, records[2]);
+    one.sayHello();
+    two.sayHello();
+    EXPECT_EQ(one.verdict(), -1);
+  }
+  first.join();
+  near.join();
+
+  UniqueFd listener = transport::listenAbstract(Relay::nameFor(id, 7), 16);
+  std::atomic<bool> stop{false};
+  Relay relay(id, listener.get(), {});
+  std::thread second([&] { relay.serve(stop); });
+  Visitor one(id, records[1]), two(id, records[2]);
+  one.sayHello();
+  EXPECT_EQ(one.verdict(), 0);
+  usleep(50000);
+  two.sayHello();
+  EXPECT_EQ(two.verdict(), 0);
+  second.join();
+  leaveMeetingPlace(id);
+}
+
 TEST(Meeting, AnotherVersionIsToldToAll) {
   for (const bool near : {true, false}) {
     const UniqueId id = openMeetingPlace();
