@@ -341,6 +341,11 @@ void leaveMeetingPlace(const UniqueId& id) {
 
 namespace {
 
+// Whether the rank reaches the meeting place by its Unix socket.
+bool isNear(const UniqueId& id, const Record& record) {
+  return id.domain == record.domain && (id.flags & UniqueId::kByAddress) == 0;
+}
+
 // Connects to the relay of this rank's machine, which the first one opens.
 UniqueFd connectRelay(const UniqueId& id, const Record& record, Deadline deadline) {
   if (!id.address) {
@@ -368,7 +373,7 @@ UniqueFd connectRelay(const UniqueId& id, const Record& record, Deadline deadlin
 
 std::vector<Record> meet(const UniqueId& id, const Record& record, Deadline deadline) {
   passPoint("meet", 0);
-  const bool near = id.domain == record.domain && (id.flags & UniqueId::kByAddress) == 0;
+  const bool near = isNear(id, record);
   const char* const whose =
       near ? "the process that made the id" : "the process that speaks for the ranks of this machine";
   Hello hello;
@@ -419,6 +424,19 @@ std::vector<Record> meet(const UniqueId& id, const Record& record, Deadline dead
     }
     std::memcpy(records.data(), answer->body.data(), answer->body.size());
     return records;
+  }
+}
+
+void tellFailure(const UniqueId& id, const Record& failed, Deadline deadline) {
+  try {
+    if (isNear(id, failed)) {
+      meet(id, failed, deadline);
+    } else if (id.address) {
+      // A relay takes more descriptors than there may be.
+      Relay::bring(id, failed, deadline);
+    }
+  } catch (const Error&) {
+    // The answer is that very failure.
   }
 }
 

@@ -24,6 +24,10 @@ void openAgreedPlace(const UniqueId& id);
 // Brings the record, waits for all ranks; their records in rank order. Throws Error with the meeting place's verdict.
 std::vector<Record> meet(const UniqueId& id, const Record& record, Deadline deadline);
 
+// Tells the meeting place of a record with a failure, so that the others need not wait for their time-outs. Does what
+// can be done before the deadline, and never throws.
+void tellFailure(const UniqueId& id, const Record& failed, Deadline deadline);
+
 // Ends the threads behind the id, if they run in this process and have nothing more to do.
 void leaveMeetingPlace(const UniqueId& id);
 

@@ -86,13 +86,11 @@ void LocalFabric::tellMeetingPlace(const UniqueId& id, const Error& error) {
   // Descriptors may be what is short.
   listener_.reset();
   networkListeners_.clear();
+  if (group_) group_->add(record_.member, {});
+  memory_.reset();
   copyText(record_.failure, sizeof(record_.failure), error.what());
   record_.failureCode = static_cast<int>(error.code());
-  try {
-    meet(id, record_, Deadline::afterMs(1000));
-  } catch (const Error&) {
-    // Its answer is our own error.
-  }
+  tellFailure(id, record_, Deadline::afterMs(1000));
 }
 
 // One listener for each interface that the settings name, else one; without a network the ranks of a machine do well.

@@ -7,6 +7,7 @@
 #include "base/point.h"
 #include "base/status.h"
 #include "comm/bootstrap.h"
+#include "transport/local/socket.h"
 #include "transport/tcp/connect.h"
 
 namespace fusco::comm {
@@ -23,6 +24,18 @@ constexpr std::size_t kMostAnswer = std::size_t{1} << 30;
 Relay::Relay(const UniqueId& id, int listener, Patience patience)
     : Lobby(id.key, listener, patience), id_(id), handshake_(Handshake::Side::caller, id.key), frames_(kMostAnswer) {
   end_ = Deadline::afterMs(patience_.silentCallerMs);
+}
+
+void Relay::bring(const UniqueId& id, const Record& record, Deadline deadline) {
+  Relay relay(id, -1, Patience{.lateComersMs = 1});
+  relay.alone_ = relay.anyone_ = true;
+  relay.end_ = Deadline::never();
+  relay.timeout_ = deadline;
+  Hello hello;
+  hello.record = record;
+  relay.frames_.queue(static_cast<std::uint32_t>(RecordFrame::hello), bytesOf(hello));
+  relay.begin();
+  relay.serve({false});
 }
 
 std::string Relay::nameFor(const UniqueId& id, std::uint64_t domain) {
@@ -54,7 +67,7 @@ bool Relay::finishTurn() {
     return true;
   }
   if (!anyone_) return end_.passed();
-  if (empty()) return true;
+  if (empty() && !alone_) return true;
   if (timeout_.passed()) {
     giveUp(
         Code::remoteError,
@@ -130,7 +143,15 @@ void Relay::begin() {
   next_ = Deadline::afterMs(kAttemptMs);
   socket_ = transport::beginConnect(id_.address);
   phase_ = Phase::connecting;
-  if (!socket_) retry(std::strerror(errno), errno == ECONNREFUSED);
+  const int error = socket_ ? 0 : errno;
+  const bool starving = error == EMFILE || error == ENFILE;
+  if (callStarving_.note(starving) > transport::kStarvingNs) return starve();
+  if (starving) {
+    phase_ = Phase::resting;
+    next_ = Deadline::afterMs(kPauseMs);
+  } else if (error != 0) {
+    retry(std::strerror(error), error == ECONNREFUSED);
+  }
 }
 
 // Goes on with whatever the connection is at.

@@ -18,6 +18,10 @@ class Relay final : public Lobby {
   // The listener stays the caller's.
   Relay(const UniqueId& id, int listener, Patience patience);
 
+  // Brings one record, that of a rank of this process, and returns with the answer, or when the deadline passes. Takes
+  // one descriptor; no rank finds this relay.
+  static void bring(const UniqueId& id, const Record& record, Deadline deadline);
+
   // Where ranks of a domain find it.
   static std::string nameFor(const UniqueId& id, std::uint64_t domain);
 
@@ -43,12 +47,14 @@ class Relay final : public Lobby {
   UniqueFd socket_;
   Handshake handshake_;
   Frames frames_;
+  Lasting callStarving_;                  // no descriptor for the call to the meeting place
   Deadline next_ = Deadline::never();     // of the attempt, or of the pause between two
   Deadline timeout_ = Deadline::never();  // as the first rank has it
   Deadline progress_ = Deadline::never();
   Deadline end_ = Deadline::never();
   std::int64_t firstCameNs_ = 0;
   bool anyone_ = false;
+  bool alone_ = false;  // without callers
 };
 
 }  // namespace fusco::comm

@@ -193,6 +193,26 @@ TEST(Meeting, ARelayThatDiesWithTheAnswerIsReplaced) {
   relay.join();
 }
 
+// From its own machine and from another one, where there is no relay and none is opened for it.
+TEST(Meeting, AFailureIsToldToWhoWaits) {
+  for (const bool near : {true, false}) {
+    const UniqueId id = openMeetingPlace();
+    std::vector<Met> met;
+    std::thread waiting([&] { met = meetAll(id, {recordOf(0, 3, id.domain), recordOf(1, 3, 8)}); });
+    Record failed = recordOf(2, 3, near ? id.domain : 9);
+    std::snprintf(failed.failure, sizeof(failed.failure), "no room for it");
+    failed.failureCode = static_cast<int>(Code::systemError);
+    const std::int64_t begin = nowNs();
+    tellFailure(id, failed, Deadline::afterMs(5000));
+    EXPECT_LT(nowNs() - begin, 3'000'000'000);
+    if (!near) {
+      EXPECT_TRUE(transport::listenAbstractUnlessTaken(Relay::nameFor(id, 9), 1));
+    }
+    waiting.join();
+    expectErrors(met, "code 6", {"rank 2 (host", "failed at init: no room for it"});
+  }
+}
+
 // A rank that comes to a relay by hand.
 class Visitor {
  public:
