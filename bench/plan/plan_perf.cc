@@ -61,6 +61,7 @@ std::vector<std::pair<const char*, bench::PlanQuestion>> sweep(const Arguments& 
 std::int64_t showTimes(const Arguments& arguments, Json& rows) {
   std::int64_t wrong = 0;
   fmt::print("# planning one rank's part on one core, the exchange apart: analysis with validation, then both hops\n");
+  if (arguments.base.masked > 0) fmt::print("# {:g} of the slots hold -1\n", arguments.base.masked);
   fmt::print("# {:>8} {:>8} {:>6} {:>6} {:>8} {:>5} {:>10} {:>9} {:>9} {:>9} {:>7} {:>6}\n", "sweep", "tokens", "ranks",
              "nodes", "experts", "topk", "analyse_us", "plan_us", "p50_us", "p99_us", "ns/slot", "#wrong");
   for (const auto& [name, question] : sweep(arguments)) {
@@ -77,6 +78,7 @@ std::int64_t showTimes(const Arguments& arguments, Json& rows) {
                     {"ranks", question.ranks},
                     {"nodes", nodes},
                     {"experts", question.experts},
+                    {"masked", question.masked},
                     {"id_bytes", question.idBytes},
                     {"analyse_us", time.analyseP50},
                     {"plan_us", time.planP50},
@@ -193,6 +195,7 @@ int main(int argc, char** argv) {
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
   app.add_option("--id-bytes", arguments.base.idBytes, "4 or 8")->capture_default_str()->check(CLI::IsMember({4, 8}));
+  app.add_option("--masked", arguments.base.masked, "share of slots that hold -1")->check(CLI::Range(0.0, 1.0));
   app.add_option("-n", arguments.base.rounds, "timed rounds")->capture_default_str()->check(CLI::PositiveNumber);
   app.add_option("-w", arguments.base.warmups, "warm-up rounds")->capture_default_str()->check(CLI::NonNegativeNumber);
   app.add_option("--nodes", arguments.lanes.nodes, "balance: nodes")->capture_default_str()->check(CLI::PositiveNumber);

@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <map>
 #include <memory>
+#include <random>
 #include <vector>
 
 #include "made_up_routing.h"
@@ -24,7 +25,9 @@ double at(std::vector<double> times, double quantile) {
 std::int64_t countWrong(const PlanQuestion& question, const plan::Topology& topology,
                         const std::vector<std::int64_t>& ids, const plan::View& plan) {
   std::vector<std::int64_t> rowOf(ids.size()), next(plan.rowBase, plan.rowBase + question.experts);
-  for (std::size_t i = 0; i < ids.size(); ++i) rowOf[i] = next[ids[i]]++;
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    if (ids[i] >= 0) rowOf[i] = next[ids[i]]++;
+  }
   std::vector<int> seen(ids.size(), 0);
   std::int64_t wrong = 0;
   for (int f = 0; f < plan.header->flows; ++f) {
@@ -34,6 +37,10 @@ std::int64_t countWrong(const PlanQuestion& question, const plan::Topology& topo
         const plan::Entry entry = plan.entries[e];
         const std::size_t place =
             static_cast<std::size_t>(plan.copies[copy].token) * question.topk + (entry.slot & plan::kSlotMask);
+        if (ids[place] < 0) {
+          ++wrong;
+          continue;
+        }
         const int owner = topology.rankOfExpert(static_cast<int>(ids[place]), question.experts);
         const bool right = entry.row == rowOf[place] && topology.nodeOf(owner) == flow.node &&
                            topology.localIndex(owner) == entry.rank && ++seen[place] == 1;
@@ -41,7 +48,8 @@ std::int64_t countWrong(const PlanQuestion& question, const plan::Topology& topo
       }
     }
   }
-  return wrong + std::count(seen.begin(), seen.end(), 0);
+  for (std::size_t i = 0; i < ids.size(); ++i) wrong += ids[i] >= 0 && seen[i] == 0;
+  return wrong;
 }
 
 }  // namespace
@@ -51,7 +59,11 @@ PlanTime timePlanning(const PlanQuestion& question) {
   for (int rank = 0; rank < question.ranks; ++rank) nodeOf[rank] = rank / question.nodeSize;
   const plan::Topology topology(nodeOf, question.nodeSize);
   const int rank = question.ranks / 2;
-  const std::vector<std::int64_t> ids = RoutingSource({}, question.topk, question.experts).draw(question.tokens, 1);
+  std::vector<std::int64_t> ids = RoutingSource({}, question.topk, question.experts).draw(question.tokens, 1);
+  std::mt19937 random(2);
+  for (std::int64_t& id : ids) {
+    if (random() < question.masked * 0x1p32) id = -1;
+  }
   const std::vector<std::int32_t> narrow(ids.begin(), ids.end());
   const std::vector<float> weights(ids.size(), 1.0f / static_cast<float>(question.topk));
   plan::RoutingMap map;

@@ -13,6 +13,7 @@ struct PlanQuestion {
   int experts = 256;
   int idBytes = 8;
   bool weights = true;
+  double masked = 0;  // share of slots that hold -1, drawn at random
   int warmups = 5;
   int rounds = 200;
 };
@@ -26,7 +27,7 @@ struct PlanTime {
   std::int64_t wrong = 0;  // entries that a naive count puts elsewhere
 };
 
-// Uniform routing. The plan is checked before it is timed.
+// Uniform routing, but for masked slots. The plan is checked before it is timed.
 PlanTime timePlanning(const PlanQuestion& question);
 
 }  // namespace fusco::bench
