@@ -16,6 +16,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <system_error>
 #include <thread>
 
 #include "base/environment.h"
@@ -246,7 +247,12 @@ void start(std::unique_ptr<Place> place) {
   Process& self = process();
   std::lock_guard lock(self.mutex);
   joinFinished(self.places);
-  place->thread = std::thread(serve, place.get());
+  try {
+    place->thread = std::thread(serve, place.get());
+  } catch (const std::system_error& error) {
+    fail(Code::systemError, std::string("no thread can be started for who meets at init: ") + error.what() +
+                                "; raise `ulimit -u`, or the limit of processes of the container");
+  }
   self.places.push_back(std::move(place));
 }
 
@@ -304,8 +310,10 @@ void openAgreedPlace(const UniqueId& id) {
   auto place = std::make_unique<Place>();
   place->id = id;
   transport::Address address = id.address;
-  // The one before may still hold the port for a moment.
-  for (const Deadline patience = Deadline::afterMs(2000); !place->network; ::poll(nullptr, 0, 20)) {
+  // The one before may still hold the port: for a moment, or, after a failure, as long as it tells ranks that come
+  // late.
+  const std::int64_t patienceMs = 2000 + Lobby::Patience{}.lateComersMs;
+  for (const Deadline patience = Deadline::afterMs(patienceMs); !place->network; ::poll(nullptr, 0, 20)) {
     try {
       place->network = transport::listenTcp(&address, 4096, true);
     } catch (const Error& error) {

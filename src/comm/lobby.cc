@@ -83,21 +83,25 @@ void Lobby::acceptCallers() {
     } else if (!exhausted) {
       return;
     }
-    // Few of them are no crowd that could be asked to make room.
-    const bool starving = exhausted && callers_.size() < kFewCallers;
-    noteStarving(starving);
-    bool freed = false;
-    // The longest silent makes room.
-    for (auto caller = callers_.begin(); caller != callers_.end() && !freed && !starving; ++caller) {
-      if (caller->rank >= 0 || caller->answered) continue;
-      callers_.erase(caller);
-      freed = true;
-    }
-    if (!freed) {
+    // The longest silent makes room; few callers are no crowd that could be asked to.
+    const bool crowded = !exhausted || callers_.size() >= kFewCallers;
+    const auto silent = crowded
+                            ? std::find_if(callers_.begin(), callers_.end(), [this](Caller& c) { return isSilent(&c); })
+                            : callers_.end();
+    noteStarving(exhausted && silent == callers_.end());
+    if (silent != callers_.end()) {
+      callers_.erase(silent);
+    } else {
       ::poll(nullptr, 0, 10);
       return;
     }
   }
+}
+
+// Whether it still has not said who it is, now that what it may have said is heard.
+bool Lobby::isSilent(Caller* caller) {
+  if (caller->rank < 0 && !caller->answered && !caller->gone) hear(caller);
+  return caller->gone || (caller->rank < 0 && !caller->answered);
 }
 
 std::string Lobby::starvingText(const std::string& who) {

@@ -92,6 +92,7 @@ class Lobby {
 
  private:
   void acceptCallers();
+  bool isSilent(Caller* caller);
   void hear(Caller* caller);
   void push(Caller* caller);
 

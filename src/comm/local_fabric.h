@@ -129,7 +129,7 @@ class LocalFabric final : public Fabric {
   std::shared_ptr<Inbox> inbox_;
   std::vector<std::string> names_;
   std::vector<transport::RankHeader*> headers_;  // null for ranks of other domains
-  std::vector<std::shared_ptr<Inbox>> inboxes_;  // of ranks of this process
+  std::vector<LocalMember> locals_;              // by rank; none for those of other processes
 
   mutable std::mutex mutex_;  // the mesh, imports, exports, links
   std::unique_ptr<transport::Mesh> mesh_;

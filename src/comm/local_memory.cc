@@ -139,8 +139,8 @@ std::shared_ptr<transport::RingMemory> LocalFabric::openRing(int rank, int chann
     auto ring = std::make_shared<transport::RingMemory>(transport::SharedMemory::anonymous(bytes), config_.slots,
                                                         config_.slotBytes);
     {
-      std::lock_guard lock(inboxes_[rank]->mutex);
-      inboxes_[rank]->rings[{config_.rank, channel}] = ring;
+      std::lock_guard lock(locals_[rank].inbox->mutex);
+      locals_[rank].inbox->rings[{config_.rank, channel}] = ring;
     }
     headers_[rank]->mail.fetch_add(1, std::memory_order_seq_cst);
     return ring;

@@ -66,6 +66,8 @@ void LocalFabric::prepare(const UniqueId& id) {
   record.probeAddress = config_.allowProcessVm ? reinterpret_cast<std::uint64_t>(&probeWord_) : 0;
   record.probeValue = probeWord_;
   copyText(record.hostName, sizeof(record.hostName), shortHostName());
+  // Before anything that may fail, so that others can be told.
+  if ((id.flags & UniqueId::kByAddress) != 0 && config_.rank == 0) openAgreedPlace(id);
   try {
     const std::string name = transport::randomName("fusco-rank-");
     copyText(record.socketName, sizeof(record.socketName), name);
@@ -90,7 +92,8 @@ void LocalFabric::tellMeetingPlace(const UniqueId& id, const Error& error) {
   memory_.reset();
   copyText(record_.failure, sizeof(record_.failure), error.what());
   record_.failureCode = static_cast<int>(error.code());
-  tellFailure(id, record_, Deadline::afterMs(1000));
+  // By an agreed address the place may be yet to open.
+  tellFailure(id, record_, Deadline::afterMs((id.flags & UniqueId::kByAddress) != 0 ? 10000 : 1000));
 }
 
 // One listener for each interface that the settings name, else one; without a network the ranks of a machine do well.
@@ -115,7 +118,6 @@ void LocalFabric::listen() {
 
 void LocalFabric::meetAll(const UniqueId& id) {
   const Deadline deadline = Deadline::afterMs(config_.initTimeoutMs);
-  if ((id.flags & UniqueId::kByAddress) != 0 && config_.rank == 0) openAgreedPlace(id);
   // The meeting place knows who is missing: its answer at the time-out should come before our own.
   const std::int64_t grace = config_.initTimeoutMs / 20 + 50;
   std::vector<Record> records;
@@ -181,9 +183,8 @@ std::vector<transport::MeshMember> LocalFabric::membersOf(const std::vector<Reco
     LocalMember local = sameProcess ? group_->find(record.member) : LocalMember{};
     if (member.sameNode && !sameProcess) oneProcess_ = false;
     member.local = local.memory;
-    // group_ keeps it.
     if (local.memory) headers_[static_cast<std::size_t>(record.rank)] = &local.memory->header();
-    inboxes_.push_back(local.inbox);
+    locals_.push_back(std::move(local));
     members.push_back(std::move(member));
   }
   return members;

@@ -50,6 +50,7 @@ Deadline Relay::addPolled(std::vector<pollfd>* polled) {
     own = {socket_.get(), static_cast<short>(POLLIN | (frames_.queued() ? POLLOUT : 0)), 0};
   }
   polled->push_back(own);
+  if (decided()) return end_;
   return end_.earlier(next_).earlier(progress_).earlier(timeout_);
 }
 
@@ -84,9 +85,11 @@ bool Relay::finishTurn() {
       retry("no answer", true);
     }
   }
-  if (progress_.passed() && phase_ != Phase::open) {
-    FUSCO_WARN("init has waited for {} s for the meeting place at {}: is the process that opens it started?",
-               (nowNs() - firstCameNs_) / 1000000000, transport::textOf(id_.address));
+  if (progress_.passed()) {
+    if (phase_ != Phase::open) {
+      FUSCO_WARN("init has waited for {} s for the meeting place at {}: is the process that opens it started?",
+                 (nowNs() - firstCameNs_) / 1000000000, transport::textOf(id_.address));
+    }
     progress_ = Deadline::afterMs(60000);
   }
   return false;
@@ -132,6 +135,7 @@ void Relay::differs(Caller*, std::uint32_t format) {
   Hello hello;
   hello.format = format;
   frames_.queue(static_cast<std::uint32_t>(RecordFrame::hello), bytesOf(hello));
+  if (phase_ == Phase::resting && next_.isNever()) begin();
   if (phase_ == Phase::open) proceed();
   decide(static_cast<int>(Code::invalidUsage),
          "ranks have different versions of FUSCO: a process of this machine speaks format " + std::to_string(format) +

@@ -18,6 +18,7 @@ constexpr std::size_t kMostStrangers = 1024;
 constexpr std::size_t kMostNamed = 16;
 constexpr int kSilenceMs = 8000;
 constexpr std::size_t kFewGuests = 64;
+constexpr std::size_t kMostHello = 16 * 1024;  // another version's may be longer than ours
 
 }  // namespace
 
@@ -29,7 +30,7 @@ Rendezvous::Rendezvous(const UniqueId& id, int listener, int network, Patience p
 // ---- guests: relays of other machines
 
 Deadline Rendezvous::addPolled(std::vector<pollfd>* polled) {
-  Deadline next = end_.earlier(timeout_).earlier(progress_);
+  Deadline next = decided() ? end_ : end_.earlier(timeout_).earlier(progress_);
   polled->push_back({network_, POLLIN, 0});
   for (const Guest& guest : guests_) {
     const short events = guest.handshake ? guest.handshake->waitsFor()
@@ -57,7 +58,7 @@ void Rendezvous::acceptGuests() {
     UniqueFd socket = transport::acceptOne(network_, &exhausted);
     if (!socket && !exhausted) return;
     const auto strangers = std::count_if(guests_.begin(), guests_.end(), [](const Guest& g) { return !g.frames; });
-    const bool starving = exhausted && guests_.size() < kFewGuests;
+    const bool starving = exhausted && (guests_.size() < kFewGuests || strangers == 0);
     noteStarving(starving);
     if (starving) {
       ::poll(nullptr, 0, 10);
@@ -97,7 +98,7 @@ void Rendezvous::hearGuest(Guest* guest) {
     guest->handshake.reset();
     guest->deadline = Deadline::never();
     guest->gone = !wanted;
-    guest->frames = std::make_unique<Frames>(sizeof(Hello));
+    guest->frames = std::make_unique<Frames>(kMostHello);
     return;
   }
   Frames::State state = guest->frames->receive(
@@ -112,11 +113,18 @@ void Rendezvous::hearGuest(Guest* guest) {
     const auto record = records_.find(rank);
     return record != records_.end() && record->second.process[0] == guest->process;
   });
-  if (owner != ranks.end()) return lost(*owner);
   const auto spokenFor = records_.find(*ranks.begin());
-  if (spokenFor == records_.end()) return;
-  fail(static_cast<int>(Code::remoteError), "the process that spoke for " + spokenFor->second.describe() +
-                                                " has ended at init, before all ranks had come; look at its log");
+  if (owner != ranks.end()) {
+    lost(*owner);
+  } else if (spokenFor != records_.end()) {
+    fail(static_cast<int>(Code::remoteError), "the process that spoke for " + spokenFor->second.describe() +
+                                                  " has ended at init, before all ranks had come; look at its log");
+  }
+  // That took them all for gone.
+  for (const int rank : ranks) {
+    const auto record = records_.find(rank);
+    if (record != records_.end() && record->second.process[0] != guest->process) --answeredByRelay_;
+  }
 }
 
 void Rendezvous::hearFrame(Guest* guest, std::uint32_t kind, std::string_view body) {
