@@ -380,12 +380,16 @@ int askDevice(Device& device) {
 int keysOf(const PlanArgs& args) { return args.layout == plan::Layout::rankOrder ? args.ranks : args.experts; }
 bool mayDrop(const PlanArgs& args) { return args.capacityRows > 0 || args.layout == plan::Layout::slotted; }
 
-constexpr std::size_t kSharedLimit = 98304;
+// Shared memory that a block may have here.
+std::size_t roomIn(const Device& device) {
+  constexpr std::size_t kSharedLimit = 98304;
+  return std::min<std::size_t>(device.sharedMemory, kSharedLimit);
+}
 
 // The most warps whose counts find room in shared memory; 0: not even one.
 int warpsThatFit(const PlanArgs& args, const Device& device, bool alone) {
   const int keys = keysOf(args), pairs = (keys + 1) / 2;
-  const std::size_t room = std::min<std::size_t>(device.sharedMemory, kSharedLimit);
+  const std::size_t room = roomIn(device);
   for (int warps = kMaxWarps; warps > 0; warps /= 2) {
     if (sharedBytes(keys, pairs, warps, args.nodes, mayDrop(args), alone) <= room) return warps;
   }
@@ -410,6 +414,11 @@ bool isSmall(const PlanArgs& args) {
 bool summedApart(const PlanArgs& args, int rank) {
   return args.layout != plan::Layout::slotted && args.rank[rank].before == nullptr &&
          (args.ranks > kMaxDirect || args.ranks * keysOf(args) > kMostDirect);
+}
+
+int blocksOfRank(const PlanArgs& args, const Device& device) {
+  const int blocks = args.blocks > 0 ? args.blocks : 2 * device.multiprocessors;
+  return std::clamp(blocks / args.rankCount, 1, kMaxChunks);
 }
 
 PlanLaunch prepare(const PlanArgs& args, const Device& device, bool alone) {
@@ -488,8 +497,7 @@ PlanLaunch prepare(const PlanArgs& args, const Device& device, bool alone) {
   launch.batchesOfRank = static_cast<int>((most + launch.tokensOfBatch - 1) / launch.tokensOfBatch);
   const std::int64_t step = std::int64_t{launch.warps} * launch.tokensOfBatch;
   const std::int64_t useful = std::max<std::int64_t>((most + step - 1) / step, 1);
-  const int blocks = args.blocks > 0 ? args.blocks : 2 * device.multiprocessors;
-  launch.chunks = static_cast<int>(std::min<std::int64_t>(useful, std::clamp(blocks / args.rankCount, 1, kMaxChunks)));
+  launch.chunks = static_cast<int>(std::min<std::int64_t>(useful, blocksOfRank(args, device)));
   return launch;
 }
 
@@ -498,7 +506,7 @@ cudaError_t start(Kernel kernel, const PlanLaunch& launch, const Device& device,
   const std::size_t shared = sharedBytes(launch.keys, launch.pairs, launch.warps, launch.nodes, launch.mayDrop, alone);
   if (shared > 49152) {
     const cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kSharedLimit));
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(roomIn(device)));
     if (error != cudaSuccess) return error;
   }
   cudaLaunchConfig_t config{};
@@ -534,6 +542,11 @@ std::size_t planScratchBytes(int experts, int ranks, int nodes) {
 bool planFits(const PlanArgs& args) {
   Device device;
   return isSane(args) && askDevice(device) == cudaSuccess && warpsThatFit(args, device, true) > 0;
+}
+
+int planBlocksOfRank(const PlanArgs& args) {
+  Device device;
+  return isSane(args) && askDevice(device) == cudaSuccess ? blocksOfRank(args, device) : 0;
 }
 
 int launchPlanCount(const PlanArgs& args, void* stream) {

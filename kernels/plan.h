@@ -43,9 +43,9 @@ struct PlanStatus {
 // leaves it alone: launches alternate between the two numbers of a key, all ranks in step, and each clears those of the
 // next.
 struct PlanCounts {
-  std::uint64_t begun;   // number of the launch whose counts are complete after launchPlanCount
-  std::uint64_t ended;   // number of the next launch
-  std::uint32_t bad[2];  // 0, or ~(token * topk + slot) of the first id out of range
+  std::uint64_t begun;    // number of the launch whose counts are complete after launchPlanCount
+  std::uint64_t ended;    // number of the next launch
+  std::uint32_t bad[2];   // 0, or ~(token * topk + slot) of the first id out of range
   std::uint32_t limited;  // in a launch that may drop rows: whether this rank's entries do not all fit
   std::uint32_t reserved[9];
 };
@@ -95,6 +95,9 @@ std::size_t planScratchBytes(int experts, int ranks, int nodes);
 // Whether the current device can plan this shape; else the host does.
 bool planFits(const PlanArgs& args);
 
+// Blocks that each rank of a launch with these arguments may have; 0 if there is no GPU to ask. Ranks that are counted
+// in one launch and laid in launches of their own get as many in those (PlanArgs::blocks): both cut routing maps alike.
+int planBlocksOfRank(const PlanArgs& args);
 int launchPlanCount(const PlanArgs& args, void* stream);
 int launchPlanLay(const PlanArgs& args, void* stream);
 // Whether launchPlan is one kernel of a block for each rank: then GPUs need not meet in it.

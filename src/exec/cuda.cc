@@ -250,6 +250,7 @@ std::size_t planScratchBytes(int experts, int ranks, int nodes) {
 }
 bool planFits(const kernels::PlanArgs& args) { return kernels::planFits(args); }
 bool planIsSmall(const kernels::PlanArgs& args) { return kernels::planIsSmall(args); }
+int planBlocksOfRank(const kernels::PlanArgs& args) { return kernels::planBlocksOfRank(args); }
 void planCount(const kernels::PlanArgs& args, Stream stream) {
   check(kernels::launchPlanCount(args, stream), "launch of the planner's count");
 }

@@ -86,8 +86,8 @@ class Event {
   void* event_ = nullptr;
 };
 
-// How another process reaches device memory: a handle of the allocation (of virtual memory management: of the pieces that
-// [pointer, pointer + bytes) lies in), and where in it.
+// How another process reaches device memory: a handle of the allocation (of virtual memory management: of the pieces
+// that [pointer, pointer + bytes) lies in), and where in it.
 struct Exported {
   std::array<unsigned char, 64> handle;
   std::uint64_t offset;
@@ -99,6 +99,7 @@ Exported exportMemory(const void* pointer, std::size_t bytes = 1);
 std::size_t planScratchBytes(int experts, int ranks, int nodes);
 bool planFits(const kernels::PlanArgs& args);
 bool planIsSmall(const kernels::PlanArgs& args);
+int planBlocksOfRank(const kernels::PlanArgs& args);
 void planCount(const kernels::PlanArgs& args, Stream stream);
 void planLay(const kernels::PlanArgs& args, Stream stream);
 void plan(const kernels::PlanArgs& args, Stream stream);

@@ -43,6 +43,7 @@ Exported exportMemory(const void*, std::size_t) { none(); }
 std::size_t planScratchBytes(int, int, int) { none(); }
 bool planFits(const kernels::PlanArgs&) { none(); }
 bool planIsSmall(const kernels::PlanArgs&) { none(); }
+int planBlocksOfRank(const kernels::PlanArgs&) { none(); }
 void planCount(const kernels::PlanArgs&, Stream) { none(); }
 void planLay(const kernels::PlanArgs&, Stream) { none(); }
 void plan(const kernels::PlanArgs&, Stream) { none(); }

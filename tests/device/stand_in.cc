@@ -319,6 +319,7 @@ void back(const kernels::BackArgs& args, const kernels::Budget&, Stream stream) 
 std::size_t planScratchBytes(int, int, int) { notHere("the planner"); }
 bool planFits(const kernels::PlanArgs&) { notHere("the planner"); }
 bool planIsSmall(const kernels::PlanArgs&) { return false; }
+int planBlocksOfRank(const kernels::PlanArgs&) { return 1; }
 void planCount(const kernels::PlanArgs&, Stream) { notHere("the planner"); }
 void planLay(const kernels::PlanArgs&, Stream) { notHere("the planner"); }
 void plan(const kernels::PlanArgs&, Stream) { notHere("the planner"); }

@@ -117,6 +117,18 @@ void GpuPlans::plan(Way way, cudaStream_t stream) {
     first += args.rankCount;
   }
   for (const PlanArgs& args : launches) check(launchPlanCount(args, stream), "launchPlanCount");
+  if (way == Way::laidApart) {
+    std::vector<PlanArgs> alone;
+    for (const PlanArgs& args : launches) {
+      for (int i = 0; i < args.rankCount; ++i) {
+        alone.push_back(args);
+        alone.back().rank[0] = args.rank[i];
+        alone.back().rankCount = 1;
+        alone.back().blocks = planBlocksOfRank(args);
+      }
+    }
+    launches = std::move(alone);
+  }
   for (const PlanArgs& args : launches) check(launchPlanLay(args, stream), "launchPlanLay");
 }
 

@@ -59,10 +59,11 @@ class GpuMemory {
 };
 
 enum class Way {
-  whole,     // launchPlan for all ranks
-  together,  // counted and laid in launches of all ranks
-  apart,     // in launches of one rank each, as on GPUs of their own
-  brought,   // counted; then `before` and `total` come from the host
+  whole,      // launchPlan for all ranks
+  together,   // counted and laid in launches of all ranks
+  apart,      // in launches of one rank each, as on GPUs of their own
+  laidApart,  // counted in launches of all ranks, laid in launches of one
+  brought,    // counted; then `before` and `total` come from the host
 };
 
 // Memory for the plans of all ranks of worlds of one shape; made once, used for any number of routing maps.

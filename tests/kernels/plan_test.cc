@@ -45,7 +45,7 @@ void compareWorlds(int seed, int size) {
   GpuPlans plans(world, capacity, blocks);
   ASSERT_TRUE(planFits(plans.args(0))) << describe(world);
   for (int step = 0; step < 3; ++step) {
-    const auto way = static_cast<Way>(std::uniform_int_distribution<int>(0, 3)(random));
+    const auto way = static_cast<Way>(std::uniform_int_distribution<int>(0, 4)(random));
     if (step > 0 && capacity >= 0) world = makeWorld(random, size, &world);
     const std::string about =
         "seed " + std::to_string(seed) + ", step " + std::to_string(step) + ": " + words(world, way, capacity, blocks);

@@ -118,6 +118,8 @@ void DevicePlanning::launchAll(const std::vector<DeviceOperation*>& all, const k
     cuda::plan(whole, stream);
   } else {
     cuda::planCount(args, stream);
+    const int blocks = cuda::planBlocksOfRank(args);
+    for (DeviceOperation* one : all) static_cast<DevicePlanning*>(one)->blocksOfCount_ = blocks;
   }
 }
 
@@ -181,7 +183,7 @@ Outcome DevicePlanning::finish() {
   if (!announcedRows_) {
     if (!domain_.together()) {
       std::vector<DeviceOperation*> self{this};
-      cuda::planLay(arguments(self, {domain_.maxSms()}), stream());
+      cuda::planLay(arguments(self, {blocksOfCount_}), stream());
     }
     if (plan_->device->countsStayOnDevice()) {
       // What the host may say of it: the places that there are.

@@ -31,7 +31,8 @@ class DevicePlanning : public DeviceOperation {
 
   Meeting rows_;  // where more rows than fit are an error: what every rank would receive
   bool announcedRows_ = false;
-  bool small_ = false;  // several GPUs: each counts all routing maps by itself, and no meeting is needed between
+  int blocksOfCount_ = 0;  // that this rank had in the launch that counted
+  bool small_ = false;     // several GPUs: each counts all routing maps by itself, and no meeting is needed between
 };
 
 }  // namespace fusco::engine
