@@ -173,6 +173,10 @@ Outcome Combine::announceReady() {
     const Stream& stream = plan_->streams().out[i];
     transport::PostedLink& link = linkTo(stream);
     back_[i].begin(link, plan.view, stream.flows, signature(), &passage(kIn, i));
+    if (engine_.deviceExecutor() != nullptr) {
+      back_[i].setPlace(
+          [this](transport::PostedLink& from, const std::byte* inSlot) { return engine_.payloadIn(from, inSlot); });
+    }
     slot = link.slotBytes();
     // Home takes tokens in order, and waits for the slowest of its streams: what the others bring meanwhile must not
     // stand in their lanes, where peers wait that have nothing to do with it. Fast lanes have time to spare.
@@ -264,10 +268,6 @@ Outcome Combine::sumHome() {
   bool moved = false;
   bool stalled = false;
   bool waits = false;
-  for (std::size_t i = 0; i < back_.size() && engine_.deviceExecutor() != nullptr; ++i) {
-    transport::PostedLink& link = linkTo(plan_->streams().out[i]);
-    if (const std::byte* slot = link.peek()) engine_.adoptSlots(link, slot);
-  }
   while (token_ < tokens && !stalled && terms_.size() <= limit && out_.size() < 4096) {
     if (!gatherToken(static_cast<std::uint32_t>(token_))) {
       stalled = waits = true;

@@ -119,8 +119,7 @@ const std::byte* StreamBack::row(SliceKind kind, std::uint64_t operation, std::s
     }
     slice_ = slice;
     payload_ = slice.payload;
-    const std::byte* const mirror = fromShelf_ ? nullptr : link_->arrivedMirror(payload_);
-    if (mirror != nullptr) payload_ = mirror;
+    if (place_ && !fromShelf_) payload_ = place_(*link_, payload_);
     if (passage_ != nullptr) payload_ = passage_->in(payload_, slice.header->rows * sliceRowStride(part));
     open_ = true;
     inSlice_ = 0;

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -77,6 +78,10 @@ class StreamBack {
   // `passage`: how whoever reads the rows sees their slices; null: as they lie.
   void begin(transport::PostedLink& link, const plan::View& plan, const std::vector<std::int32_t>& flows,
              std::uint64_t signature = 0, exec::Passage* passage = nullptr);
+  // Where the payload of a slice lies, asked once for each that has arrived: in the slot, unless `place` says
+  // otherwise.
+  using Place = std::function<const std::byte*(transport::PostedLink& link, const std::byte* inSlot)>;
+  void setPlace(Place place) { place_ = std::move(place); }
   // Token of the next row to come, or none when all rows of the pass were taken.
   std::optional<std::uint32_t> nextToken() const;
   // Starts over with the copies for the next part of the rows.
@@ -99,6 +104,7 @@ class StreamBack {
   Shelf shelf_;
   bool fromShelf_ = false;  // the open slice
   exec::Passage* passage_ = nullptr;
+  Place place_;
   const std::byte* payload_ = nullptr;
   bool closed_ = false;
   std::uint64_t signature_ = 0;

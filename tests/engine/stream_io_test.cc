@@ -260,6 +260,44 @@ TEST(StreamBack, WhatIsSetAsideMakesRoomInTheLink) {
   EXPECT_TRUE(home.empty());
 }
 
+// Payloads that are elsewhere than in the slot: asked for once a slice, when it has arrived.
+TEST(StreamBack, WhoeverKnowsSaysWhereAPayloadLies) {
+  Adversary calm(1);
+  calm.on = false;
+  constexpr std::size_t kSlot = 512, kRow = 32, kSlices = 3;
+  FakePipe home(kSlot, 1, calm), away(kSlot, 1, calm);
+  FakeLink link(away, home);
+  Lists lists;
+  lists.flows.push_back({0, 0, 0, 0, 2 * kSlices});
+  for (std::uint32_t token = 0; token <= 2 * kSlices; ++token) lists.copies.push_back({token, token});
+  lists.view.flows = lists.flows.data();
+  lists.view.copies = lists.copies.data();
+  std::vector<std::byte> elsewhere(kSlot);
+  std::size_t asked = 0;
+  StreamBack back;
+  back.begin(link, lists.view, {0});
+  back.setPlace([&](transport::PostedLink& from, const std::byte* inSlot) {
+    EXPECT_EQ(&from, &link);
+    EXPECT_NE(inSlot, nullptr);
+    ++asked;
+    return elsewhere.data();
+  });
+  EXPECT_EQ(back.row(SliceKind::partials, 3, 0, kRow), nullptr);
+  EXPECT_EQ(asked, 0u);
+  for (std::uint32_t first = 0; first < 2 * kSlices; first += 2) {
+    Slice slice = layOutSlice(home.acquire(), SliceKind::partials, 2, 0, kRow);
+    slice.header->operation = 3;
+    for (std::uint32_t i = 0; i <= 2; ++i) slice.copies[i] = {first + i, 0};
+    home.post(sliceBytes(2, 0, kRow));
+    EXPECT_EQ(back.row(SliceKind::partials, 3, 0, kRow), elsewhere.data());
+    EXPECT_FALSE(back.take());
+    EXPECT_EQ(back.row(SliceKind::partials, 3, 0, kRow), elsewhere.data() + sliceRowStride(kRow));
+    EXPECT_TRUE(back.take());
+    back.release();
+  }
+  EXPECT_EQ(asked, kSlices);
+}
+
 TEST(StreamBack, AStrangerIsNotTakenForARow) {
   const auto offer = [](const std::function<void(Slice&)>& change) {
     Adversary calm(1);
