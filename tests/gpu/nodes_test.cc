@@ -29,7 +29,7 @@ TEST_P(GpuNodes, IsWhatTheOracleSays) {
         GpuSpace space;
         std::string text;
         for (std::int64_t i = 0; i < some.count && text.empty(); ++i)
-          text = runRank(randomCase(some.seed(i), ranks), comm, rank, space);
+          text = runRank(gpuCase(some.seed(i), ranks), comm, rank, space);
         return text;
       },
       0, shape.nodes, shape.sliceBytes);

@@ -121,7 +121,7 @@ void runWorld(const World& world, std::int64_t cases) {
             if constexpr (std::is_same_v<SomeSpace, PieceSpace>) {
               if (i % 5 == 4) space.remake();
             }
-            const std::string text = runRank(randomCase(some.seed(i), world.ranks), comm, self.rank(), space);
+            const std::string text = runRank(gpuCase(some.seed(i), world.ranks), comm, self.rank(), space);
             if (text.empty()) continue;
             fuscoCommAbort(comm);
             throw std::runtime_error(text);
@@ -138,6 +138,8 @@ void runWorld(const World& world, std::int64_t cases) {
 TEST_F(GpuProcesses, TwoRanks) { runWorld({"two", 2, 1, {}, true, 16384}, 60); }
 TEST_F(GpuProcesses, FourRanks) { runWorld({"four", 4, 1, {}, true, 16384}, 30); }
 TEST_F(GpuProcesses, TwoProcessesOfTwoThreads) { runWorld({"two of two threads", 4, 2, {}, true, 16384}, 30); }
+// Counted in launches of four ranks, laid in launches of one.
+TEST_F(GpuProcesses, TwoProcessesOfFourThreads) { runWorld({"two of four threads", 8, 4, {}, true, 16384}, 16); }
 
 TEST_F(GpuProcesses, TwoRanksWhoseMemoryIsMappedInPieces) { runWorld<PieceSpace>({"two", 2, 1, {}, true, 16384}, 20); }
 

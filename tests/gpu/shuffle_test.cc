@@ -16,7 +16,7 @@ TEST_P(GpuShuffle, IsWhatTheOracleSays) {
     space.setTogether(ranks);
     std::string text;
     for (std::int64_t i = 0; i < some.count && text.empty(); ++i)
-      text = runRank(randomCase(some.seed(i), ranks), comm, rank, space);
+      text = runRank(gpuCase(some.seed(i), ranks), comm, rank, space);
     return text;
   });
   for (const std::string& text : wrong) EXPECT_EQ(text, "") << "repeat with FUSCO_TEST_SEED=<seed>";

@@ -43,7 +43,7 @@ void fillRow(std::uint64_t seed, int tensor, int rank, std::int64_t row, std::ui
   }
 }
 
-Case randomCase(std::uint64_t seed, int ranks) {
+Case randomCase(std::uint64_t seed, int ranks, std::int64_t mostTokens) {
   std::mt19937_64 random(seed);
   const auto pick = [&](std::int64_t low, std::int64_t high) {
     return std::uniform_int_distribution<std::int64_t>(low, high)(random);
@@ -57,7 +57,7 @@ Case randomCase(std::uint64_t seed, int ranks) {
   const int layout = static_cast<int>(pick(0, 9));
   c.layout = layout < 6 ? fuscoLayoutExpertOrder : layout < 8 ? fuscoLayoutRankOrder : fuscoLayoutSlotted;
   c.dedup = static_cast<int>(pick(0, 3));
-  const std::int64_t most = pick(0, 5) == 0 ? 0 : pick(1, 40);
+  const std::int64_t most = pick(0, 5) == 0 ? 0 : pick(1, mostTokens);
   const int style = static_cast<int>(pick(0, 4));
   for (int r = 0; r < ranks; ++r) {
     c.tokens.push_back(pick(0, 3) == 0 ? most : pick(0, most));
@@ -94,6 +94,17 @@ Case randomCase(std::uint64_t seed, int ranks) {
   c.privateMemory = pick(0, 1) == 0;
   if (pick(0, 4) == 0) c.capacityRows = pick(1, 2 + most * c.topk);
   return c;
+}
+
+Case longCase(std::uint64_t seed, int ranks) {
+  Case c = randomCase(seed, ranks, 9000);
+  c.rowBytes = std::min<std::size_t>(c.rowBytes, 64);
+  c.rowBytes2 = std::min<std::size_t>(c.rowBytes2, 16);
+  return c;
+}
+
+Case gpuCase(std::uint64_t seed, int ranks) {
+  return seed / 1000 % 8 == 5 ? longCase(seed, ranks) : randomCase(seed, ranks);
 }
 
 Expected expectedAt(const Case& c, int rank) {

@@ -40,7 +40,11 @@ struct Case {
   int rankOfExpert(int expert) const;
 };
 
-Case randomCase(std::uint64_t seed, int ranks);
+Case randomCase(std::uint64_t seed, int ranks, std::int64_t mostTokens = 40);
+// One whose routing maps are long, so that many blocks of a GPU plan them; its rows are short.
+Case longCase(std::uint64_t seed, int ranks);
+// What tests on GPUs run: every eighth is long.
+Case gpuCase(std::uint64_t seed, int ranks);
 
 // A row that arrives: who sent it, and where it belongs. Computed naively from all routing maps.
 struct Arrival {
