@@ -1,5 +1,5 @@
 // The kernels of dispatch and combine against what the GPU can do at most, on one GPU that stands for several ranks.
-// Plans are made on the host; docs/results.md has the command and what was seen.
+// Plans are made on the host.
 #include <cuda_runtime.h>
 
 #include <algorithm>

@@ -204,8 +204,9 @@ class Exporter {
     }
     int device = 0;
     cudaGetDevice(&device);
+    std::thread([this, listening = listener.get(), device] { serve(listening, device); }).detach();
+    // Not before somebody serves it.
     socket_ = std::move(listener);
-    std::thread([this, listening = socket_.get(), device] { serve(listening, device); }).detach();
   }
 
   void serve(int listener, int device) {

@@ -2,7 +2,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <regex>
+#include <string_view>
 
 #include "house/includes.h"
 
@@ -27,6 +29,26 @@ const std::regex& forbidden() {
   return words;
 }
 
+// Whether a line may hold one of them: the expression is far slower than this.
+bool mayHold(const std::string& line) {
+  static constexpr std::string_view kParts[] = {
+      "TO"
+      "DO",
+      "FIX"
+      "ME",
+      "X"
+      "XX",
+      "tu"
+      "b",
+      "mented",
+      "wo"
+      "rk/",
+      "/tmp/",
+      "/home/"};
+  return std::any_of(std::begin(kParts), std::end(kParts),
+                     [&](std::string_view part) { return line.find(part) != std::string::npos; });
+}
+
 std::vector<std::string> findForbidden(const std::string& path, const std::string& text) {
   std::vector<std::string> found;
   std::istringstream lines(text);
@@ -34,7 +56,7 @@ std::vector<std::string> findForbidden(const std::string& path, const std::strin
   for (std::string line; std::getline(lines, line);) {
     ++number;
     // Long lines are data.
-    if (line.size() < 1000 && std::regex_search(line, forbidden())) {
+    if (line.size() < 1000 && mayHold(line) && std::regex_search(line, forbidden())) {
       found.push_back(path + ":" + std::to_string(number) + ": " + line);
     }
   }
