@@ -119,7 +119,7 @@ void LocalFabric::listen() {
 void LocalFabric::meetAll(const UniqueId& id) {
   const Deadline deadline = Deadline::afterMs(config_.initTimeoutMs);
   // The meeting place knows who is missing: its answer at the time-out should come before our own.
-  const std::int64_t grace = config_.initTimeoutMs / 20 + 50;
+  const std::int64_t grace = config_.initTimeoutMs / 20 + 1000;
   std::vector<Record> records;
   try {
     records =

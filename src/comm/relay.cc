@@ -108,7 +108,7 @@ void Relay::came(Caller* caller, const Record& record) {
     end_ = Deadline::never();
     firstCameNs_ = nowNs();
     // The meeting place knows who is missing: its word at the time-out should come first.
-    if (record.initTimeoutMs > 0) timeout_ = Deadline::afterMs(record.initTimeoutMs + record.initTimeoutMs / 40 + 25);
+    if (record.initTimeoutMs > 0) timeout_ = Deadline::afterMs(record.initTimeoutMs + record.initTimeoutMs / 40 + 500);
     progress_ = Deadline::afterMs(patience_.firstProgressMs);
   }
   caller->rank = record.rank;

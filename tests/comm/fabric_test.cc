@@ -272,7 +272,7 @@ TEST_P(FabricTest, WhoAbortsWaitsForMovesAndNoneBeginsAfterwards) {
     if (fabric.rank() == 1) {
       fabric.moveBegins();
       stage->store(1);
-      usleep(200000);
+      usleep(50000);
       stage->store(2);
       fabric.moveEnds();
       for (const Deadline patience = Deadline::afterMs(5000); !patience.passed(); usleep(1000)) {

@@ -16,6 +16,7 @@
 #include <thread>
 
 #include "base/clock.h"
+#include "base/point.h"
 #include "base/status.h"
 #include "comm/bootstrap.h"
 #include "comm/frames.h"
@@ -53,7 +54,7 @@ std::vector<Met> meetAll(const UniqueId& id, const std::vector<Record>& records)
   for (std::size_t i = 0; i < records.size(); ++i) {
     threads.emplace_back([&, i] {
       try {
-        met[i].records = meet(id, records[i], Deadline::afterMs(records[i].initTimeoutMs * 21 / 20 + 50));
+        met[i].records = meet(id, records[i], Deadline::afterMs(records[i].initTimeoutMs * 21 / 20 + 5000));
       } catch (const Error& error) {
         met[i].error = "code " + std::to_string(static_cast<int>(error.code())) + ": " + error.what();
       }
@@ -79,6 +80,26 @@ void expectErrors(const std::vector<Met>& met, const std::string& code, const st
       EXPECT_NE(one.error.find(word), std::string::npos) << word << ": " << one.error;
   }
 }
+
+// Which ranks meeting places of this process have taken since this was made.
+class Taken {
+ public:
+  Taken() {
+    ranks.store(0);
+    pointWatcher.store([](const char* name, int rank) {
+      if (std::strcmp(name, "taken") == 0) ranks.fetch_or(1u << rank);
+    });
+  }
+  ~Taken() { pointWatcher.store(nullptr); }
+  static void await(unsigned wanted) {
+    for (const Deadline patience = Deadline::afterMs(10000); (ranks.load() & wanted) != wanted; usleep(1000)) {
+      if (patience.passed()) return ADD_FAILURE() << "taken: " << ranks.load() << ", of " << wanted;
+    }
+  }
+
+ private:
+  static inline std::atomic<unsigned> ranks{0};  // a bit for each
+};
 
 // Two ranks near the meeting place, and `hosts` other machines of three.
 std::vector<Record> severalHosts(const UniqueId& id, int hosts) {
@@ -118,6 +139,7 @@ TEST(Meeting, DisagreementsAreToldBehindRelays) {
 
 // A rank of another machine comes and hangs up; the others are told who.
 TEST(Meeting, ARankBehindARelayThatDiesIsNoticed) {
+  const Taken taken;
   const UniqueId id = openMeetingPlace();
   std::atomic<bool> stop{false};
   std::thread doomed([&] {
@@ -131,7 +153,7 @@ TEST(Meeting, ARankBehindARelayThatDiesIsNoticed) {
       std::memcpy(hello.key, id.key, sizeof(hello.key));
       hello.record = recordOf(2, 4, 7);
       transport::sendMessage(socket.get(), &hello, sizeof(hello));
-      usleep(200000);
+      Taken::await(1u << 2);
     });
     relay.serve(stop);
     caller.join();
@@ -210,7 +232,8 @@ TEST(Meeting, ARelayThatDiesWithTheAnswerIsReplaced) {
   std::thread relay(tellNobody, std::make_unique<RelayByHand>(id, 1), 3);
   const std::int64_t begin = nowNs();
   expectComplete(meetAll(id, records));
-  EXPECT_LT(nowNs() - begin, 2'000'000'000);
+  // Late comers would be told for 5 s.
+  EXPECT_LT(nowNs() - begin, 4'000'000'000);
   relay.join();
 }
 
@@ -372,9 +395,10 @@ TEST(Meeting, ManyRanksAreToldThatDescriptorsAreShort) {
 
 TEST(Meeting, AnotherVersionIsToldToAll) {
   for (const bool near : {true, false}) {
+    const Taken taken;
     const UniqueId id = openMeetingPlace();
     std::thread other([&] {
-      usleep(100000);
+      Taken::await(0b11);
       const std::string name = near ? std::string(id.socketName) : Relay::nameFor(id, 8);
       UniqueFd socket = transport::connectAbstract(name, Deadline::afterMs(2000));
       Hello hello;
@@ -554,11 +578,11 @@ TEST(Meeting, AnAnswerThatNoneCanHaveIsRefusedBeforeItIsTaken) {
 
 TEST(Meeting, TheSilentAreSentAwayAndTheirDescriptorsComeBack) {
   Lobby::Patience patience;
-  patience.silentCallerMs = 100;
+  patience.silentCallerMs = 1000;
   const UniqueId id = openMeetingPlace(patience);
   UniqueFd silent = connectTo(id.address);
   pollfd polled{silent.get(), POLLIN, 0};
-  ASSERT_EQ(poll(&polled, 1, 3000), 1);
+  ASSERT_EQ(poll(&polled, 1, 9000), 1);
   char byte;
   EXPECT_EQ(::recv(silent.get(), &byte, 1, MSG_DONTWAIT), 0);
   expectComplete(meetAll(id, {recordOf(0, 2, id.domain), recordOf(1, 2, 9)}));
