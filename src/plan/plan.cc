@@ -34,10 +34,12 @@ void zero(std::byte* arena, std::uint64_t begin, std::uint64_t end) { std::memse
 
 }  // namespace
 
-// Visits the entries in the order of tokens, then slots: visit(cursor, isNewCopy, token, slot with its duplicate mark,
-// home, row). nextRow_ holds each key's first row and is used up.
+// Visits the entries in the order of tokens, then slots: visit(copy, whether the entry is its first, entry, token,
+// place in the routing map, rank and slot as an Entry has them, row); copy and entry are the next of their node.
+// `visit` is taken by value, so that what it holds can stay in registers. nextRow_ holds each key's first row and is
+// used up.
 template <typename Id, bool kByRank, bool kLimited, typename Visit>
-void Planner::walk(const RoutingMap& map, bool copyPerEntry, Visit&& visit) {
+void Planner::walk(const RoutingMap& map, bool copyPerEntry, Visit visit) {
   const Id* id = static_cast<const Id*>(map.ids);
   const std::uint64_t experts = map.experts;
   const bool perEntry = copyPerEntry;
@@ -48,10 +50,13 @@ void Planner::walk(const RoutingMap& map, bool copyPerEntry, Visit&& visit) {
   std::uint32_t* nextRow = nextRow_.data();
   const std::uint32_t* endRow = endRow_.data();
   std::fill(rankStamp_.begin(), rankStamp_.end(), 0);
-  for (std::int64_t token = 0; token < map.tokens; ++token, id += map.topk) {
+  const std::uint32_t topk = map.topk;
+  const std::int64_t tokens = map.tokens;
+  std::size_t at = 0;
+  for (std::int64_t token = 0; token < tokens; ++token) {
     const auto stamp = static_cast<std::uint32_t>(token + 1);
-    for (int slot = 0; slot < map.topk; ++slot) {
-      const std::int64_t expert = id[slot];
+    for (std::uint32_t slot = 0; slot < topk; ++slot, ++at) {
+      const std::int64_t expert = id[at];
       if (static_cast<std::uint64_t>(expert) >= experts) [[unlikely]]
         continue;  // -1: analyse has refused all others
       const Home home = homes[expert];
@@ -68,10 +73,14 @@ void Planner::walk(const RoutingMap& map, bool copyPerEntry, Visit&& visit) {
         markedSlot |= duplicateMark & (0u - (rankStamp[home.rank] == stamp));
         rankStamp[home.rank] = stamp;
       }
+      // What is left to fill of the node is read and written in one piece each: stores are what this loop is made of.
       Cursor& cursor = cursors[home.node];
-      const bool isNewCopy = perEntry | (cursor.stamp != stamp);
-      cursor.stamp = stamp;
-      visit(cursor, isNewCopy, static_cast<std::uint32_t>(token), slot, markedSlot, home, row);
+      std::uint64_t both;
+      std::memcpy(&both, &cursor, sizeof both);
+      const bool isNewCopy = perEntry | (static_cast<std::uint32_t>(both) != stamp);
+      const auto copy = static_cast<std::uint32_t>(both >> 32);
+      storePair(&cursor, stamp, copy + isNewCopy);
+      visit(copy, isNewCopy, cursor.entry++, static_cast<std::uint32_t>(token), at, home.local | markedSlot << 16, row);
     }
   }
 }
@@ -177,11 +186,8 @@ void Planner::lay(const RoutingMap& map, const Options& options, const Analysis&
       wanted += analysis.rowsOfKey[key];
     }
     walk<Id, kByRank, true>(
-        map, copyPerEntry, [&](Cursor& cursor, bool isNewCopy, std::uint32_t, int, std::uint32_t, Home, std::uint32_t) {
-          cursor.copy += isNewCopy;
-          ++cursor.entry;
-          ++kept;
-        });
+        map, copyPerEntry,
+        [&](std::uint32_t, bool, std::uint32_t, std::uint32_t, std::size_t, std::uint32_t, std::uint32_t) { ++kept; });
     dropped = wanted - kept;
     nextRow_.assign(rowBase, rowBase + keys);
   } else {
@@ -217,17 +223,14 @@ void Planner::lay(const RoutingMap& map, const Options& options, const Analysis&
   Entry* const entryList = at<Entry>(arena, offsets.entries);
   float* const weightList = at<float>(arena, offsets.weights);
   const float* const weights = map.weights;
-  const std::int64_t topk = map.topk;
-  const auto put = [&](Cursor& cursor, bool isNewCopy, std::uint32_t token, int slot, std::uint32_t markedSlot,
-                       Home home, std::uint32_t row) {
-    const std::uint32_t entry = cursor.entry++;
+  const auto put = [=](std::uint32_t copy, bool isNewCopy, std::uint32_t entry, std::uint32_t token, std::size_t at,
+                       std::uint32_t rankAndSlot, std::uint32_t row) {
     // An entry of a copy that is there already writes to the sentinel, which is set last. Masks, since a branch would
     // be a coin toss: it is taken by 2 of 3 entries at top-8 and 8 nodes.
-    const std::uint32_t place = copies ^ ((copies ^ cursor.copy) & (0u - isNewCopy));
+    const std::uint32_t place = copies ^ ((copies ^ copy) & (0u - isNewCopy));
     storePair(copyList + place, token, entry);
-    cursor.copy += isNewCopy;
-    storePair(entryList + entry, home.local | markedSlot << 16, row);
-    if (weights != nullptr) weightList[entry] = weights[token * topk + slot];
+    storePair(entryList + entry, rankAndSlot, row);
+    if (weights != nullptr) weightList[entry] = weights[at];
   };
   if (limited) {
     walk<Id, kByRank, true>(map, copyPerEntry, put);

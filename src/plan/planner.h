@@ -31,7 +31,7 @@ class Planner {
     std::uint16_t local;  // index of the rank in its node
   };
   // What is left to fill of one node: the last token seen (plus 1), the next copy and the next entry.
-  struct Cursor {
+  struct alignas(16) Cursor {
     std::uint32_t stamp;
     std::uint32_t copy;
     std::uint32_t entry;
@@ -42,7 +42,7 @@ class Planner {
   template <typename Id, bool kByRank>
   void count(const RoutingMap& map, bool copyPerEntry, Analysis& result);
   template <typename Id, bool kByRank, bool kLimited, typename Visit>
-  void walk(const RoutingMap& map, bool copyPerEntry, Visit&& visit);
+  void walk(const RoutingMap& map, bool copyPerEntry, Visit visit);
   template <typename Id, bool kByRank>
   void lay(const RoutingMap& map, const Options& options, const Analysis& analysis, const ArenaOffsets& offsets,
            std::byte* arena);
