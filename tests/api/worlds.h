@@ -5,6 +5,7 @@
 
 #include <vector>
 
+#include "patience.h"
 #include "shuffle/case.h"
 #include "shuffle/ranks.h"
 
@@ -19,7 +20,7 @@ inline const World kMixed{"two nodes, processes of two threads", 4, 2, {0, 1, 0,
 inline const std::vector<World> kEveryWorld{kThreads, kProcesses, kStaged, kTwoNodes, kThreadNodes, kMixed};
 
 // Every rank must end without a word.
-inline void runWell(const World& world, const std::function<void(Rank&)>& body, int seconds = 60) {
+inline void runWell(const World& world, const std::function<void(Rank&)>& body, int seconds = kWorldSeconds) {
   const std::vector<std::string> texts = runRanks(world, body, seconds);
   for (std::size_t r = 0; r < texts.size(); ++r) EXPECT_EQ(texts[r], "") << world.name << ", rank " << r;
 }

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "fusco/nccl.h"
+#include "patience.h"
 
 namespace fusco::test {
 
@@ -42,7 +43,7 @@ struct Rank {
 };
 
 // Runs body in a process for each rank. The number of ranks that failed.
-int runRanks(int ranks, const std::function<void(const Rank&)>& body, int seconds = 60);
+int runRanks(int ranks, const std::function<void(const Rank&)>& body, int seconds = kWorldSeconds);
 
 // A byte of a message.
 inline std::uint8_t byteOf(std::uint64_t seed, std::size_t i) {

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
@@ -38,7 +39,7 @@ int main(int count, char** arguments) {
   const auto groups = static_cast<int>(number(4, 100)), threads = static_cast<int>(number(5, 1));
   if (scenario == "random")
     return runRanks(
-        ranks, [&](const Rank& self) { randomGroups(self, seed, groups, threads); }, 100);
+        ranks, [&](const Rank& self) { randomGroups(self, seed, groups, threads); }, std::max(90, kWorldSeconds));
   if (scenario == "loop") {
     const std::string how = count > 5 ? arguments[5] : "";
     const LoopShape shape = loopShape(static_cast<int>(number(3, 1)), static_cast<int>(number(4, 1)), how);

@@ -7,6 +7,8 @@
 #include <cstdio>
 #include <string>
 
+#include "patience.h"
+
 namespace fusco::test {
 
 struct Result {
@@ -14,7 +16,7 @@ struct Result {
   std::string output;  // both streams
 };
 
-inline Result run(const std::string& settings, const std::string& command, int seconds = 100) {
+inline Result run(const std::string& settings, const std::string& command, int seconds = kCommandSeconds) {
   Result result;
   const std::string line = "env -u FUSCO_DEVICE CUDA_VISIBLE_DEVICES= " + settings + " timeout -k 2 " +
                            std::to_string(seconds) + " " + command + " 2>&1";

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "fusco/fusco.h"
+#include "patience.h"
 
 namespace fusco::test {
 
@@ -59,7 +60,8 @@ class Rank {
 
 // Runs body on every rank. One text per rank: empty, what it threw, how its process ended, or that it did not end
 // within `seconds` (it is killed then). A rank that is to be killed by the test says "killed by signal 9".
-std::vector<std::string> runRanks(const World& world, const std::function<void(Rank&)>& body, int seconds = 60);
+std::vector<std::string> runRanks(const World& world, const std::function<void(Rank&)>& body,
+                                  int seconds = kWorldSeconds);
 
 // Throws std::runtime_error(text) unless `condition`.
 void require(bool condition, const std::string& text);
