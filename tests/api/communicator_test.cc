@@ -198,11 +198,15 @@ TEST(Communicator, abortFromAnotherThreadWakesAWaiter) {
       fuscoComm_t comm = self.connect();
       if (self.rank() == 0) {
         const auto start = Clock::now();
+        // A receive that begins after the abort would be told that its communicator is none.
+        std::atomic<bool> receiving{false};
         std::thread other([&] {
+          while (!receiving) std::this_thread::sleep_for(std::chrono::milliseconds(1));
           std::this_thread::sleep_for(std::chrono::milliseconds(200));
           FUSCO_OK(fuscoCommAbort(comm));
         });
         int value = 0;
+        receiving = true;
         const fuscoResult_t result = fuscoRecv(&value, 1, fuscoInt32, 1, comm, nullptr);
         const std::string text = fuscoGetLastError(nullptr);
         const double seconds = secondsSince(start);

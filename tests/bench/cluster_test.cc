@@ -68,7 +68,7 @@ TEST(Cluster, NothingStaysWhenItIsEnded) {
   EXPECT_EQ(made.code, 0) << made.text;
   const std::string note = temporary("cluster");
   const Said ended = say(std::string(CLUSTER) + " --nodes 2 -- sh -c 'echo $CLUSTER_NETNS > " + note +
-                         "; sleep 60' & child=$!; for i in $(seq 200); do [ -s " + note +
+                         "; sleep 60' & child=$!; for i in $(seq 1200); do [ -s " + note +
                          " ] && break; sleep 0.05; done; kill -TERM $child; wait $child; echo ended $?");
   EXPECT_NE(ended.text.find("ended 143"), std::string::npos) << ended.text;
   std::string prefix;
@@ -84,13 +84,13 @@ TEST(Cluster, NothingStaysWhenItIsKilled) {
   SKIP_WITHOUT_RIGHT(made);
   const std::string note = temporary("killed");
   say(std::string(CLUSTER) + " --nodes 2 -- sh -c 'echo $CLUSTER_NETNS > " + note +
-      "; exec sleep 60' & child=$!; for i in $(seq 200); do [ -s " + note +
+      "; exec sleep 60' & child=$!; for i in $(seq 1200); do [ -s " + note +
       " ] && break; sleep 0.05; done; kill -KILL $child; wait $child");
   std::string prefix;
   std::ifstream(note) >> prefix;
   std::remove(note.c_str());
   ASSERT_FALSE(prefix.empty());
-  for (int i = 0; i < 200 && namespaces().find(prefix) != std::string::npos; ++i)
+  for (int i = 0; i < 600 && namespaces().find(prefix) != std::string::npos; ++i)
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
   EXPECT_EQ(namespaces().find(prefix), std::string::npos) << namespaces();
 }

@@ -362,6 +362,7 @@ TEST(StreamDriver, AnAbortedPeerFailsTheStreamInBoundedTime) {
 TEST(StreamDriver, ASilentPeerIsGivenUpAtTheDeadline) {
   const Setting setting{2, {}, Layout::expertOrder, 60, 1};
   std::atomic<int> here{0};
+  std::atomic<bool> gaveUp{false};
   const auto texts = runFailing(setting, [&](comm::Fabric& fabric) {
     const auto engine = engineOn(fabric, 300);
     Batch batch(*engine, setting, 0);
@@ -369,12 +370,14 @@ TEST(StreamDriver, ASilentPeerIsGivenUpAtTheDeadline) {
     if (fabric.rank() == 0) {
       batch.step(setting, 1, 0);
       batch.stream.synchronize();
+      gaveUp = true;
       require(batch.driver.status() == static_cast<std::uint32_t>(Code::remoteError), "the stream did not give up");
       require(engine->asyncErrorText().find("did not finish within 300 ms") != std::string::npos,
               engine->asyncErrorText());
     } else {
       // Comes when the other has given up, and is told.
-      std::this_thread::sleep_for(std::chrono::seconds(1));
+      for (int i = 0; i < 20000 && !gaveUp; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      require(gaveUp, "the other rank's stream never ended");
       batch.step(setting, 1, 0);
       batch.stream.synchronize();
       require(batch.driver.status() != 0, "the late rank went on");

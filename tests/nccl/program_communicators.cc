@@ -180,13 +180,14 @@ void misuse(const Rank& self) {
 
 void abortWhileWaiting(const Rank& self) {
   const ncclComm_t comm = self.connect();
-  std::atomic<bool> ended{false};
+  std::atomic<bool> waiting{false}, ended{false};
   ncclResult_t result = ncclSuccess;
   // Everybody waits for a message that nobody sends; rank 0 is aborted by another thread.
   std::thread waits([&] {
     int value = 0;
     ncclGroupStart();
     ncclRecv(&value, 1, ncclInt32, (self.rank + 1) % self.ranks, comm, nullptr);
+    waiting = true;
     result = ncclGroupEnd();
     ended = true;
   });
@@ -196,6 +197,8 @@ void abortWhileWaiting(const Rank& self) {
       if (thread.joinable()) thread.join();
     }
   } joined{waits};
+  // A group that ends in its call after the abort would be told that its communicator is none.
+  while (!waiting) usleep(1000);
   usleep(300000);
   require(!ended, "nothing to wait for");
   // Nobody aborts before all have seen that they wait.
