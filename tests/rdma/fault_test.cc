@@ -63,8 +63,14 @@ std::string shuffleThrough(Rank& self, fuscoComm_t comm, Sabotage& sabotage, std
 
 struct Wanted {
   std::vector<std::string> words;  // of the error on rank 0; empty: there must be none
-  std::int64_t withinMs = 0;       // since the fault was there
+  // Since the fault was there. On a busy host the emulated machine takes seconds for what it does at once on a quiet
+  // one; what this excludes is that only the time-out of operations, 30 s, has ended the wait. Who saw the fault is in
+  // the words.
+  std::int64_t withinMs = 0;
 };
+
+// A world with a fault took 40 s on a busy machine.
+constexpr int kRanksSeconds = 180;
 
 void expectFault(const World& world, const Setting& setting, const std::string& fault, const std::string& after,
                  const Wanted& wanted, int lastsMs = 0) {
@@ -99,7 +105,7 @@ void expectFault(const World& world, const Setting& setting, const std::string& 
         require(took <= wanted.withinMs + wanted.withinMs / 10, "it took " + std::to_string(took) + " ms");
         for (const std::string& word : wanted.words) requireContains(text, word);
       },
-      60);
+      kRanksSeconds);
   EXPECT_TRUE(sabotage.end()) << fault << "; " << after;
   for (int rank = 0; rank < world.ranks; ++rank) {
     EXPECT_EQ(wrong[static_cast<std::size_t>(rank)], "") << "rank " << rank;
@@ -110,7 +116,7 @@ void expectFault(const World& world, const Setting& setting, const std::string& 
 // what is told at once.
 TEST(RdmaPatience, LinkDownForGood) {
   expectFault(twoNodes("link down"), {false, "20"}, "/sbin/ip link set s0 down", "/sbin/ip link set s0 up",
-              {{"rxe0 port 1", "down for 8 s", "rank "}, 10000});
+              {{"rxe0 port 1", "down for 8 s", "rank "}, 16000});
 }
 
 TEST(RdmaPatience, LinkDownAndUp) {
@@ -121,7 +127,7 @@ TEST(RdmaPatience, LinkDownAndUp) {
 TEST(RdmaPatience, LinkCutWithoutAWord) {
   expectFault(twoNodes("link cut"), {false, "20"}, "/sbin/tc qdisc add dev d0 root netem loss 100%",
               "/sbin/tc qdisc del dev d0 root",
-              {{"acknowledged nothing for nine seconds", "rxe0 port 1", "rxe2 port 1", "10.77.0.3", "rank "}, 10000});
+              {{"acknowledged nothing for nine seconds", "rxe0 port 1", "rxe2 port 1", "10.77.0.3", "rank "}, 16000});
 }
 
 TEST(RdmaFault, LinkCutSeenByTheQueuePair) {
@@ -129,7 +135,7 @@ TEST(RdmaFault, LinkCutSeenByTheQueuePair) {
   expectFault(
       twoNodes("link cut"), {false, "14", "3"}, "/sbin/tc qdisc add dev d0 root netem loss 100%",
       "/sbin/tc qdisc del dev d0 root",
-      {{"transport retry counter exceeded", "work completion 12", "rxe0 port 1", "rxe2 port 1", "rank "}, 3000});
+      {{"transport retry counter exceeded", "work completion 12", "rxe0 port 1", "rxe2 port 1", "rank "}, 10000});
 }
 
 TEST(RdmaPatience, LossOfOnePercent) {
@@ -146,7 +152,7 @@ std::string remake(const std::string& device, const std::string& interface) {
 
 TEST(RdmaFault, DeviceRemoved) {
   expectFault(twoNodes("device removed"), {}, removal("rxe0"), remake("rxe0", "d0"),
-              {{"device rxe0", "has failed or was removed", "rank "}, 5000});
+              {{"device rxe0", "has failed or was removed", "rank "}, 12000});
 }
 
 TEST(RdmaPatience, DeviceOfALaneRemovedAndItsFlowsGoOn) {
@@ -174,7 +180,8 @@ TEST(RdmaFault, KilledPeer) {
       const std::int64_t took = (nowNs() - static_cast<std::int64_t>(self.word(3).load())) / 1'000'000;
       requireContains(text, "rank 1 (");
       requireContains(text, "died");
-      require(took < 2200, "it took " + std::to_string(took) + " ms");
+      // Not by the time-out of operations, which is 30 s.
+      require(took < 10000, "it took " + std::to_string(took) + " ms");
       fuscoCommAbort(comm);
       return;
     }

@@ -148,47 +148,64 @@ TEST(RdmaShuffle, SameBitsAsOverSharedMemory) {
   }
 }
 
+// A port's bytes against what the plans send by it, over which there are the heads of packets and acknowledgements:
+// true if they are no more than `most` times as much. Soft-RoCE loses a packet now and then, and then sends again what
+// came after it, too: tests of the upper bound have kTries, one of which must keep to it at all ports. Less than was
+// planned is wrong each time.
+constexpr int kTries = 3;
+bool keepsTo(int port, double planned, std::uint64_t left, double most) {
+  const auto out = static_cast<double>(left);
+  EXPECT_GE(out, planned) << "port " << port;
+  std::printf("port %d: %.0f bytes planned, %.0f left, at most %.2f times as much\n", port, planned, out, most);
+  return out <= most * planned;
+}
+
 // Each token crosses once, by the lane that the plan says; packets add their heads, combine as much again.
 TEST(RdmaShuffle, BytesOnTheWireAreThePlans) {
   constexpr int kTokens = 80;
   const std::vector<int> tokens{kTokens, kTokens, kTokens, kTokens};
-  std::uint64_t before[4], left[4];
-  for (int port = 0; port < 4; ++port) before[port] = leftBy(port);
-  const Kept verbs = runFixed("verbs", tokens);
-  for (int port = 0; port < 4; ++port) left[port] = leftBy(port) - before[port];
-  for (int rank = 0; rank < kRanks; ++rank) {
-    const double planned = static_cast<double>(copiesAcross(rank, kTokens) * kRow);
-    EXPECT_GE(static_cast<double>(verbs.wireBytes[rank]), planned);
-    EXPECT_LE(static_cast<double>(verbs.wireBytes[rank]), 1.06 * planned) << "with heads, entries and weights";
-    // Rank r of a node has lane r. Both steps' dispatches go out by it, and the sums of the ranks that it forwards for.
-    const double out = static_cast<double>(left[rank]), own = 2 * planned;
-    const double back = 2 * static_cast<double>(copiesAcross((rank + 2) % 4, kTokens) * kRow);
-    EXPECT_GE(out, own + back) << "port " << rank;
-    EXPECT_LE(out, 1.12 * (own + back)) << "port " << rank << ", with the heads of packets and acknowledgements";
-    std::printf("port %d: %.0f bytes planned, %.0f left\n", rank, own + back, out);
+  bool kept = false;
+  for (int i = 0; i < kTries && !kept && !HasFailure(); ++i) {
+    std::uint64_t before[4], left[4];
+    for (int port = 0; port < 4; ++port) before[port] = leftBy(port);
+    const Kept verbs = runFixed("verbs", tokens);
+    for (int port = 0; port < 4; ++port) left[port] = leftBy(port) - before[port];
+    kept = true;
+    for (int rank = 0; rank < kRanks; ++rank) {
+      const double planned = static_cast<double>(copiesAcross(rank, kTokens) * kRow);
+      EXPECT_GE(static_cast<double>(verbs.wireBytes[rank]), planned);
+      EXPECT_LE(static_cast<double>(verbs.wireBytes[rank]), 1.06 * planned) << "with heads, entries and weights";
+      // Rank r of a node has lane r. Both steps' dispatches go out by it, and the sums of the ranks that it forwards
+      // for.
+      const double own = 2 * planned, back = 2 * static_cast<double>(copiesAcross((rank + 2) % 4, kTokens) * kRow);
+      kept = keepsTo(rank, own + back, left[rank], 1.12) && kept;
+    }
   }
+  EXPECT_TRUE(kept) << "more left than was planned, " << kTries << " times";
 }
 
 // One rank alone has rows for the other node: the balancer's second plan sends them by both lanes, and so they go.
 TEST(RdmaShuffle, TwoLanesShareABusyFlow) {
   const std::vector<int> tokens{160, 0, 0, 0};
-  std::uint64_t left[2] = {leftBy(0), leftBy(1)};
-  const Kept kept = runFixed("verbs", tokens, "full");
   const std::uint64_t copies = copiesAcross(0, tokens[0]);
-  const auto& rows = kept.rowsByLane[0];
-  EXPECT_EQ(rows[0][0], copies);
-  EXPECT_EQ(rows[0][1], 0u);
-  EXPECT_EQ(rows[1][0] + rows[1][1], copies);
-  EXPECT_GT(rows[1][0], copies / 3);
-  EXPECT_GT(rows[1][1], copies / 3);
-  for (int lane = 0; lane < 2; ++lane) {
-    const double out = static_cast<double>(leftBy(lane) - left[lane]);
-    const double planned = static_cast<double>((rows[0][lane] + rows[1][lane]) * kRow);
-    EXPECT_GE(out, planned) << "port " << lane;
-    // What comes back is acknowledged by the same port.
-    EXPECT_LE(out, 1.15 * planned) << "port " << lane;
-    std::printf("port %d: %.0f bytes planned, %.0f left\n", lane, planned, out);
+  bool within = false;
+  for (int i = 0; i < kTries && !within && !HasFailure(); ++i) {
+    const std::uint64_t before[2] = {leftBy(0), leftBy(1)};
+    const Kept kept = runFixed("verbs", tokens, "full");
+    const auto& rows = kept.rowsByLane[0];
+    EXPECT_EQ(rows[0][0], copies);
+    EXPECT_EQ(rows[0][1], 0u);
+    EXPECT_EQ(rows[1][0] + rows[1][1], copies);
+    EXPECT_GT(rows[1][0], copies / 3);
+    EXPECT_GT(rows[1][1], copies / 3);
+    within = true;
+    for (int lane = 0; lane < 2; ++lane) {
+      const double planned = static_cast<double>((rows[0][lane] + rows[1][lane]) * kRow);
+      // What comes back is acknowledged by the same port.
+      within = keepsTo(lane, planned, leftBy(lane) - before[lane], 1.15) && within;
+    }
   }
+  EXPECT_TRUE(within) << "more left than was planned, " << kTries << " times";
 }
 
 TEST(RdmaShuffle, TwoNodesOfTwo) { runWorld(nodes("two nodes of two", {0, 0, 1, 1}), 4, false); }
