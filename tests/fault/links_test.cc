@@ -16,9 +16,10 @@ namespace {
 bool inCluster(int lanes) {
   if (std::getenv("CLUSTER_NETNS") != nullptr) return true;
   const ::testing::TestInfo& test = *::testing::UnitTest::GetInstance()->current_test_info();
-  const std::string command = std::string(CLUSTER) + " --nodes 4 --ranks-per-node 2 --lanes " + std::to_string(lanes) +
-                              " --timeout 200 -- " + TEST_FAULT + " --gtest_filter=" + test.test_suite_name() + "." +
-                              test.name() + " 2>&1";
+  std::string command(CLUSTER);
+  command += " --nodes 4 --ranks-per-node 2 --lanes " + std::to_string(lanes) + " --timeout 200 -- ";
+  command.append(TEST_FAULT).append(" --gtest_filter=").append(test.test_suite_name()).append(".").append(test.name());
+  command += " 2>&1";
   FILE* pipe = ::popen(command.c_str(), "r");
   if (pipe == nullptr) {
     ADD_FAILURE() << "cannot start " << command;
