@@ -443,7 +443,7 @@ void tellFailure(const UniqueId& id, const Record& failed, Deadline deadline) {
       // A relay takes more descriptors than there may be.
       Relay::bring(id, failed, deadline);
     }
-  } catch (const Error&) {
+  } catch (const std::exception&) {
     // The answer is that very failure.
   }
 }

@@ -108,23 +108,19 @@ void Rendezvous::hearGuest(Guest* guest) {
   guest->gone = true;
   // Whom it has not told comes again, through another one.
   if (decided() || guest->ranks.empty()) return;
-  const std::set<int> ranks = std::exchange(guest->ranks, {});
-  const auto owner = std::find_if(ranks.begin(), ranks.end(), [&](int rank) {
+  const std::set<int> ranks = guest->ranks;
+  const auto isIts = [&](int rank) {
     const auto record = records_.find(rank);
     return record != records_.end() && record->second.process[0] == guest->process;
-  });
+  };
+  // Those of other processes have not gone: they come again, through another relay.
+  std::erase_if(guest->ranks, isIts);
+  const auto owner = std::find_if(ranks.begin(), ranks.end(), isIts);
+  if (owner != ranks.end()) return lost(*owner);
   const auto spokenFor = records_.find(*ranks.begin());
-  if (owner != ranks.end()) {
-    lost(*owner);
-  } else if (spokenFor != records_.end()) {
-    fail(static_cast<int>(Code::remoteError), "the process that spoke for " + spokenFor->second.describe() +
-                                                  " has ended at init, before all ranks had come; look at its log");
-  }
-  // That took them all for gone.
-  for (const int rank : ranks) {
-    const auto record = records_.find(rank);
-    if (record != records_.end() && record->second.process[0] != guest->process) --answeredByRelay_;
-  }
+  if (spokenFor == records_.end()) return;
+  fail(static_cast<int>(Code::remoteError), "the process that spoke for " + spokenFor->second.describe() +
+                                                " has ended at init, before all ranks had come; look at its log");
 }
 
 void Rendezvous::hearFrame(Guest* guest, std::uint32_t kind, std::string_view body) {

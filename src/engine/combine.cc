@@ -173,10 +173,8 @@ Outcome Combine::announceReady() {
     const Stream& stream = plan_->streams().out[i];
     transport::PostedLink& link = linkTo(stream);
     back_[i].begin(link, plan.view, stream.flows, signature(), &passage(kIn, i));
-    if (engine_.deviceExecutor() != nullptr) {
-      back_[i].setPlace(
-          [this](transport::PostedLink& from, const std::byte* inSlot) { return engine_.payloadIn(from, inSlot); });
-    }
+    back_[i].setPlace(
+        [this](transport::PostedLink& from, const std::byte* inSlot) { return engine_.payloadIn(from, inSlot); });
     slot = link.slotBytes();
     // Home takes tokens in order, and waits for the slowest of its streams: what the others bring meanwhile must not
     // stand in their lanes, where peers wait that have nothing to do with it. Fast lanes have time to spare.

@@ -300,31 +300,13 @@ TEST(Fault, NothingIsLeftBehind) {
     other.join();
     return texts[0] + texts[1];
   };
-  // The last meeting place ends by itself, in a moment; fifty rounds that each leave something do not.
-  auto compare = [](const Footprint& before) -> std::string {
-    Footprint after = footprint();
-    const auto more = [&] {
-      return after.descriptors > before.descriptors || after.threads > before.threads ||
-             after.mappings > before.mappings;
-    };
-    for (int wait = 0; more() && wait < 300; ++wait) {
-      usleep(10000);
-      after = footprint();
-    }
-    const auto told = [](const char* what, int first, int last) {
-      return std::string(what) + ": " + std::to_string(first) + " before, " + std::to_string(last) + " after; ";
-    };
-    if (!more()) return {};
-    return told("descriptors", before.descriptors, after.descriptors) + told("threads", before.threads, after.threads) +
-           told("mappings", before.mappings, after.mappings);
-  };
   // In a child, so that nothing of other tests counts.
   Children alone(1, [&](int) -> std::string {
     std::string text = threadRound({});
     const Footprint before = footprint();
     for (int round = 0; round < 50; ++round)
       text += threadRound(round % 2 ? std::vector<int>{0, 1} : std::vector<int>{});
-    return text + compare(before);
+    return text + leftBehind(before);
   });
   EXPECT_EQ(alone.join()[0], "") << "threads";
 
@@ -351,7 +333,7 @@ TEST(Fault, NothingIsLeftBehind) {
       }
       if (round == 1) first = footprint();
     }
-    return compare(first);
+    return leftBehind(first);
   });
   for (const std::string& text : children.join()) EXPECT_EQ(text, "") << "processes";
 }

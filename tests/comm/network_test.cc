@@ -312,17 +312,7 @@ TEST(Network, NothingIsLeftBehindAndANewOneWorks) {
     usleep(50000);
     const Footprint before = footprint();
     for (int i = 0; i < 20; ++i) round(i % 3 == 1);
-    Footprint after = footprint();
-    const auto more = [&] {
-      return after.descriptors > before.descriptors || after.threads > before.threads ||
-             after.mappings > before.mappings;
-    };
-    for (const Deadline patience = Deadline::afterMs(3000); more() && !patience.passed(); usleep(10000)) {
-      after = footprint();
-    }
-    if (after.descriptors > before.descriptors) errors += std::to_string(after.descriptors) + " descriptors after";
-    if (after.threads > before.threads) errors += std::to_string(after.threads) + " threads after";
-    if (after.mappings > before.mappings) errors += std::to_string(after.mappings) + " mappings after";
+    errors += leftBehind(before);
     return errors;
   });
   EXPECT_EQ(alone.join()[0], "");

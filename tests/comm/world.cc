@@ -13,6 +13,7 @@
 #include <stdexcept>
 #include <thread>
 
+#include "base/clock.h"
 #include "base/status.h"
 
 namespace fusco::comm::testing {
@@ -203,6 +204,22 @@ Footprint footprint() {
   std::string line;
   while (std::getline(maps, line)) now.mappings += line.find("fusco-") != std::string::npos ? 1 : 0;
   return now;
+}
+
+std::string leftBehind(const Footprint& before) {
+  Footprint after = footprint();
+  const auto more = [&] {
+    return after.descriptors > before.descriptors || after.threads > before.threads || after.mappings > before.mappings;
+  };
+  for (const Deadline patience = Deadline::afterMs(3000); more() && !patience.passed(); usleep(10000)) {
+    after = footprint();
+  }
+  if (!more()) return {};
+  const auto told = [](const char* what, int first, int last) {
+    return std::string(what) + ": " + std::to_string(first) + " before, " + std::to_string(last) + " after; ";
+  };
+  return told("descriptors", before.descriptors, after.descriptors) + told("threads", before.threads, after.threads) +
+         told("mappings", before.mappings, after.mappings);
 }
 
 }  // namespace fusco::comm::testing

@@ -42,6 +42,9 @@ struct Footprint {
   int mappings = 0;
 };
 Footprint footprint();
+// What there is more of than before, or "". What ends by itself has 3 s for it: the last meeting place; a thread that
+// was joined may still be seen for a moment.
+std::string leftBehind(const Footprint& before);
 
 // Processes in which `body(i)` runs; its text is what they return.
 class Children {
