@@ -3,7 +3,7 @@
 //
 //   g++ -O2 -std=c++20 -Iinclude -I/usr/local/cuda/include -o nodes bench/gpu/nodes.cc -Lbuild/release/src -lfusco_core
 //     -L/usr/local/cuda/lib64 -lcudart_static -ldl -lrt -lpthread
-//   FUSCO_NET=tcp nodes [NODES RANKS_OF_A_NODE TOKENS HIDDEN ROUNDS SLICE_BYTES SLICES]        (2 4 4096 7168 10 262144
+//   FUSCO_NET=tcp nodes [NODES RANKS_OF_A_NODE TOKENS HIDDEN ROUNDS SLICE_BYTES SLICES]        (2 4 4096 7168 10 1048576
 //   4)
 //
 // Routing: top-8 of 256, uniform, planned once. Rows are BF16 and small whole numbers, experts give back what they got,
@@ -41,7 +41,7 @@ void ok(bool fine, const std::string& what) {
 #define CUDA(call) ok((call) == cudaSuccess, #call)
 
 struct Setting {
-  int nodes = 2, ofNode = 4, tokens = 4096, hidden = 7168, rounds = 10, sliceBytes = 262144, slices = 4;
+  int nodes = 2, ofNode = 4, tokens = 4096, hidden = 7168, rounds = 10, sliceBytes = 1048576, slices = 4;
   int ranks() const { return nodes * ofNode; }
   std::size_t rowBytes() const { return static_cast<std::size_t>(hidden) * 2; }
 };

@@ -143,7 +143,7 @@ typedef struct {
   int lanesPerNode;       /* independent ways out of a node; default 1 */
   int initTimeoutMs;      /* all ranks must have come by then; default 300000 */
   int operationTimeoutMs; /* an operation that has not finished by then fails; default 300000; 0: no limit */
-  int64_t sliceBytes;     /* size of a slice between nodes; default 262144 */
+  int64_t sliceBytes;     /* size of a slice between nodes; default 262144, on GPUs 1048576 */
   int slices;             /* slices in flight for each peer on another node and operation slot; default 4 */
   int balance; /* fuscoBalance_t; default none. Else each plan's forwarders and lanes follow the loads of the plan before
                 * it (docs/design.md, "How are lanes balanced?"); full also the speeds that lanes have shown */

@@ -16,6 +16,9 @@ namespace fusco::api {
 
 namespace {
 
+// Each slice from or to a GPU has a price of its own: a launch, a copy, an event, and the question whether it has come.
+constexpr std::int64_t kSliceBytes = 256 << 10, kSliceBytesOfGpu = 1 << 20;
+
 thread_local std::string lastError;
 
 template <class Handle, class State>
@@ -210,7 +213,7 @@ fuscoConfig_t resolveConfig(const fuscoConfig_t* given) {
   range("lanesPerNode", c.lanesPerNode, 1, 1024);
   range("initTimeoutMs", c.initTimeoutMs, 1, INT32_MAX);
   range("operationTimeoutMs", c.operationTimeoutMs, 0, INT32_MAX);
-  range("sliceBytes", c.sliceBytes, 4096, std::int64_t{1} << 30);
+  if (c.sliceBytes != FUSCO_UNSET) range("sliceBytes", c.sliceBytes, 4096, std::int64_t{1} << 30);
   range("slices", c.slices, 1, 1024);
   range("balance", c.balance, 0, 2);
   range("maxStagingBytes", c.maxStagingBytes, 0, INT64_MAX);
@@ -229,6 +232,7 @@ fuscoConfig_t resolveConfig(const fuscoConfig_t* given) {
     }
     c.device = there ? fuscoDeviceCuda : fuscoDeviceHost;
   }
+  if (c.sliceBytes == FUSCO_UNSET) c.sliceBytes = c.device == fuscoDeviceCuda ? kSliceBytesOfGpu : kSliceBytes;
   c.sliceBytes = (c.sliceBytes + 63) / 64 * 64;
   return c;
 }

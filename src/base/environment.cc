@@ -45,8 +45,8 @@ constexpr SettingInfo kTable[] = {
      "All ranks of a communicator must have come within this time."},
     {Setting::operationTimeoutMs, "FUSCO_OPERATION_TIMEOUT_MS", integer, "300000", "", 0, kMostMs, "",
      "An operation that has not finished within this time fails; 0: no limit."},
-    {Setting::sliceBytes, "FUSCO_SLICE_BYTES", bytes, "256K", "", 4096, std::int64_t{1} << 30, "",
-     "Size of a slice, the unit of the pipeline between nodes."},
+    {Setting::sliceBytes, "FUSCO_SLICE_BYTES", bytes, "", "", 4096, std::int64_t{1} << 30, "",
+     "Size of a slice, the unit of the pipeline between nodes. Default: 1M where ranks compute on GPUs, else 256K."},
     {Setting::slices, "FUSCO_SLICES", integer, "4", "", 1, 1024, "", "Slices in flight for each peer on another node."},
     {Setting::lanes, "FUSCO_LANES", integer, "1", "", 1, 1024, "",
      "Independent ways out of a node (NICs), which the balancer shares out."},
@@ -298,7 +298,7 @@ Environment::Environment(const Variables& variables) : values_(std::size(kTable)
       const std::optional<std::int64_t> number = parseNumber(info, *given);
       if (!number) {
         warnings_.push_back(fmt::format("{}={}: needs {}; {} is used", source, *given, rangeOf(info),
-                                        value.text.empty() ? "no value" : value.text));
+                                        value.text.empty() ? "the default" : value.text));
         continue;
       }
       value.number = *number;

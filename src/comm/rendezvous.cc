@@ -274,15 +274,16 @@ std::string Rendezvous::disagreement(const Record& first, const Record& other) c
       {"FUSCO_NET (0: auto, 1: tcp, 2: shm, 3: verbs)", static_cast<std::uint64_t>(first.net),
        static_cast<std::uint64_t>(other.net)},
   };
+  // Before sizes, whose defaults follow from the device.
+  if (std::strcmp(first.settings, other.settings) != 0) {
+    return "ranks disagree on their settings: " + first.describe() + " has " + first.settings + "; " +
+           other.describe() + " has " + other.settings + "; give all ranks the same";
+  }
   for (const Item& item : items) {
     if (item.one == item.two) continue;
     return std::string("ranks disagree on ") + item.name + ": " + first.describe() + " has " +
            std::to_string(item.one) + ", " + other.describe() + " has " + std::to_string(item.two) +
            "; give all ranks the same";
-  }
-  if (std::strcmp(first.settings, other.settings) != 0) {
-    return "ranks disagree on their settings: " + first.describe() + " has " + first.settings + "; " +
-           other.describe() + " has " + other.settings + "; give all ranks the same";
   }
   return {};
 }

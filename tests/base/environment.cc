@@ -20,7 +20,7 @@ Environment read(std::initializer_list<std::pair<std::string, std::string>> vari
 TEST(Environment, DefaultsWithoutVariables) {
   const Environment none = read({});
   EXPECT_THAT(none.warnings(), IsEmpty());
-  EXPECT_EQ(none.number(Setting::sliceBytes), 262144);
+  EXPECT_EQ(none.number(Setting::sliceBytes), kNotSet);
   EXPECT_EQ(none.number(Setting::slices), 4);
   EXPECT_EQ(none.number(Setting::debug), 2);
   EXPECT_EQ(none.number(Setting::dedup), 3);
@@ -43,7 +43,7 @@ TEST(Environment, OwnNameComesBeforeNccl) {
 
 TEST(Environment, OtherNcclVariablesAreNotOurBusiness) {
   EXPECT_THAT(read({{"NCCL_IB_HCA", "mlx5"}, {"NCCL_SLICE_BYTES", "7"}}).warnings(), IsEmpty());
-  EXPECT_EQ(read({{"NCCL_SLICE_BYTES", "8192"}}).number(Setting::sliceBytes), 262144);
+  EXPECT_EQ(read({{"NCCL_SLICE_BYTES", "8192"}}).number(Setting::sliceBytes), kNotSet);
 }
 
 TEST(Environment, NcclFilesComeAfterVariables) {
@@ -68,13 +68,14 @@ TEST(Environment, BytesTakeSuffixes) {
 TEST(Environment, MalformedValuesWarnOnceAndKeepTheDefault) {
   for (const char* value : {"x", "12x", "-1", "1T", "99999999999999999999", "9223372036854775807G", " 8192", "1"}) {
     const Environment wrong = read({{"FUSCO_SLICE_BYTES", value}});
-    EXPECT_EQ(wrong.number(Setting::sliceBytes), 262144) << value;
+    EXPECT_EQ(wrong.number(Setting::sliceBytes), kNotSet) << value;
     EXPECT_FALSE(wrong.isSet(Setting::sliceBytes));
     EXPECT_THAT(wrong.warnings(), ElementsAre(AllOf(HasSubstr("FUSCO_SLICE_BYTES"), HasSubstr(value), HasSubstr("4096"),
-                                                    HasSubstr("256K is used"))));
+                                                    HasSubstr("the default is used"))));
   }
   EXPECT_THAT(read({{"FUSCO_BALANCE", "best"}}).warnings(), ElementsAre(HasSubstr("none paper full")));
-  EXPECT_THAT(read({{"FUSCO_PROCESS_VM", "yes"}}).warnings(), ElementsAre(HasSubstr("0 or 1")));
+  EXPECT_THAT(read({{"FUSCO_PROCESS_VM", "yes"}}).warnings(),
+              ElementsAre(AllOf(HasSubstr("0 or 1"), HasSubstr("1 is used"))));
   EXPECT_THAT(read({{"NCCL_DEBUG", "LOUD"}}).warnings(), ElementsAre(HasSubstr("NCCL_DEBUG=LOUD")));
 }
 

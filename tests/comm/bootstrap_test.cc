@@ -107,6 +107,8 @@ TEST(Bootstrap, DifferentSettingsAreNamedToAll) {
   auto configs = configsOf(2);
   configs[0].settings = "balance full";
   configs[1].settings = "balance none";
+  // What may follow from them is not what is told.
+  configs[1].slotBytes = 65536;
   expectAll(connectOnly(Kind::threads, configs, id), "code 5", {"settings", "has balance full", "has balance none"});
   makeUniqueId(id);
   configs = configsOf(2);
