@@ -139,7 +139,8 @@ typedef struct {
   unsigned int version;
   int device;             /* fuscoDevice_t */
   int blocking;           /* 1 (default): init returns when all ranks are ready. 0: fuscoCommGetAsyncError tells */
-  int nodeId;             /* which node this rank belongs to; FUSCO_UNSET: by the host that it runs on */
+  int nodeId;             /* which node this rank belongs to; FUSCO_UNSET: by the host that it runs on. GPUs: either is
+                           * divided further where GPUs have no path to each other's memory (docs/concepts.md) */
   int lanesPerNode;       /* independent ways out of a node; default 1 */
   int initTimeoutMs;      /* all ranks must have come by then; default 300000 */
   int operationTimeoutMs; /* an operation that has not finished by then fails; default 300000; 0: no limit */

@@ -237,12 +237,29 @@ fuscoConfig_t resolveConfig(const fuscoConfig_t* given) {
   return c;
 }
 
+namespace {
+
+// Nothing where the GPU cannot be asked: what it is used for next fails in the same way, when the others can be told.
+comm::GpuPlace placeOf(int gpu) {
+  try {
+    const std::uint32_t id = exec::cuda::busIdOf(gpu);
+    if (!environment().flag(Setting::p2pDisable)) return comm::gpuPlace(id, exec::cuda::withoutPath(gpu));
+    return {id, {comm::GpuPlace::kAllOthers}};
+  } catch (const Error& error) {
+    FUSCO_INFO(kLogInit, "GPU {} does not say how it reaches others: {}", gpu, error.what());
+    return {};
+  }
+}
+
+}  // namespace
+
 std::shared_ptr<engine::Engine> connect(const CommState& state, const char id[128]) {
   const fuscoConfig_t& c = state.config;
   comm::FabricConfig f;
   f.rank = state.rank;
   f.ranks = state.ranks;
   f.nodeId = c.nodeId;
+  if (state.gpu >= 0 && state.ranks > 1) f.gpu = placeOf(state.gpu);
   f.hostId = environment().text(Setting::hostId);
   f.net = static_cast<comm::Net>(environment().number(Setting::net));
   f.lanesPerNode = c.lanesPerNode;

@@ -32,7 +32,8 @@ constexpr SettingInfo kTable[] = {
      "is "
      "what makes NCCL take several ranks on a GPU, which do share memory."},
     {Setting::node, "FUSCO_NODE", integer, "", "", 0, 1 << 20, "",
-     "The node that this process's ranks belong to, for trying several nodes on one host. Default: by host."},
+     "The node that this process's ranks belong to, for trying several nodes on one host. Default: by host. "
+     "Either is divided further where GPUs have no path to each other's memory."},
     {Setting::debug, "FUSCO_DEBUG", choice, "WARN", "NCCL_DEBUG", 0, 0, "NONE|VERSION|WARN|INFO|TRACE",
      "How much is logged."},
     {Setting::debugSubsystems, "FUSCO_DEBUG_SUBSYS", text, "INIT,BOOTSTRAP,ENV", "NCCL_DEBUG_SUBSYS", 0, 0, "",
@@ -69,6 +70,9 @@ constexpr SettingInfo kTable[] = {
     {Setting::gpuApart, "FUSCO_GPU_APART", flag, "0", "", 0, 1, "",
      "1: ranks that share a GPU and a process launch apart, as if each had a GPU of its own: to try on one GPU what "
      "happens on several. It is slower."},
+    {Setting::p2pDisable, "FUSCO_P2P_DISABLE", flag, "0", "NCCL_P2P_DISABLE", 0, 1, "",
+     "1: GPUs are not to reach each other's memory: ranks on one GPU form a node, the host carries rows between nodes, "
+     "and libfusco carries nothing on a GPU. 0: ranks whose GPUs have paths to each other form a node."},
     {Setting::hugePages, "FUSCO_HUGE_PAGES", flag, "1", "", 0, 1, "",
      "1: ask the kernel for huge pages behind windows and workspace; without them work goes on in small ones."},
     {Setting::net, "FUSCO_NET", choice, "auto", "", 0, 0, "auto|tcp|shm|verbs",
@@ -133,8 +137,6 @@ constexpr SettingInfo kTable[] = {
      "NCCL's policy for its blocks on a GPU. 2, or a list with ZERO in it: copies are made without multiprocessors, "
      "and "
      "libfusco carries nothing on a GPU."},
-    {Setting::p2pDisable, "FUSCO_P2P_DISABLE", flag, "0", "NCCL_P2P_DISABLE", 0, 1, "",
-     "1: ranks are not to reach each other's GPU memory: libfusco carries nothing on a GPU."},
     {Setting::statistics, "FUSCO_STATS", flag, "0", "", 0, 1, "",
      "1: at exit libfusco prints what it carried and what it passed on, for each communicator, and why."},
     {Setting::install, "FUSCO_INSTALL", flag, "1", "", 0, 1, "",

@@ -30,6 +30,7 @@ enum class Setting : int {
   maxStagingBytes,
   maxSms,
   gpuApart,
+  p2pDisable,
   hugePages,
   net,
   socketInterfaces,
@@ -55,7 +56,6 @@ enum class Setting : int {
   ncclLibrary,
   carry,
   ctaPolicy,
-  p2pDisable,
   statistics,
   // Read by the commands tests/run and bench/run, not by the library.
   install,

@@ -9,6 +9,7 @@
 #include <span>
 #include <string>
 
+#include "comm/gpu_place.h"
 #include "plan/topology.h"
 #include "transport/gpu_memory.h"
 #include "transport/transport.h"
@@ -27,6 +28,7 @@ struct FabricConfig {
   int rank = 0;
   int ranks = 1;
   int nodeId = -1;     // divides the ranks of a host further; -1: one node
+  GpuPlace gpu;        // divides them too, where GPUs do not reach each other's memory
   std::string hostId;  // divides a machine into hosts that share no memory
   Net net = Net::automatic;
   int lanesPerNode = 1;

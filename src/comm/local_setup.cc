@@ -10,6 +10,7 @@
 #include "base/point.h"
 #include "base/status.h"
 #include "comm/bootstrap.h"
+#include "comm/islands.h"
 #include "comm/local_fabric.h"
 #include "transport/local/process_vm.h"
 #include "transport/local/socket.h"
@@ -50,6 +51,7 @@ void LocalFabric::prepare(const UniqueId& id) {
   record.rank = config_.rank;
   record.ranks = config_.ranks;
   record.nodeId = config_.nodeId;
+  record.gpu = config_.gpu;
   record.lanesPerNode = config_.lanesPerNode;
   record.pid = ::getpid();
   processIdentity(record.process);
@@ -150,16 +152,18 @@ void LocalFabric::meetAll(const UniqueId& id) {
 }
 
 void LocalFabric::arrange(const std::vector<Record>& records) {
-  std::map<std::pair<std::uint64_t, int>, int> labels;
-  std::vector<int> nodeOf;
-  int onMachine = 0;
+  int onMachine = 0, firstOfDomain = config_.rank;
   for (const Record& record : records) {
     names_.push_back(record.describe());
-    nodeOf.push_back(
-        labels.emplace(std::pair(record.domain, record.nodeId), static_cast<int>(labels.size())).first->second);
     onMachine += record.boot == record_.boot ? 1 : 0;
+    if (record.domain == record_.domain) firstOfDomain = std::min(firstOfDomain, record.rank);
   }
+  const std::vector<int> nodeOf = nodesOf(records);
   topology_.emplace(nodeOf, config_.lanesPerNode);
+  if (firstOfDomain == config_.rank) {
+    const std::string gpus = describeGpus(records, nodeOf, record_.domain);
+    if (!gpus.empty()) FUSCO_INFO(kLogInit, "{}", gpus);
+  }
   remotePresence_ = std::vector<std::atomic<std::uint32_t>>(records.size());
   headers_.assign(records.size(), nullptr);
   headers_[static_cast<std::size_t>(config_.rank)] = &memory_->header();

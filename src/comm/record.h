@@ -7,6 +7,7 @@
 #include <string>
 #include <type_traits>
 
+#include "comm/gpu_place.h"
 #include "transport/tcp/address.h"
 
 namespace fusco::comm {
@@ -32,7 +33,7 @@ struct Record {
 
   std::int32_t rank;
   std::int32_t ranks;
-  std::int32_t nodeId;
+  std::int32_t nodeId;  // as given
   std::int32_t lanesPerNode;
   std::int64_t pid;
   std::uint64_t process[2];    // random, one per process
@@ -54,19 +55,19 @@ struct Record {
   char settings[72];  // that must be the same on all ranks
   char failure[256];  // not empty: the rank cannot take part, and why
   std::int32_t failureCode;
-  std::int32_t padding;
+  GpuPlace gpu;
 
   std::string describe() const {
     return "rank " + std::to_string(rank) + " (" + hostName + ":" + std::to_string(pid) + ")";
   }
 };
-static_assert(sizeof(Record) == 752 && std::is_trivially_copyable_v<Record>);
+static_assert(sizeof(Record) == 816 && std::is_trivially_copyable_v<Record>);
 
 // A rank's first and only message to the meeting place. What comes before the record is the same in every version, so
 // that ranks of different versions are told so.
 struct Hello {
   static constexpr std::uint64_t kMagic = 0x31494843534f4655;  // "UFOSCHI1"
-  static constexpr std::uint32_t kFormat = 3;                  // of all messages at init and between ranks
+  static constexpr std::uint32_t kFormat = 4;                  // of all messages at init and between ranks
   std::uint64_t magic = kMagic;
   std::uint32_t format = kFormat;
   std::uint32_t bytes = sizeof(Record);

@@ -2,15 +2,18 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 #include <mutex>
 #include <string>
 
+#include "base/bus_id.h"
 #include "base/log.h"
 #include "base/status.h"
 #include "exec/cuda_calls.h"
 #include "exec/cuda_virtual.h"
+#include "exec/nvml.h"
 
 namespace fusco::exec::cuda {
 
@@ -54,6 +57,40 @@ int multiprocessors(int device) {
   int count = 0;
   FUSCO_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
   return count;
+}
+
+std::uint32_t busIdOf(int device) {
+  const auto attribute = [&](cudaDeviceAttr which) {
+    int value = 0;
+    FUSCO_CUDA_CHECK(cudaDeviceGetAttribute(&value, which, device));
+    return static_cast<unsigned>(value);
+  };
+  return busId(attribute(cudaDevAttrPciDomainId), attribute(cudaDevAttrPciBusId), attribute(cudaDevAttrPciDeviceId));
+}
+
+std::vector<std::uint32_t> withoutPath(int device) {
+  const std::uint32_t self = busIdOf(device);
+  std::vector<std::uint32_t> asked = {self}, none;
+  int count = 0;
+  FUSCO_CUDA_CHECK(cudaGetDeviceCount(&count));
+  for (int other = 0; other < count; ++other) {
+    const std::uint32_t id = busIdOf(other);
+    if (id == self) continue;
+    int to = 0, from = 0;
+    FUSCO_CUDA_CHECK(cudaDeviceCanAccessPeer(&to, device, other));
+    FUSCO_CUDA_CHECK(cudaDeviceCanAccessPeer(&from, other, device));
+    asked.push_back(id);
+    if (to != 0 && from != 0) continue;
+    none.push_back(id);
+    FUSCO_INFO(kLogInit, "GPU {}: CUDA knows no path {} {}", busIdText(self), to == 0 ? "to" : "from", busIdText(id));
+  }
+  for (const NvmlPath& path : nvmlPaths(self)) {
+    if (path.there || std::find(asked.begin(), asked.end(), path.gpu) != asked.end()) continue;
+    none.push_back(path.gpu);
+    FUSCO_INFO(kLogInit, "GPU {}: NVML says that there is no path {} {}: {}", busIdText(self),
+               path.from ? "from" : "to", busIdText(path.gpu), path.why);
+  }
+  return none;
 }
 
 bool reachDevice(int device, int other) {

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "kernels/across.h"
 #include "kernels/beside.h"
@@ -27,6 +28,10 @@ using DeviceId = std::array<unsigned char, 16>;  // the GPU's UUID
 DeviceId deviceId(int device);
 std::string deviceName(int device);
 int multiprocessors(int device);
+// Where the GPU sits (base/bus_id.h), and where others of the machine do that it has no path to, or that have none to
+// it: of those that this process sees as CUDA says, of the others as NVML says. What nobody knows is a path.
+std::uint32_t busIdOf(int device);
+std::vector<std::uint32_t> withoutPath(int device);
 // Lets kernels on `device` use the memory of `other`; false where the machine has no such path.
 bool reachDevice(int device, int other);
 

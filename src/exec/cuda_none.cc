@@ -18,6 +18,8 @@ int currentDevice() { none(); }
 DeviceId deviceId(int) { none(); }
 std::string deviceName(int) { none(); }
 int multiprocessors(int) { none(); }
+std::uint32_t busIdOf(int) { none(); }
+std::vector<std::uint32_t> withoutPath(int) { none(); }
 bool reachDevice(int, int) { none(); }
 OnDevice::OnDevice(int) { none(); }
 OnDevice::~OnDevice() = default;

@@ -147,7 +147,8 @@ Imported::Imported(const Foreign& foreign) {
     } else {
       cudaIpcMemHandle_t native;
       std::memcpy(&native, foreign.handle.data(), sizeof native);
-      FUSCO_CUDA_CHECK(cudaIpcOpenMemHandle(&made->start, native, cudaIpcMemLazyEnablePeerAccess));
+      check(cudaIpcOpenMemHandle(&made->start, native, cudaIpcMemLazyEnablePeerAccess),
+            "cudaIpcOpenMemHandle (if there is no path between these GPUs: set FUSCO_P2P_DISABLE=1)");
     }
     mappings.all.push_back(made);
     mapping_ = std::move(made);

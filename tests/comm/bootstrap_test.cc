@@ -283,12 +283,15 @@ TEST(Bootstrap, TheSilentAreSentAwayAndProgressIsReported) {
   EXPECT_EQ(::recv(silent.get(), &byte, 1, MSG_DONTWAIT), 0) << "still connected";
 }
 
-TEST(Bootstrap, NodesAreByIdOrByHost) {
-  for (int labelled : {0, 1}) {
+// Or by GPUs without a path: ranks 0 and 2 are on one, or say that they are.
+TEST(Bootstrap, NodesAreByIdOrByHostOrByGpu) {
+  for (int labelled : {0, 1, 2}) {
     std::vector<FabricConfig> configs = configsOf(3);
-    if (labelled) configs[0].nodeId = 7;
-    if (labelled) configs[1].nodeId = 3;
-    if (labelled) configs[2].nodeId = 7;
+    if (labelled == 2) configs[0].gpu = configs[2].gpu = GpuPlace{7, {15}};
+    if (labelled == 2) configs[1].gpu = GpuPlace{15, {}};
+    if (labelled == 1) configs[0].nodeId = 7;
+    if (labelled == 1) configs[1].nodeId = 3;
+    if (labelled == 1) configs[2].nodeId = 7;
     char id[128];
     makeUniqueId(id);
     std::vector<std::thread> threads;

@@ -11,9 +11,11 @@
 #include <functional>
 #include <map>
 #include <mutex>
+#include <set>
 #include <stdexcept>
 #include <vector>
 
+#include "base/bus_id.h"
 #include "exec/cuda.h"
 #include "exec/executor.h"
 
@@ -26,6 +28,7 @@ struct Region {
   std::size_t bytes;
   bool device;
   int file;
+  int gpu;  // of memory of a GPU
 };
 
 struct Queue {
@@ -46,12 +49,15 @@ struct Gpu {
   Queue defaultQueue;
   NicWrites nicWrites{9, 100, 1};
   int flushed = 0;
+  std::set<std::pair<int, int>> noPath;  // from, to
 };
 Gpu& gpu() {
   static auto* one = new Gpu;
   return *one;
 }
 using Lock = std::lock_guard<std::recursive_mutex>;
+
+thread_local int currentGpu = 0;
 
 [[noreturn]] void notHere(const char* what) { throw std::logic_error(std::string("not in the stand-in: ") + what); }
 
@@ -101,13 +107,26 @@ std::size_t pages(std::size_t bytes) { return (bytes + 4095) / 4096 * 4096; }
 }  // namespace
 
 bool available(std::string*) { return true; }
-int currentDevice() { return 0; }
-DeviceId deviceId(int) { return {1}; }
+int currentDevice() { return currentGpu; }
+DeviceId deviceId(int device) { return {static_cast<unsigned char>(1 + device)}; }
 std::string deviceName(int) { return "stand-in"; }
 int multiprocessors(int) { return 8; }
-bool reachDevice(int, int) { return true; }
-OnDevice::OnDevice(int) {}
-OnDevice::~OnDevice() = default;
+std::uint32_t busIdOf(int device) { return busId(0, static_cast<unsigned>(16 + device), 0); }
+std::vector<std::uint32_t> withoutPath(int device) {
+  const Lock lock(gpu().mutex);
+  std::set<std::uint32_t> none;
+  for (const auto& [from, to] : gpu().noPath) {
+    if (from == device) none.insert(busIdOf(to));
+    if (to == device) none.insert(busIdOf(from));
+  }
+  return {none.begin(), none.end()};
+}
+bool reachDevice(int device, int other) {
+  const Lock lock(gpu().mutex);
+  return !gpu().noPath.contains({device, other});
+}
+OnDevice::OnDevice(int device) : before_(currentGpu) { currentGpu = device; }
+OnDevice::~OnDevice() { currentGpu = before_; }
 
 void* allocate(std::size_t bytes) {
   const Lock lock(gpu().mutex);
@@ -118,7 +137,8 @@ void* allocate(std::size_t bytes) {
   void* const shadow = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
   if (address == MAP_FAILED || shadow == MAP_FAILED) throw std::runtime_error("mmap");
   std::memset(shadow, 0x5a, size);
-  gpu().memory[reinterpret_cast<std::uintptr_t>(address)] = {static_cast<std::byte*>(shadow), size, true, file};
+  gpu().memory[reinterpret_cast<std::uintptr_t>(address)] = {static_cast<std::byte*>(shadow), size, true, file,
+                                                             currentGpu};
   return address;
 }
 void release(void* pointer) noexcept {
@@ -134,7 +154,7 @@ void* allocatePinned(std::size_t bytes) {
   const Lock lock(gpu().mutex);
   const std::size_t size = pages(std::max<std::size_t>(bytes, 1));
   void* const address = std::aligned_alloc(4096, size);
-  gpu().memory[reinterpret_cast<std::uintptr_t>(address)] = {static_cast<std::byte*>(address), size, false, -1};
+  gpu().memory[reinterpret_cast<std::uintptr_t>(address)] = {static_cast<std::byte*>(address), size, false, -1, -1};
   return address;
 }
 void releasePinned(void* pointer) noexcept {
@@ -145,10 +165,11 @@ void releasePinned(void* pointer) noexcept {
 }
 bool pin(void* memory, std::size_t bytes) noexcept {
   const Lock lock(gpu().mutex);
-  auto& [shadow, size, device, file] = gpu().memory[reinterpret_cast<std::uintptr_t>(memory)];
+  auto& [shadow, size, device, file, ofGpu] = gpu().memory[reinterpret_cast<std::uintptr_t>(memory)];
   shadow = static_cast<std::byte*>(memory);
   size = bytes;
   device = false;
+  ofGpu = -1;
   --file;  // counts below zero
   return true;
 }
@@ -161,7 +182,7 @@ Where whereIs(const void* pointer) {
   const Lock lock(gpu().mutex);
   const Region* region = regionOf(pointer);
   if (region == nullptr) return {Place::host, -1, false};
-  return {region->device ? Place::device : Place::host, region->device ? 0 : -1, !region->device};
+  return {region->device ? Place::device : Place::host, region->device ? region->gpu : -1, !region->device};
 }
 
 // As the run time does it: ordinary host memory is read before the call returns, and has been written when it does.
@@ -414,6 +435,11 @@ std::byte* shadowOf(const void* address) {
 void sayOfNicWrites(const cuda::NicWrites& said) {
   const cuda::Lock lock(cuda::gpu().mutex);
   cuda::gpu().nicWrites = said;
+}
+void useGpu(int device) { cuda::currentGpu = device; }
+void sayNoPath(std::set<std::pair<int, int>> fromTo) {
+  const cuda::Lock lock(cuda::gpu().mutex);
+  cuda::gpu().noPath = std::move(fromTo);
 }
 int nicWritesFlushed() {
   const cuda::Lock lock(cuda::gpu().mutex);

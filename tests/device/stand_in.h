@@ -7,6 +7,9 @@
 //   kernels   what the engine launches for ranks on several nodes, by the host's scalar executor
 #pragma once
 
+#include <set>
+#include <utility>
+
 #include "exec/cuda_nic.h"
 #include "exec/cuda_peer.h"
 #include "shuffle/case.h"
@@ -18,6 +21,11 @@ namespace fusco::test {
 std::byte* shadowOf(const void* address);
 void sayOfNicWrites(const exec::cuda::NicWrites& said);
 int nicWritesFlushed();  // how often
+
+// It is as many GPUs as are named. As cudaSetDevice, for this thread.
+void useGpu(int device);
+// Between which of them there is no path, as pairs of who reads and writes and whose memory; by default none are such.
+void sayNoPath(std::set<std::pair<int, int>> fromTo);
 
 // Tensors in the stand-in's memory.
 class StandInSpace : public Space {
