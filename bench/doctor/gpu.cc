@@ -2,11 +2,15 @@
 // used after a fork.
 #include <dlfcn.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <map>
+#include <vector>
 
 #include "doctor/report.h"
 #include "fusco/fusco.h"
@@ -103,31 +107,47 @@ std::string listGpus() {
   return text;
 }
 
-// How each GPU reaches the memory of each other one; begins with '!' if some do not.
-std::string listPaths() {
+// By what each two GPUs reach each other's memory, both ways, and which nodes ranks on them make; begins with '!' if
+// more than one.
+std::string listPaths(bool disabled) {
   const Driver driver;
   int count = 0;
   if (!driver.missing.empty() || driver.init(0) != 0 || driver.count(&count) != 0) return "!" + driver.missing;
   if (count < 2) return "one GPU: its ranks share it";
   constexpr int kAccess = 2, kAtomics = 3;
-  int atomic = 0, plain = 0;
-  std::string none;
-  for (int from = 0; from < count; ++from) {
-    for (int to = 0; to < count; ++to) {
-      int one = 0, other = 0, access = 0, atomics = 0;
-      if (from == to || driver.get(&one, from) != 0 || driver.get(&other, to) != 0) continue;
-      driver.pathAttribute(&access, kAccess, one, other);
-      driver.pathAttribute(&atomics, kAtomics, one, other);
-      if (access == 0) {
-        none += fmt::format("{}{} to {}", none.empty() ? "" : ", ", from, to);
-      } else {
-        ++(atomics != 0 ? atomic : plain);
-      }
+  std::vector<int> devices(static_cast<std::size_t>(count));
+  for (int i = 0; i < count; ++i) driver.get(&devices[static_cast<std::size_t>(i)], i);
+  const auto both = [&](int attribute, int a, int b) {
+    const int one = devices[static_cast<std::size_t>(a)], other = devices[static_cast<std::size_t>(b)];
+    int to = 0, from = 0;
+    return driver.pathAttribute(&to, attribute, one, other) == 0 &&
+           driver.pathAttribute(&from, attribute, other, one) == 0 && to != 0 && from != 0;
+  };
+  std::map<std::string, std::string> pairs;  // by medium
+  std::vector<std::vector<int>> nodes;       // the library's rule for ranks in the order of GPUs
+  for (int gpu = 0; gpu < count; ++gpu) {
+    for (int other = gpu + 1; other < count; ++other) {
+      const char* const medium = !both(kAccess, gpu, other) ? "none" : both(kAtomics, gpu, other) ? "NVLink" : "PCIe";
+      pairs[medium] += fmt::format(" {}-{}", gpu, other);
     }
+    const auto takes = [&](const std::vector<int>& node) {
+      return !disabled && std::all_of(node.begin(), node.end(), [&](int one) { return both(kAccess, one, gpu); });
+    };
+    auto node = std::find_if(nodes.begin(), nodes.end(), takes);
+    if (node == nodes.end()) node = nodes.insert(nodes.end(), std::vector<int>());
+    node->push_back(gpu);
   }
-  const std::string some = fmt::format("of {} ordered pairs of GPUs {} by a link with atomics (NVLink), {} by PCIe",
-                                       count * (count - 1), atomic, plain);
-  return none.empty() ? some : "!" + some + "; no path: " + none;
+  std::string text = fmt::format("{} GPUs, ", count);
+  if (pairs.size() == 1) {
+    text += pairs.begin()->first == "none" ? "no path between any" : "all pairs by " + pairs.begin()->first;
+  } else {
+    for (const auto& [medium, list] : pairs)
+      text += (&list == &pairs.begin()->second ? "" : "; ") + medium + ":" + list;
+  }
+  if (nodes.size() == 1) return text + ": one node";
+  text += fmt::format("{}: {} nodes", disabled ? "; none is used (FUSCO_P2P_DISABLE)" : "", nodes.size());
+  for (const std::vector<int>& node : nodes) text += fmt::format(" ({})", fmt::join(node, " "));
+  return "!" + text;
 }
 
 constexpr std::uint64_t kWord = 0x46757363'6f446f63;
@@ -188,11 +208,14 @@ void checkGpus(Report& report) {
       report.pass("GPU", gpu);
     }
   }
-  const std::string paths = apart(60, listPaths);
+  const bool disabled = setting("FUSCO_P2P_DISABLE") == "1";
+  const std::string paths = apart(60, [&] { return listPaths(disabled); });
   if (paths.empty() || paths[0] == '!') {
     report.warn(
-        "GPU, paths", paths.empty() ? "no answer" : paths.substr(1),
-        "give the ranks of GPUs without a path nodes of their own (nodeId, FUSCO_NODE): the host carries their rows");
+        "GPU, paths", paths.size() < 2 ? "no answer" : paths.substr(1),
+        disabled ? "unset FUSCO_P2P_DISABLE and NCCL_P2P_DISABLE: the host carries rows between nodes, paths are faster"
+                 : "it works: the host carries rows between nodes. nvidia-smi topo -p2p r says why; look at "
+                   "IOMMU and ACS, which often forbid paths by PCIe");
   } else {
     report.pass("GPU, paths", paths);
   }

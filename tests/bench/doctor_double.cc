@@ -1,5 +1,6 @@
-// libcuda and libibverbs as the doctor's check of GPU memory calls them, in one file under both names: a GPU and a NIC
-// that do what DOUBLE_DMABUF and DOUBLE_PEERMEM (1 or 0) say, and notice what they are asked wrongly.
+// libcuda and libibverbs as the doctor calls them, in one file under both names: a GPU and a NIC that do what
+// DOUBLE_DMABUF and DOUBLE_PEERMEM (1 or 0) say, and notice what they are asked wrongly. DOUBLE_PATHS makes it more
+// GPUs: a row for each, a letter for each other one that it reaches: n by NVLink, p by PCIe, 0 not at all.
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -7,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 
 namespace {
 bool is(const char* name) {
@@ -17,6 +19,13 @@ constexpr std::uint64_t kMemory = 0x7f0000001000;  // no page of a GPU begins he
 constexpr std::uint64_t kPage = 65536;
 int something = 0;
 int exported = -1;
+int gpus() {
+  const char* const text = std::getenv("DOUBLE_PATHS");
+  int count = 1;
+  while (text != nullptr && static_cast<std::size_t>(count) * static_cast<std::size_t>(count) < std::strlen(text))
+    ++count;
+  return count;
+}
 bool lies(std::uint64_t address, std::size_t bytes) {
   return address % kPage == 0 && address >= kMemory && address + bytes <= kMemory + 2 * kPage;
 }
@@ -24,10 +33,38 @@ bool lies(std::uint64_t address, std::size_t bytes) {
 
 extern "C" {
 int cuInit(unsigned) { return 0; }
-int cuDeviceGet(int* device, int number) {
-  *device = number;
+int cuDriverGetVersion(int* version) {
+  *version = 13000;
   return 0;
 }
+int cuDeviceGetCount(int* count) {
+  *count = gpus();
+  return 0;
+}
+// Devices are no numbers of GPUs.
+int cuDeviceGet(int* device, int number) {
+  *device = 100 + number;
+  return number < gpus() ? 0 : 101;
+}
+int cuDeviceGetName(char* name, int bytes, int) {
+  std::strncpy(name, "double", static_cast<std::size_t>(bytes));
+  return 0;
+}
+int cuDeviceTotalMem_v2(std::size_t* bytes, int) {
+  *bytes = std::size_t{8} << 30;
+  return 0;
+}
+int cuDeviceGetP2PAttribute(int* value, int attribute, int from, int to) {
+  constexpr int kAccess = 2, kAtomics = 3;
+  if (from == to) return 1;
+  const char path = std::getenv("DOUBLE_PATHS")[(from - 100) * gpus() + to - 100];
+  *value = attribute == kAccess ? path != '0' : attribute == kAtomics && path == 'n';
+  return 0;
+}
+int cuMemcpyHtoD_v2(std::uint64_t, const void*, std::size_t) { return 0; }
+int cuMemcpyDtoH_v2(void*, std::uint64_t, std::size_t) { return 801; }
+int cuIpcGetMemHandle(void*, std::uint64_t) { return 801; }
+int cuIpcOpenMemHandle_v2(std::uint64_t*, void*, unsigned) { return 801; }
 int cuDeviceGetAttribute(int* value, int attribute, int) {
   constexpr int kMajor = 75, kFlushOptions = 117, kOrdering = 118;
   *value = attribute == kMajor ? 8 : attribute == kFlushOptions ? 1 : attribute == kOrdering ? 0 : 0;

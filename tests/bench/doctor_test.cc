@@ -112,4 +112,23 @@ TEST(Doctor, triesGpuMemory) {
   std::filesystem::remove_all(root);
 }
 
+// GPUs' paths and the nodes that ranks on them make, with a double of libcuda.
+TEST(Doctor, tellsOfPathsBetweenGpus) {
+  const std::filesystem::path root = temporary("doctor_paths");
+  std::filesystem::create_directories(root);
+  std::filesystem::create_symlink(FUSCO_DOCTOR_DOUBLE, root / "libcuda.so.1");
+  const auto paths = [&](const std::string& letters, const std::string& status, const std::string& more = "") {
+    const json all = findingsOf("LD_LIBRARY_PATH=" + root.string() + " DOUBLE_PATHS=" + letters + " " + more);
+    return found(all, status, "GPU, paths");
+  };
+  EXPECT_EQ(paths("-", "PASS"), "one GPU: its ranks share it\n");
+  EXPECT_EQ(paths("-nnn-nnn-", "PASS"), "3 GPUs, all pairs by NVLink: one node\n");
+  EXPECT_EQ(paths("-npn-nnn-", "PASS"), "3 GPUs, NVLink: 0-1 1-2; PCIe: 0-2: one node\n");
+  EXPECT_EQ(paths("-00n-00n-", "WARN"), "3 GPUs, no path between any: 3 nodes (0) (1) (2)\n");
+  EXPECT_EQ(paths("-0n00-0nn0-00n0-", "WARN"), "4 GPUs, NVLink: 0-2 1-3; none: 0-1 0-3 1-2 2-3: 2 nodes (0 2) (1 3)\n");
+  EXPECT_EQ(paths("-pp-", "WARN", "NCCL_P2P_DISABLE=1"),
+            "2 GPUs, all pairs by PCIe; none is used (FUSCO_P2P_DISABLE): 2 nodes (0) (1)\n");
+  std::filesystem::remove_all(root);
+}
+
 }  // namespace
