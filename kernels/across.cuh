@@ -9,24 +9,30 @@
 
 namespace fusco::kernels {
 
+// Until `there` says so; or false after the bound. For one thread.
+template <typename There>
+__device__ bool waitUntil(const There& there, const ArrivalWait& wait) {
+  constexpr std::uint64_t kLook = 1000000;  // memory of the host, so seldom
+  std::uint64_t begin = 0, looked = 0;
+  while (!there()) {
+    const std::uint64_t now = ptx::nanoseconds();
+    if (begin == 0) begin = looked = now;
+    if (now - looked < kLook) continue;
+    looked = now;
+    if (now - begin < wait.nanoseconds && ptx::loadVolatile(wait.abort) == 0) continue;
+    *reinterpret_cast<volatile std::uint32_t*>(wait.failed) = 1;
+    return false;
+  }
+  return true;
+}
+
 // A word that another GPU sets: seen set, and set back; or false after the bound. For a whole warp. What the other GPU
 // has written before is visible then.
 __device__ inline bool waitForArrival(std::uint32_t* word, const ArrivalWait& wait) {
   const bool first = threadIdx.x % kWarpThreads == 0;
   bool there = true;
   if (first) {
-    constexpr std::uint64_t kLook = 1000000;  // memory of the host, so seldom
-    std::uint64_t begin = 0, looked = 0;
-    while (ptx::loadAcquire(word) == 0) {
-      const std::uint64_t now = ptx::nanoseconds();
-      if (begin == 0) begin = looked = now;
-      if (now - looked < kLook) continue;
-      looked = now;
-      if (now - begin < wait.nanoseconds && ptx::loadVolatile(wait.abort) == 0) continue;
-      *reinterpret_cast<volatile std::uint32_t*>(wait.failed) = 1;
-      there = false;
-      break;
-    }
+    there = waitUntil([&] { return ptx::loadAcquire(word) != 0; }, wait);
     if (there) *reinterpret_cast<volatile std::uint32_t*>(word) = 0;
   }
   there = __shfl_sync(0xffffffffu, there ? 1 : 0, 0) != 0;

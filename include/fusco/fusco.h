@@ -24,8 +24,15 @@
  * wait for the GPU but where it is said. Ranks that share a process and a GPU launch together, and so do those of several
  * GPUs where one process has all ranks of the node: their threads meet inside the call, and one thread that drives several
  * of them calls for all of them inside one group. Such calls can be captured in a CUDA graph, those on several GPUs with
- * the streams of all of them in one capture. Where ranks are on several nodes the host plans and sends: a call waits for
- * the stream, returns when all of it has been done, and cannot be captured.
+ * the streams of all of them in one capture.
+ *  - Ranks in several processes meet on the host inside the call, to tell each other where their tensors are, and then on
+ * their GPUs. Each process captures its own calls, in the same order in all of them, and replays its graph as often as
+ * the others do; a tensor of a captured call stays where it is as long as any of these graphs. Processes that share a
+ * GPU wait for their streams inside each call instead, and cannot be captured. A GPU waits for another one at most
+ * operationTimeoutMs (or 300 s), and no longer when a rank has died or aborted: what it has written is then undefined,
+ * fuscoCommGetAsyncError and the next call say so.
+ *  - Where ranks are on several nodes the host plans and sends: a call waits for the stream, returns when all of it has
+ * been done, and cannot be captured.
  *  - Public structs begin with their size and a magic number and grow only at their end: start from the INIT macro.
  *  - Pointers to tensors are the caller's and stay so; they must stay valid until the call has completed.
  */
@@ -297,8 +304,8 @@ typedef enum {
   fuscoDedupNone = 0, /* a copy per routed slot crosses between nodes */
   fuscoDedupNode = 1, /* a copy per destination node; every final row is written from it */
   fuscoDedupFull = 2, /* as node, and rows that a rank needs more than once are written once and expanded there */
-  fuscoDedupAuto = 3  /* node where the output can be written directly, else full; between GPUs of one process full
-                       * where that saves enough (default) */
+  fuscoDedupAuto = 3  /* node where the output can be written directly, else full; between GPUs of a node full where that
+                       * saves enough (default) */
 } fuscoDedup_t;
 
 typedef enum { fuscoCapacityError = 0, fuscoCapacityDrop = 1 } fuscoCapacityPolicy_t;
@@ -485,9 +492,9 @@ typedef struct {
 FUSCO_API fuscoResult_t fuscoDispatch(fuscoPlan_t plan, const void* input, void* output, size_t rowBytes,
                                       cudaStream_t stream);
 FUSCO_API fuscoResult_t fuscoDispatchEx(fuscoPlan_t plan, const fuscoDispatchArgs_t* args, cudaStream_t stream);
-/* Back, weighted and summed in FP32, rounded once per level (1 in a node, 2 across nodes). Order of addition: node,
- * rank, slot; two runs of one plan are bit-identical. Collective. On several nodes the plan must have been dispatched
- * before. */
+/* Back, weighted and summed in FP32, rounded once per level: 1 in a node, 2 across nodes and where sums cross between
+ * GPUs of a node (fuscoDedup_t; partialsFp32 prevents it). Order of addition: node, rank, slot; two runs of one plan are
+ * bit-identical. Collective. On several nodes the plan must have been dispatched before. */
 FUSCO_API fuscoResult_t fuscoCombine(fuscoPlan_t plan, const void* input, void* output, size_t elements,
                                      fuscoDataType_t datatype, cudaStream_t stream);
 FUSCO_API fuscoResult_t fuscoCombineEx(fuscoPlan_t plan, const fuscoCombineArgs_t* args, cudaStream_t stream);

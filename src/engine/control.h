@@ -25,12 +25,12 @@ enum MemoryRole : int {
   kRows = 0,   // dispatch: output; combine: input; transfers: receive buffer
   kRows2 = 1,  // dispatch: second output, or the scales of a cast; backward: expert rows
   kTickets = 2,
-  kLanding = 3,  // expandFrom list (docs/design.md, expansion)
+  kLanding = 3,  // expandFrom list (docs/design.md, expansion); on GPUs of one node words that tell of arrivals
   kCounters = 4,
   kExtra = 5,  // rank order: ids and weights; transfers: row list; planning: counts
-  // On GPUs of one node kRows, kRows2 and kTickets (all that lies beside rows), then a handle of two for each; on GPUs
-  // of several nodes all of the above, then a handle of two for each of kRows and kRows2.
-  kMemoryRoles = 10,
+  // On GPUs of one node the first four (kTickets: all that lies beside rows), then a handle of two for each; on GPUs of
+  // several nodes all of the above, then a handle of two for each of kRows and kRows2.
+  kMemoryRoles = 12,
 };
 
 // Flags of a ready cell.
@@ -45,6 +45,10 @@ enum ReadyFlags : std::uint32_t {
   kCaptured = 64,    // valid in the graph that is being captured
   // Dispatch on GPUs.
   kCountsAtEnd = 128,  // counters of complete rows, when all rows are
+  // Dispatch and combine on GPUs: rows may cross links once, as far as this rank goes; launches of it may wait beside
+  // others.
+  kCrossesOnce = 256,
+  kWaitsBeside = 512,
 };
 
 // What all ranks must agree on; compared field by field so that an error can name both values.

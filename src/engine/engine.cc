@@ -9,6 +9,7 @@
 #include "base/log.h"
 #include "engine/device/domain.h"
 #include "engine/device/peers.h"
+#include "engine/watch.h"
 
 namespace fusco::engine {
 
@@ -49,6 +50,7 @@ Engine::Engine(std::unique_ptr<comm::Fabric> fabric, const EngineConfig& config)
 }
 
 Engine::~Engine() {
+  watch_.reset();
   {
     std::lock_guard lock(threadMutex_);
     stop_ = true;
@@ -71,6 +73,7 @@ std::byte* Engine::staging(int slot, int direction, std::size_t bytes) {
 void Engine::useDevice(int device, int maxSms, std::int64_t timeoutMs) {
   device_ = std::make_shared<DeviceDomain>(*this, device, maxSms, timeoutMs);
   devicePeers_ = std::make_shared<DevicePeers>(*this, *device_, timeoutMs);
+  if (device_->meetsOnGpu()) watch_ = std::make_unique<Watch>(*this);
   if (topology().nodes() == 1) return;
   deviceExecutor_ = std::make_unique<exec::CudaExecutor>(device, maxSms, ledger_.bytes);
   executor_ = deviceExecutor_.get();
@@ -151,6 +154,7 @@ Code Engine::breakDown(std::exception_ptr error) {
   }
   // Ranks that disagree are all told so: the code travels in front of the text.
   fabric_->abort(code == Code::invalidUsage && text.rfind(kUsagePrefix, 0) != 0 ? kUsagePrefix + text : text);
+  if (device_ != nullptr) device_->endWaits();
   return code;
 }
 

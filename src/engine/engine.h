@@ -27,6 +27,7 @@ namespace fusco::engine {
 
 class DeviceDomain;
 class DevicePeers;
+class Watch;
 
 struct EngineConfig {
   Allocator allocator;
@@ -160,6 +161,7 @@ class Engine {
   std::unique_ptr<exec::CudaExecutor> deviceExecutor_;
   std::shared_ptr<DeviceDomain> device_;
   std::shared_ptr<DevicePeers> devicePeers_;
+  std::unique_ptr<Watch> watch_;
 
   std::mutex mutex_;                  // operations, links and scratch
   bool channelHeld_[kChannels] = {};  // by an operation that is run stage by stage

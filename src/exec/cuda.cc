@@ -304,6 +304,9 @@ bool placesAcross(const kernels::PlaceArgs& args) { return kernels::placesAcross
 void expand(const kernels::ExpandArgs& args, const kernels::Budget& budget, Stream stream) {
   check(kernels::launchExpand(args, budget, stream), "launch of the kernel that copies rows where they have come");
 }
+void meet(const kernels::MeetArgs& args, Stream stream) {
+  check(kernels::launchMeet(args, stream), "launch of the kernel that meets other GPUs");
+}
 void partial(const kernels::PartialArgs& args, const kernels::Budget& budget, Stream stream) {
   check(kernels::launchPartial(args, budget, stream), "launch of the kernel that sums rows for other GPUs");
 }

@@ -13,6 +13,7 @@
 #include "kernels/beside.h"
 #include "kernels/convert.h"
 #include "kernels/launch.h"
+#include "kernels/meet.h"
 #include "kernels/plan.h"
 
 namespace fusco::exec::cuda {
@@ -112,6 +113,7 @@ void place(const kernels::PlaceArgs& args, const kernels::Budget& budget, Stream
 // Whether launches of this shape can bring rows over links once, on the current GPU.
 bool placesAcross(const kernels::PlaceArgs& args);
 void expand(const kernels::ExpandArgs& args, const kernels::Budget& budget, Stream stream);
+void meet(const kernels::MeetArgs& args, Stream stream);
 void partial(const kernels::PartialArgs& args, const kernels::Budget& budget, Stream stream);
 void placeCounted(const kernels::CountedPlaceArgs& args, const kernels::Budget& budget, Stream stream);
 void castPlace(const kernels::CastPlaceArgs& args, const kernels::Budget& budget, Stream stream);

@@ -52,6 +52,7 @@ void plan(const kernels::PlanArgs&, Stream) { none(); }
 void place(const kernels::PlaceArgs&, const kernels::Budget&, Stream) { none(); }
 bool placesAcross(const kernels::PlaceArgs&) { none(); }
 void expand(const kernels::ExpandArgs&, const kernels::Budget&, Stream) { none(); }
+void meet(const kernels::MeetArgs&, Stream) { none(); }
 void partial(const kernels::PartialArgs&, const kernels::Budget&, Stream) { none(); }
 void placeCounted(const kernels::CountedPlaceArgs&, const kernels::Budget&, Stream) { none(); }
 void castPlace(const kernels::CastPlaceArgs&, const kernels::Budget&, Stream) { none(); }

@@ -5,7 +5,13 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <chrono>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
 #include <map>
+#include <memory>
+#include <random>
 #include <type_traits>
 
 #include "gpu/space.h"
@@ -108,15 +114,20 @@ class PieceSpace : public GpuSpace {
   std::map<CUdeviceptr, std::size_t> sizes_;
 };
 
+// As if each rank had a GPU of its own: processes that share one take turns, and wait for each other in kernels.
+void apartFromNow() { setenv("FUSCO_GPU_APART", "1", 1); }
+
 template <typename SomeSpace = GpuSpace>
-void runWorld(const World& world, std::int64_t cases) {
+void runWorld(const World& world, std::int64_t cases, bool apart = false) {
   const Cases some(cases, 600 + world.ranks);
   const std::vector<std::string> wrong = runRanks(
       world,
       [&](Rank& self) {
+        if (apart) apartFromNow();
         fuscoComm_t comm = self.connect(0, onGpu(self));
         {
           SomeSpace space;
+          if (!world.multiNode()) space.setRanks(world.ranks, world.threadsPerProcess);
           for (std::int64_t i = 0; i < some.count; ++i) {
             if constexpr (std::is_same_v<SomeSpace, PieceSpace>) {
               if (i % 5 == 4) space.remake();
@@ -143,7 +154,199 @@ TEST_F(GpuProcesses, TwoProcessesOfFourThreads) { runWorld({"two of four threads
 
 TEST_F(GpuProcesses, TwoRanksWhoseMemoryIsMappedInPieces) { runWorld<PieceSpace>({"two", 2, 1, {}, true, 16384}, 20); }
 
+TEST_F(GpuProcesses, TwoRanksAsOnGpusOfTheirOwn) { runWorld({"two, apart", 2, 1, {}, true, 16384}, 30, true); }
+TEST_F(GpuProcesses, FourRanksAsOnGpusOfTheirOwn) { runWorld({"four, apart", 4, 1, {}, true, 16384}, 12, true); }
+
 TEST_F(GpuProcesses, TwoNodesOfTwoProcesses) { runWorld({"two nodes of two", 4, 1, {0, 0, 1, 1}, true, 16384}, 20); }
+
+// Each process captures its plan, dispatch and combine, and replays them with what is there.
+class GraphOfRank {
+ public:
+  static constexpr int kTokens = 96, kTopk = 6, kExperts = 12;
+  static constexpr std::size_t kElements = 640, kRowBytes = kElements * sizeof(float);
+
+  GraphOfRank(Rank& self, fuscoComm_t comm, int dedup) : self_(self) {
+    c_.ranks = self.ranks();
+    c_.experts = kExperts;
+    c_.topk = kTopk;
+    c_.capacityRows = kTokens * kTopk;
+    const auto rows = static_cast<std::size_t>(c_.capacityRows);
+    input_ = std::make_unique<GpuBytes>(space_, kTokens * kRowBytes);
+    output_ = std::make_unique<GpuBytes>(space_, rows * kRowBytes);
+    combined_ = std::make_unique<GpuBytes>(space_, kTokens * kRowBytes);
+    ids_ = std::make_unique<GpuBytes>(space_, kTokens * kTopk * 8);
+    weights_ = std::make_unique<GpuBytes>(space_, kTokens * kTopk * 4);
+    tokens_ = std::make_unique<GpuBytes>(space_, 8);
+    newRouting(0);
+    space_.settle();
+    CUDA_OK(cudaStreamBeginCapture(space_.stream(), cudaStreamCaptureModeGlobal));
+    fuscoPlanConfig_t config = FUSCO_PLAN_CONFIG_INIT;
+    config.expertIds = ids_->there();
+    config.weights = static_cast<const float*>(weights_->there());
+    config.tokens = kTokens;
+    config.tokensOnDevice = static_cast<const std::int64_t*>(tokens_->there());
+    config.topk = kTopk;
+    config.experts = kExperts;
+    config.capacityRows = c_.capacityRows;
+    config.capacityPolicy = fuscoCapacityDrop;
+    config.dedup = dedup;
+    FUSCO_OK(fuscoPlanCreate(&plan_, &config, comm, space_.stream()));
+    FUSCO_OK(fuscoDispatch(plan_, input_->there(), output_->there(), kRowBytes, space_.stream()));
+    FUSCO_OK(fuscoCombine(plan_, output_->there(), combined_->there(), kElements, fuscoFloat32, space_.stream()));
+    cudaGraph_t captured = nullptr;
+    CUDA_OK(cudaStreamEndCapture(space_.stream(), &captured));
+    const cudaError_t error = cudaGraphInstantiate(&graph_, captured, 0);
+    cudaGraphDestroy(captured);
+    CUDA_OK(error);
+  }
+  ~GraphOfRank() {
+    cudaStreamSynchronize(space_.stream());
+    if (graph_ != nullptr) cudaGraphExecDestroy(graph_);
+    fuscoPlanDestroy(plan_);
+  }
+  void launch() { CUDA_OK(cudaGraphLaunch(graph_, space_.stream())); }
+  void settle() { space_.settle(); }
+
+  // The same on all ranks.
+  void newRouting(std::uint64_t seed) {
+    std::mt19937_64 random(seed);
+    c_.tokens.clear(), c_.ids.clear(), c_.weights.clear();
+    for (int r = 0; r < c_.ranks; ++r) {
+      c_.tokens.push_back(static_cast<std::int64_t>(random() % (kTokens + 1)));
+      std::vector<std::int64_t> ids;
+      std::vector<float> weights;
+      for (std::int64_t i = 0; i < c_.tokens.back() * kTopk; ++i) {
+        ids.push_back(static_cast<std::int64_t>(random() % (kExperts + 1)) - 1);
+        weights.push_back(static_cast<float>(random() % 100) / 64.0f);
+      }
+      c_.ids.push_back(std::move(ids));
+      c_.weights.push_back(std::move(weights));
+    }
+    c_.seed = seed;
+    const auto me = static_cast<std::size_t>(self_.rank());
+    std::memcpy(tokens_->here.data(), &c_.tokens[me], 8);
+    if (c_.tokens[me] > 0) {
+      std::memcpy(ids_->here.data(), c_.ids[me].data(), c_.ids[me].size() * 8);
+      std::memcpy(weights_->here.data(), c_.weights[me].data(), c_.weights[me].size() * 4);
+    }
+    for (std::int64_t token = 0; token < c_.tokens[me]; ++token) {
+      const std::vector<float> row = rowOf(self_.rank(), token);
+      std::memcpy(input_->here.data() + static_cast<std::size_t>(token) * kRowBytes, row.data(), kRowBytes);
+    }
+    std::fill(output_->here.begin(), output_->here.end(), std::uint8_t{0xa5});
+    for (GpuBytes* bytes : {tokens_.get(), ids_.get(), weights_.get(), input_.get(), output_.get()}) bytes->send();
+  }
+
+  std::string wrong() {
+    output_->fetch();
+    combined_->fetch();
+    for (const Arrival& a : expectedAt(c_, self_.rank()).arrivals) {
+      const std::vector<float> row = rowOf(a.source, a.token);
+      if (std::memcmp(output_->here.data() + static_cast<std::size_t>(a.row) * kRowBytes, row.data(), kRowBytes) != 0)
+        return "row " + std::to_string(a.row) + " is not that of rank " + std::to_string(a.source);
+    }
+    // What had no room at its expert is left out of the sum.
+    const auto me = static_cast<std::size_t>(self_.rank());
+    std::vector<double> factor(static_cast<std::size_t>(c_.tokens[me]), 0);
+    for (int r = 0; r < c_.ranks; ++r) {
+      for (const Arrival& a : expectedAt(c_, r).arrivals) {
+        if (a.source == self_.rank())
+          factor[static_cast<std::size_t>(a.token)] +=
+              static_cast<double>(c_.weights[me][static_cast<std::size_t>(a.token * kTopk + a.slot)]);
+      }
+    }
+    for (std::size_t token = 0; token < factor.size(); ++token) {
+      const std::vector<float> row = rowOf(self_.rank(), static_cast<std::int64_t>(token));
+      for (std::size_t i = 0; i < kElements; ++i) {
+        float got;
+        std::memcpy(&got, combined_->here.data() + token * kRowBytes + 4 * i, 4);
+        const double wanted = factor[token] * static_cast<double>(row[i]);
+        if (!(std::abs(static_cast<double>(got) - wanted) <= 1e-4)) {
+          return "token " + std::to_string(token) + " element " + std::to_string(i) + " is " + std::to_string(got) +
+                 ", expected " + std::to_string(wanted);
+        }
+      }
+    }
+    return "";
+  }
+
+ private:
+  std::vector<float> rowOf(int rank, std::int64_t token) const {
+    std::vector<float> row(kElements);
+    for (std::size_t i = 0; i < kElements; ++i)
+      row[i] =
+          static_cast<float>(
+              (c_.seed * 31 + static_cast<std::uint64_t>(rank) * 7 + static_cast<std::uint64_t>(token) * 3 + i) % 512) /
+          256.0f;
+    return row;
+  }
+
+  Rank& self_;
+  GpuSpace space_;
+  Case c_;
+  std::unique_ptr<GpuBytes> input_, output_, combined_, ids_, weights_, tokens_;
+  fuscoPlan_t plan_ = nullptr;
+  cudaGraphExec_t graph_ = nullptr;
+};
+
+TEST_F(GpuProcesses, EachReplaysItsGraph) {
+  const World world{"three, apart", 3, 1, {}, true, 16384};
+  for (const std::string& text : runRanks(
+           world,
+           [](Rank& self) {
+             apartFromNow();
+             fuscoComm_t comm = self.connect(0, onGpu(self));
+             for (const int dedup : {fuscoDedupAuto, fuscoDedupFull, fuscoDedupNone}) {
+               GraphOfRank graph(self, comm, dedup);
+               for (std::uint64_t replay = 1; replay <= 12; ++replay) {
+                 graph.newRouting(replay);
+                 // Several launches one behind the other, and nobody waits between them.
+                 for (std::uint64_t k = 0; k < 1 + replay % 3; ++k) graph.launch();
+                 graph.settle();
+                 const std::string wrong = graph.wrong();
+                 if (!wrong.empty()) throw std::runtime_error("replay " + std::to_string(replay) + ": " + wrong);
+                 self.barrier();
+               }
+             }
+             self.barrier();
+             FUSCO_OK(fuscoCommDestroy(comm));
+           },
+           60))
+    EXPECT_EQ(text, "");
+}
+
+// Kernels that wait for a process that has died end, though nobody calls the library.
+TEST_F(GpuProcesses, KernelsDoNotWaitForADeadRank) {
+  const World world{"three, apart, one is killed", 3, 1, {}, true, 16384};
+  const std::vector<std::string> ends = runRanks(
+      world,
+      [](Rank& self) {
+        apartFromNow();
+        fuscoComm_t comm = self.connect(0, onGpu(self));
+        {
+          GraphOfRank graph(self, comm, fuscoDedupAuto);
+          graph.newRouting(1);
+          graph.launch();
+          graph.settle();
+          self.barrier();
+          if (self.rank() == 2) kill(getpid(), SIGKILL);
+          const auto begin = std::chrono::steady_clock::now();
+          graph.launch();
+          graph.settle();
+          REQUIRE(std::chrono::steady_clock::now() - begin < std::chrono::seconds(5));
+          fuscoResult_t state = fuscoSuccess;
+          FUSCO_OK(fuscoCommGetAsyncError(comm, &state));
+          REQUIRE(state == fuscoRemoteError);
+          requireContains(fuscoGetLastError(comm), "rank 2");
+        }
+        FUSCO_OK(fuscoCommDestroy(comm));
+        CUDA_OK(cudaDeviceSynchronize());
+      },
+      60);
+  EXPECT_EQ(ends[0], "");
+  EXPECT_EQ(ends[1], "");
+  EXPECT_NE(ends[2].find("killed by signal 9"), std::string::npos) << ends[2];
+}
 
 // A rank that dies is told of, and the others' contexts live: they go on shuffling without it.
 TEST_F(GpuProcesses, AKilledRankLeavesTheOthersAlive) {

@@ -13,7 +13,7 @@ TEST_P(GpuShuffle, IsWhatTheOracleSays) {
   const Cases some(300, ranks);
   const std::vector<std::string> wrong = runGpuRanks(ranks, [&](fuscoComm_t comm, int rank) {
     GpuSpace space;
-    space.setTogether(ranks);
+    space.setRanks(ranks, ranks);
     std::string text;
     for (std::int64_t i = 0; i < some.count && text.empty(); ++i)
       text = runRank(gpuCase(some.seed(i), ranks), comm, rank, space);

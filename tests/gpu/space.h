@@ -40,6 +40,32 @@ inline int gpuOfRank(int rank, int ranks) {
   return rank * count / ranks;
 }
 
+inline bool gpusApart() {
+  const char* apart = std::getenv("FUSCO_GPU_APART");
+  return apart != nullptr && std::string(apart) == "1";
+}
+
+// By rank: which of them launch together, where the others' rows may cross once; the same for all where none may, since
+// processes share a GPU.
+inline std::vector<int> partsOfRanks(int ranks, int ofProcess) {
+  std::vector<int> parts;
+  bool together = false;
+  for (int i = 0; i < ranks; ++i) {
+    parts.push_back(i);
+    for (int j = 0; j < i; ++j) {
+      const bool process = i / ofProcess == j / ofProcess;
+      if (gpuOfRank(i, ranks) != gpuOfRank(j, ranks)) continue;
+      if (process && !gpusApart()) {
+        parts.back() = std::min(parts.back(), j);
+      } else if (process ? ofProcess < ranks : !gpusApart()) {
+        together = true;
+      }
+    }
+  }
+  if (together) std::fill(parts.begin(), parts.end(), 0);
+  return parts;
+}
+
 // Memory of the current GPU, which the host sees by copies. Kept for the next case: giving memory back waits for the
 // GPU, and what a test does not wait for shall not be hidden by that.
 class GpuSpace : public Space {
@@ -83,17 +109,14 @@ class GpuSpace : public Space {
   bool direct() const override { return false; }
   bool gpu() const override { return true; }
   bool apart(int rank, int other) const override {
-    if (ranksTogether_ == 0 || rank == other) return false;
-    const char* apart = std::getenv("FUSCO_GPU_APART");
-    return (apart != nullptr && std::string(apart) == "1") ||
-           gpuOfRank(rank, ranksTogether_) != gpuOfRank(other, ranksTogether_);
+    return !parts_.empty() && parts_[static_cast<std::size_t>(rank)] != parts_[static_cast<std::size_t>(other)];
   }
-  // The ranks are threads of this process, on one node.
-  void setTogether(int ranks) { ranksTogether_ = ranks; }
+  // The ranks are on one node, so many of them in each process.
+  void setRanks(int ranks, int ofProcess) { parts_ = partsOfRanks(ranks, ofProcess); }
 
  private:
   int device_ = 0;
-  int ranksTogether_ = 0;
+  std::vector<int> parts_;
   cudaStream_t stream_ = nullptr;
   std::map<void*, std::size_t> sizes_;
   std::map<std::size_t, std::vector<void*>> kept_;

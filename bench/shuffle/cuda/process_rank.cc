@@ -5,11 +5,14 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <stdexcept>
+#include <utility>
 
 #include "shuffle/call.h"
 #include "shuffle/cuda/deal.h"
 #include "shuffle/cuda/device.h"
+#include "shuffle/cuda/tensors.h"
 
 namespace fusco::bench::gpu {
 
@@ -17,6 +20,7 @@ struct ProcessRank::State {
   Session& session;
   const Options& options;
   int rank, device;
+  bool sumsCross;
   fuscoComm_t comm = nullptr;
   int sms = 0;
 
@@ -53,12 +57,13 @@ namespace {
 
 class RankShuffle : public Implementation {
  public:
-  RankShuffle(const CaseContext& context, fuscoComm_t comm, int device)
+  RankShuffle(const CaseContext& context, fuscoComm_t comm, int device, bool sumsCross)
       : context_(context),
+        sumsCross_(sumsCross),
         comm_(comm),
         stream_(device),
-        input_(device, context.inputBytes()),
-        output_(device, context.outputBytes()),
+        input_(device, std::max(context.inputBytes(), heldBytes())),
+        output_(device, std::max(context.outputBytes(), heldBytes())),
         ids_(device, routing().ids),
         weights_(device, routing().weights),
         seen_(context.outputBytes()) {
@@ -67,24 +72,28 @@ class RankShuffle : public Implementation {
     if (context.inputBytes() > 0)
       FUSCO_BENCH_CUDA(cudaMemcpy(input_.at(), filled.data(), context.inputBytes(), cudaMemcpyHostToDevice));
     plan();
+    if (context.options->graph)
+      replay_ = std::make_unique<Replay>(
+          stream_, [this] { shuffle(); }, 1);
   }
-  ~RankShuffle() override { fuscoPlanDestroy(plan_); }
+  ~RankShuffle() override {
+    cudaStreamSynchronize(stream_.get());
+    replay_.reset();
+    fuscoPlanDestroy(plan_);
+    fuscoPlanDestroy(capturedPlan_);
+  }
 
   void run() override {
-    const Options& o = *context_.options;
-    if (context_.which.op == Op::combine) {
-      require(fuscoCombine(plan_, input_.at(), output_.at(), static_cast<std::size_t>(o.hidden), typeOf(o.type),
-                           stream_.get()),
-              comm_, "fuscoCombine");
+    if (replay_ != nullptr) {
+      replay_->launchOne(stream_);
     } else {
-      if (!o.planOnce) plan();
-      require(fuscoDispatch(plan_, input_.at(), output_.at(), context_.rowBytes, stream_.get()), comm_,
-              "fuscoDispatch");
+      shuffle();
     }
     FUSCO_BENCH_CUDA(cudaStreamSynchronize(stream_.get()));
   }
 
   std::span<std::byte> output() override { return seen_.span(); }
+  int levels() const override { return sumsCross_ ? 2 : 1; }
   void poisonOutput() override {
     poison(seen_.data(), seen_.size());
     if (seen_.size() == 0) return;
@@ -104,7 +113,31 @@ class RankShuffle : public Implementation {
  private:
   const Routing& routing() const { return context_.map.routing[static_cast<std::size_t>(context_.rank)]; }
 
+  std::int64_t capacityRows() const {
+    std::int64_t most = 1;
+    for (int r = 0; r < context_.options->ranks; ++r) most = std::max(most, context_.map.rowsOf(r));
+    return most;
+  }
+  // Experts' rows have to have room for what any rank may receive.
+  std::size_t heldBytes() const {
+    return context_.options->graph ? static_cast<std::size_t>(capacityRows()) * context_.rowBytes : 0;
+  }
+
+  void shuffle() {
+    const Options& o = *context_.options;
+    if (context_.which.op == Op::combine) {
+      require(fuscoCombine(plan_, input_.at(), output_.at(), static_cast<std::size_t>(o.hidden), typeOf(o.type),
+                           stream_.get()),
+              comm_, "fuscoCombine");
+    } else {
+      if (!o.planOnce) plan();
+      require(fuscoDispatch(plan_, input_.at(), output_.at(), context_.rowBytes, stream_.get()), comm_,
+              "fuscoDispatch");
+    }
+  }
+
   void plan() {
+    if (context_.options->graph) std::swap(plan_, capturedPlan_);  // the first one, not captured, stays
     if (plan_ != nullptr) require(fuscoPlanDestroy(plan_), comm_, "fuscoPlanDestroy");
     plan_ = nullptr;
     fuscoPlanConfig_t config = FUSCO_PLAN_CONFIG_INIT;
@@ -115,17 +148,23 @@ class RankShuffle : public Implementation {
     config.topk = context_.map.topk;
     config.experts = context_.map.experts;
     config.dedup = dedupOf(context_.options->dedup);
+    if (context_.options->graph) {
+      config.capacityPolicy = fuscoCapacityDrop;
+      config.capacityRows = capacityRows();
+    }
     require(fuscoPlanCreate(&plan_, &config, comm_, stream_.get()), comm_, "fuscoPlanCreate");
   }
 
   const CaseContext& context_;
+  const bool sumsCross_;
   fuscoComm_t comm_;
   Stream stream_;
   Memory input_, output_;
   List<std::int32_t> ids_;
   List<float> weights_;
   Buffer seen_;  // the output, on the host
-  fuscoPlan_t plan_ = nullptr;
+  fuscoPlan_t plan_ = nullptr, capturedPlan_ = nullptr;
+  std::unique_ptr<Replay> replay_;  // what is timed, with --graph
 };
 
 }  // namespace
@@ -134,7 +173,7 @@ ProcessRank::ProcessRank(Session& session, const Options& options, int rank) {
   const int gpus = gpusFor(options.gpus, gpusPresent(), options.ranks);
   const int device = gpuOfRank(rank, options.ranks, gpus);
   FUSCO_BENCH_CUDA(cudaSetDevice(device));
-  state_ = std::make_unique<State>(State{session, options, rank, device});
+  state_ = std::make_unique<State>(State{session, options, rank, device, sumsCrossGpus(gpus)});
 }
 
 ProcessRank::~ProcessRank() {
@@ -143,7 +182,7 @@ ProcessRank::~ProcessRank() {
 
 std::unique_ptr<Implementation> ProcessRank::make(const CaseContext& context) {
   state_->connect(context.which.sms);
-  return std::make_unique<RankShuffle>(context, state_->comm, state_->device);
+  return std::make_unique<RankShuffle>(context, state_->comm, state_->device, state_->sumsCross);
 }
 
 void describeGpus(const Options& options, Machine& machine) {

@@ -13,6 +13,9 @@ namespace fusco::bench::gpu {
 
 constexpr unsigned char kPoison = 0xa5;
 
+// Whether a combine may round sums before they cross to another GPU, or as if to one (FUSCO_GPU_APART).
+bool sumsCrossGpus(int gpus);
+
 class Tensors {
  public:
   // Rows for any of `maps` (the same tokens, other experts). `capacity`: every rank's rows in expert order are as many
@@ -60,6 +63,7 @@ class Tensors {
   void checkRank(int rank, std::uint64_t seed, bool scales);
 
   World& world_;
+  const bool sumsCross_;  // between GPUs, or as if: rounded once more
   const Options& options_;
   Op op_;
   const ShuffleMap* map_ = nullptr;

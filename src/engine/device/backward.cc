@@ -61,7 +61,7 @@ void DeviceBackward::launchAll(const std::vector<DeviceOperation*>& all, const k
     const auto& one = static_cast<const DeviceBackward&>(*all[i]);
     const plan::ArenaHeader& header = *one.plan_->view.header;
     args.maxTokens = std::max(args.maxTokens, static_cast<int>(header.tokens));
-    args.ranks[i].plan = one.plan_->device->pointers(one.engine_.streams().ownFlow);
+    args.ranks[i].plan = one.plan_->device->pointers();
     args.ranks[i].gradient = one.request_.outputGradient;
     args.ranks[i].dots = one.request_.weightGradient;
     const auto slots = static_cast<std::size_t>(header.tokens) * static_cast<std::size_t>(args.topk);

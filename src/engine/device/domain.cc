@@ -56,12 +56,20 @@ struct DeviceRecord {
 constexpr std::size_t kMostImports = 256;
 
 constexpr std::size_t kCountsOfSlot = sizeof(kernels::PlanCounts) + DeviceDomain::kMaxKeys * 2 * 4;
+constexpr std::size_t kMeetingOfSlot = 512;
+static_assert((kernels::kMaxNodeRanks + 1) * sizeof(std::uint32_t) <= kMeetingOfSlot);
+
+std::size_t meetingsAt(int ranks) {
+  return kOperationSlots * (kCountsOfSlot + static_cast<std::size_t>(ranks) * sizeof(void*));
+}
+// Words of a slot's meetings by local index, and behind them the count.
+std::uint32_t* meetingOf(std::byte* counts, int ranks, int slot) {
+  return reinterpret_cast<std::uint32_t*>(counts + meetingsAt(ranks) + static_cast<std::size_t>(slot) * kMeetingOfSlot);
+}
 
 }  // namespace
 
-std::size_t DeviceDomain::bytesOf(int ranks) {
-  return kOperationSlots * (kCountsOfSlot + static_cast<std::size_t>(ranks) * sizeof(void*));
-}
+std::size_t DeviceDomain::bytesOf(int ranks) { return meetingsAt(ranks) + kOperationSlots * kMeetingOfSlot; }
 
 DeviceDomain::DeviceDomain(Engine& engine, int device, int maxSms, std::int64_t timeoutMs)
     : engine_(engine), device_(device), maxSms_(maxSms), pool_(device, engine.ledger()) {
@@ -73,6 +81,7 @@ DeviceDomain::DeviceDomain(Engine& engine, int device, int maxSms, std::int64_t 
   engine_.ledger().bytes += countsBytes_;
   cuda::fillNow(countsMemory_, 0, countsBytes_);
   for (auto& event : events_) event = std::make_unique<cuda::Event>();
+  for (auto& event : slotEnds_) event = std::make_unique<cuda::Event>();
   for (auto& stream : beside_) stream = std::make_unique<cuda::OwnStream>();
   waitWords_ = static_cast<std::uint32_t*>(cuda::allocatePinned(2 * sizeof(std::uint32_t)));
   waitWords_[0] = waitWords_[1] = 0;
@@ -86,6 +95,10 @@ DeviceDomain::DeviceDomain(Engine& engine, int device, int maxSms, std::int64_t 
   std::vector<DeviceRecord> all(static_cast<std::size_t>(ranks));
   fabric.allGather(&mine, sizeof mine, all.data(), timeoutMs);
 
+  if (engine.nodeRanks() > kernels::kMaxNodeRanks) {
+    fail(Code::invalidArgument,
+         fmt::format("{} ranks with GPUs on one node; at most {}", engine.nodeRanks(), kernels::kMaxNodeRanks));
+  }
   const int self = engine.localIndex();
   const bool apart = environment().flag(Setting::gpuApart);
   const auto recordOf = [&](int i) -> const DeviceRecord& { return all[static_cast<std::size_t>(engine.nodeRank(i))]; };
@@ -115,6 +128,7 @@ DeviceDomain::DeviceDomain(Engine& engine, int device, int maxSms, std::int64_t 
           mapped(peers_.back(), r.exported.handle, r.counts - r.exported.offset, r.exported.bytes) + r.exported.offset;
     }
     for (int slot = 0; slot < kOperationSlots; ++slot) {
+      meetings_[slot].theirs[i] = meetingOf(counts, ranks, slot);
       addresses[static_cast<std::size_t>(slot * ranks + rank)] =
           reinterpret_cast<const kernels::PlanCounts*>(counts + static_cast<std::size_t>(slot) * kCountsOfSlot);
     }
@@ -129,17 +143,33 @@ DeviceDomain::DeviceDomain(Engine& engine, int device, int maxSms, std::int64_t 
     members_.push_back(i);
   }
   together_ = allHere;
+  meetsOnGpu_ = !allHere;
   for (int i = 0; i < engine.nodeRanks(); ++i) {
     for (int j = 0; j < i; ++j) {
       const bool onePart = peers_[static_cast<std::size_t>(i)].part == peers_[static_cast<std::size_t>(j)].part;
-      ownGpus_ = ownGpus_ && (onePart || recordOf(i).gpu != recordOf(j).gpu);
+      const bool ownGpu = onePart || recordOf(i).gpu != recordOf(j).gpu;
+      ownGpus_ = ownGpus_ && ownGpu;
+      // Processes that share a GPU take turns on it: that is slow, but ends. Launches of one process might not begin.
+      meetsOnGpu_ = meetsOnGpu_ && (ownGpu || (apart && !sameProcess(recordOf(i), recordOf(j))));
+    }
+  }
+  for (int slot = 0; slot < kOperationSlots; ++slot) {
+    kernels::MeetArgs& meeting = meetings_[slot];
+    std::uint32_t* const own = meetingOf(countsMemory_, ranks, slot);
+    meeting.mine = own;
+    meeting.count = own + kernels::kMaxNodeRanks;
+    meeting.wait = arrivalWait();
+    for (int i = 0; i < engine.nodeRanks(); ++i) {
+      // The first rank of each other part, and there the word of this part.
+      const int part = peers_[static_cast<std::size_t>(i)].part;
+      std::uint32_t*& word = meeting.theirs[i];
+      word = part == i && part != part_ ? word + part_ : nullptr;
     }
   }
   oneLaunch_ = sharing == engine.nodeRanks();
-  if (sharing > kernels::kMaxLocalRanks || engine.nodeRanks() > kernels::kMaxNodeRanks) {
+  if (sharing > kernels::kMaxLocalRanks) {
     fail(Code::invalidArgument,
-         fmt::format("{} ranks of one process on GPU {} and {} on one node; at most {} and {}", sharing, device_,
-                     engine.nodeRanks(), kernels::kMaxLocalRanks, kernels::kMaxNodeRanks));
+         fmt::format("{} ranks of one process on GPU {}; at most {}", sharing, device_, kernels::kMaxLocalRanks));
   }
   cuda::copyNow(countsMemory_ + kOperationSlots * kCountsOfSlot, addresses.data(), addresses.size() * sizeof(void*));
 
@@ -164,6 +194,7 @@ DeviceDomain::~DeviceDomain() {
     const cuda::OnDevice on(device_);
     imports_.clear();
     for (auto& event : events_) event.reset();
+    for (auto& event : slotEnds_) event.reset();
     for (auto& stream : beside_) stream.reset();
     for (int slot = 0; slot < kOperationSlots; ++slot) {
       outgrown_.push_back(arrivals_[slot].memory);
@@ -178,6 +209,23 @@ DeviceDomain::~DeviceDomain() {
     FUSCO_WARN("GPU memory of a communicator could not be freed: {}", e.what());
   }
   engine_.ledger().bytes -= countsBytes_ + landingBytes_;
+}
+
+int DeviceDomain::parts() const {
+  int count = 0;
+  for (std::size_t i = 0; i < peers_.size(); ++i) count += peers_[i].part == static_cast<int>(i) ? 1 : 0;
+  return count;
+}
+
+void DeviceDomain::meet(int slot, cuda::Stream stream) const { cuda::meet(meetings_[slot], stream); }
+
+void DeviceDomain::beginSlot(int slot, cuda::Stream stream) const {
+  if (slotUsed_[slot]) slotEnds_[slot]->waitOn(stream);
+}
+
+void DeviceDomain::endSlot(int slot, cuda::Stream stream) {
+  slotEnds_[slot]->record(stream);
+  slotUsed_[slot] = true;
 }
 
 cuda::Stream DeviceDomain::beside(cuda::Stream stream, bool captured) {
@@ -202,8 +250,8 @@ kernels::ArrivalWait DeviceDomain::arrivalWait() const {
 void DeviceDomain::checkArrivals() const {
   if (std::atomic_ref(waitWords_[1]).load() == 0) return;
   fail(Code::remoteError,
-       fmt::format("rank {}: rows from other GPUs did not come to GPU {} in time, an earlier operation has not "
-                   "completed; look for what keeps those GPUs busy, or raise operationTimeoutMs",
+       fmt::format("rank {}: GPU {} has waited in vain for other GPUs or for rows from them, an earlier operation has "
+                   "not completed; look for what keeps those GPUs busy, or raise operationTimeoutMs",
                    engine_.fabric().rank(), device_));
 }
 
@@ -269,6 +317,16 @@ std::byte* DeviceDomain::reach(int localIndex, const transport::MemoryRef& memor
   }
 }
 
+// No launch uses what this operation does not ask for.
+bool DeviceDomain::mayUnmap() const {
+  if (waitsOnHost()) return true;
+  if (keepsMapped_) return false;
+  for (int slot = 0; slot < kOperationSlots; ++slot) {
+    if (slotUsed_[slot] && !slotEnds_[slot]->reached()) return false;
+  }
+  return true;
+}
+
 std::byte* DeviceDomain::mapped(const Peer& peer, const cuda::Handle& handle, std::uint64_t start,
                                 std::uint64_t bytes) {
   std::lock_guard lock(importMutex_);
@@ -281,7 +339,7 @@ std::byte* DeviceDomain::mapped(const Peer& peer, const cuda::Handle& handle, st
         std::make_unique<cuda::Imported>(cuda::Foreign{handle, {peer.process[0], peer.process[1]}, start, bytes});
     // Two operations may be under way; neither asks more often than so.
     const std::uint64_t recent = 2 * std::uint64_t{kMemoryRoles} * peers_.size();
-    if (imports_.size() > kMostImports && asked_ > recent) {
+    if (imports_.size() > kMostImports && asked_ > recent && mayUnmap()) {
       std::erase_if(imports_, [&](const auto& one) {
         return cuda::isVirtual(one.first) && one.second.used < asked_ - recent && one.second.memory != known.memory;
       });

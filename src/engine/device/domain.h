@@ -60,12 +60,18 @@ class DeviceDomain {
   const std::vector<int>& members() const { return members_; }
   int member() const { return member_; }
   // All ranks of the node launch together: their barrier is the end of a launch, or events between the launches on
-  // several GPUs. Else ranks wait for each other's streams on the host.
+  // several GPUs.
   bool together() const { return together_; }
+  // They are in several processes, and launches of different processes have GPUs of their own: these meet in kernels,
+  // and streams wait there. Else ranks of several processes wait for each other's streams on the host.
+  bool meetsOnGpu() const { return meetsOnGpu_; }
+  bool waitsOnHost() const { return !together_ && !meetsOnGpu_; }
   // They do, and in one launch.
   bool oneLaunch() const { return oneLaunch_; }
-  // Members with the same number share a launch.
+  // Ranks with the same number share a launch; it is the local index of the first of them.
   int part() const { return part_; }
+  int partOf(int localIndex) const { return peers_[static_cast<std::size_t>(localIndex)].part; }
+  int parts() const;
 
   // Where a rank's planning counts lie, and the addresses of everyone's.
   kernels::PlanCounts* counts(int slot) const;
@@ -75,6 +81,16 @@ class DeviceDomain {
   transport::MemoryRef describe(const void* pointer, std::size_t bytes, transport::MemoryRef* handle);
   std::byte* reach(int localIndex, const transport::MemoryRef& memory, const transport::MemoryRef* handle);
   bool sameProcess(int localIndex) const { return peers_[static_cast<std::size_t>(localIndex)].sameProcess; }
+
+  // What is on `stream` comes after what others have launched before their meetings of this slot, and the other way
+  // round. For one of the members that share a launch.
+  void meet(int slot, exec::cuda::Stream stream) const;
+  // The slot's memory serves one operation after the other, on whichever streams: `begin` waits for the last `end`. A
+  // graph's operations have a slot of their own (their plan's).
+  void beginSlot(int slot, exec::cuda::Stream stream) const;
+  void endSlot(int slot, exec::cuda::Stream stream);
+  // Operations have been captured: what they reach stays mapped.
+  void keepMapped() { keepsMapped_ = true; }
 
   // Waits of one stream for another.
   exec::cuda::Event& event(int which) { return *events_[which]; }
@@ -114,6 +130,7 @@ class DeviceDomain {
   };
   // The start of an allocation of a peer in another process, or of pieces of virtual memory. Of those, which owners may
   // have unmapped long ago, 256 are kept, and more only as long as operations that have not ended may use them.
+  bool mayUnmap() const;
   std::byte* mapped(const Peer& peer, const exec::cuda::Handle& handle, std::uint64_t start, std::uint64_t bytes);
 
   Engine& engine_;
@@ -123,12 +140,16 @@ class DeviceDomain {
   std::vector<Peer> peers_;  // by local index
   std::vector<int> members_;
   int member_ = 0;
-  bool together_ = false, oneLaunch_ = false;
+  bool together_ = false, oneLaunch_ = false, meetsOnGpu_ = false;
   int part_ = 0;
   std::shared_ptr<DeviceGroup> group_;
-  std::byte* countsMemory_ = nullptr;  // counts of each slot, then addresses of each slot
+  std::byte* countsMemory_ = nullptr;  // counts of each slot, addresses of each slot, words of its meetings
   std::size_t countsBytes_ = 0;
   std::unique_ptr<exec::cuda::Event> events_[kEvents];
+  std::unique_ptr<exec::cuda::Event> slotEnds_[kOperationSlots];
+  bool slotUsed_[kOperationSlots] = {};
+  bool keepsMapped_ = false;
+  kernels::MeetArgs meetings_[kOperationSlots] = {};
   std::unique_ptr<exec::cuda::OwnStream> beside_[2];  // the second belongs to captures
   bool ownGpus_ = true;
   std::uint32_t* waitWords_ = nullptr;  // pinned: abort, failed

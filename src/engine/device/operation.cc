@@ -25,7 +25,7 @@ DeviceOperation::DeviceOperation(OperationKind kind, Engine& engine, std::shared
   add(StepKind::ready, 0);
   add(StepKind::waitReady, 1);
   add(StepKind::put, 2);
-  if (!domain_.together()) {
+  if (domain_.waitsOnHost()) {
     add(StepKind::done, 3);
     add(StepKind::waitDone, 4);
   }
@@ -92,17 +92,16 @@ Outcome DeviceOperation::ready() {
   const cuda::OnDevice on(domain_.device());
   capturing_ = cuda::capturing(stream_);
   domain_.checkArrivals();
-  if (!domain_.together()) {
-    if (capturing_) {
-      fail(Code::invalidUsage,
-           fmt::format("rank {}: {} cannot be captured: the ranks of this node are in several processes, and wait for "
-                       "each other on the host",
-                       engine_.fabric().rank(), operationName(kind())));
-    }
+  if (domain_.waitsOnHost() && capturing_) {
+    fail(Code::invalidUsage,
+         fmt::format("rank {}: {} cannot be captured: processes of this node share a GPU, and wait for each other on "
+                     "the host; give each process a GPU of its own",
+                     engine_.fabric().rank(), operationName(kind())));
   }
+  if (capturing_) domain_.keepMapped();
   Meeting::Announcement announcement;
   announce(announcement);
-  if (!domain_.together()) cuda::synchronize(stream_);
+  if (domain_.waitsOnHost()) cuda::synchronize(stream_);
   meeting_.announce(announcement);
   return Outcome::complete;
 }
@@ -133,13 +132,6 @@ kernels::Budget DeviceOperation::budgetOf(const std::vector<DeviceOperation*>& a
   return budget;
 }
 
-bool DeviceOperation::mayTake(const std::vector<DeviceOperation*>& all, int sms) {
-  return std::all_of(all.begin(), all.end(), [&](const DeviceOperation* one) {
-    const int most = one->domain_.maxSms();
-    return most == 0 || most >= sms;
-  });
-}
-
 std::vector<DeviceOperation::Part> DeviceOperation::partsOf(const std::vector<DeviceOperation*>& all) {
   std::vector<Part> parts;
   for (DeviceOperation* one : all) {
@@ -159,16 +151,21 @@ std::vector<DeviceOperation::Part> DeviceOperation::partsOf(const std::vector<De
   return parts;
 }
 
-void DeviceOperation::meet(const std::vector<Part>& parts, int which) {
+void DeviceOperation::meet(const std::vector<Part>& parts) const {
+  if (domain_.meetsOnGpu()) {
+    const cuda::OnDevice on(parts.front().domain().device());
+    parts.front().domain().meet(slot_, parts.front().leader());
+    return;
+  }
   if (parts.size() < 2) return;
   for (const Part& part : parts) {
     const cuda::OnDevice on(part.domain().device());
-    part.domain().event(which).record(part.leader());
+    part.domain().event(1).record(part.leader());
   }
   for (const Part& part : parts) {
     const cuda::OnDevice on(part.domain().device());
     for (const Part& other : parts) {
-      if (other.leader() != part.leader()) other.domain().event(which).waitOn(part.leader());
+      if (other.leader() != part.leader()) other.domain().event(1).waitOn(part.leader());
     }
   }
 }
@@ -184,7 +181,7 @@ void DeviceOperation::launchTogether(const std::vector<DeviceOperation*>& all) {
   // Launches that wait for other GPUs are put on all of these in one order, whichever communicators they are of.
   static std::mutex order;
   const std::unique_lock ordered =
-      parts.size() > 1 ? std::unique_lock<std::mutex>(order) : std::unique_lock<std::mutex>();
+      domain_.oneLaunch() ? std::unique_lock<std::mutex>() : std::unique_lock<std::mutex>(order);
   // What others have on their streams comes first, and what they do next comes after.
   for (const Part& part : parts) {
     const cuda::OnDevice on(part.domain().device());
@@ -196,7 +193,14 @@ void DeviceOperation::launchTogether(const std::vector<DeviceOperation*>& all) {
       event.waitOn(part.leader());
     }
   }
-  meet(parts, 1);
+  const bool slotKept = !domain_.oneLaunch() && !domain_.waitsOnHost() && !capturing_;
+  if (slotKept) {
+    for (const Part& part : parts) {
+      const cuda::OnDevice on(part.domain().device());
+      part.domain().beginSlot(slot_, part.leader());
+    }
+  }
+  meet(parts);
   const auto launchParts = [&](auto launch) {
     for (const Part& part : parts) {
       const cuda::OnDevice on(part.domain().device());
@@ -205,13 +209,14 @@ void DeviceOperation::launchTogether(const std::vector<DeviceOperation*>& all) {
   };
   launchParts(&DeviceOperation::launchAll);
   if (hasRest()) {
-    meet(parts, 1);
+    meet(parts);
     launchParts(&DeviceOperation::launchRest);
   }
-  meet(parts, 1);
+  meet(parts);
   for (const Part& part : parts) {
-    if (part.others.empty()) continue;
     const cuda::OnDevice on(part.domain().device());
+    if (slotKept) part.domain().endSlot(slot_, part.leader());
+    if (part.others.empty()) continue;
     cuda::Event& end = part.domain().event(1);
     end.record(part.leader());
     for (const cuda::Stream other : part.others) end.waitOn(other);
@@ -239,8 +244,8 @@ Parameters DeviceOperation::parameters(std::size_t rowBytes, std::size_t rowByte
 
 namespace {
 // The handles of other processes' memory follow the tensors.
-int handleOf(MemoryRole role) { return 3 + 2 * static_cast<int>(role); }
-static_assert(3 + 2 * kTickets + 2 <= kMemoryRoles);
+int handleOf(MemoryRole role) { return kLanding + 1 + 2 * static_cast<int>(role); }
+static_assert(kLanding + 1 + 2 * kLanding + 2 <= kMemoryRoles);
 }  // namespace
 
 void DeviceOperation::announceTensor(Meeting::Announcement& announcement, MemoryRole role, const void* pointer,

@@ -1,8 +1,9 @@
 // An operation of a communicator on a GPU: the ranks of the node meet on the host, tell each other where their memory
 // is, and launch kernels on their streams. It is complete when it is launched; rows follow in the order of the streams.
 //
-// Ranks of one process and GPU launch together, and where these are all of the node, the host never waits for the GPU.
-// Else a rank lets its stream run empty before it says ready, and before it says done.
+// Ranks of one process and GPU launch together. Where these are not all of the node, GPUs wait for each other by events
+// between their streams (one process) or in kernels (several), and the host never waits for a GPU. Only where processes
+// share one does a rank let its stream run empty before it says ready, and before it says done.
 #pragma once
 
 #include <atomic>
@@ -45,11 +46,10 @@ class DeviceOperation : public Operation {
   // On the current GPU, for all members that share a launch. Operations of one kind only come together.
   virtual void launchAll(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget,
                          exec::cuda::Stream stream) = 0;
-  // The same once more when all have ended what they launched first, where members are on several GPUs.
+  // The same once more when all have ended what they launched first, where ranks are on several GPUs.
   virtual void launchRest(const std::vector<DeviceOperation*>&, const kernels::Budget&, exec::cuda::Stream) {}
   virtual bool hasRest() const { return false; }
-  // Before any launch, for one of the members: what all of them are to do alike. `all` by local index, if they are all
-  // of the node.
+  // Before any launch, for one of the members: what all of them are to do alike.
   virtual void agree(const std::vector<DeviceOperation*>&) {}
   // During launches: all that launch together, those of other GPUs included.
   const std::vector<DeviceOperation*>& everyone() const { return *everyone_; }
@@ -57,12 +57,9 @@ class DeviceOperation : public Operation {
   virtual Outcome finish() { return Outcome::complete; }
 
   Parameters parameters(std::size_t rowBytes, std::size_t rowBytes2, std::uint64_t type, std::uint64_t options) const;
-  static int partCount(const std::vector<DeviceOperation*>& all) { return static_cast<int>(partsOf(all).size()); }
-  // Whether each of them may take so many SMs.
-  static bool mayTake(const std::vector<DeviceOperation*>& all, int sms);
   // SMs that the ranks of a launch may take together.
   static kernels::Budget budgetOf(const std::vector<DeviceOperation*>& all);
-  // Announces a tensor under kRows, kRows2 or kTickets, and where a peer has one.
+  // Announces a tensor under kRows, kRows2, kTickets or kLanding, and where a peer has one.
   void announceTensor(Meeting::Announcement& announcement, MemoryRole role, const void* pointer, std::size_t bytes);
   std::byte* tensorOf(int localIndex, MemoryRole role);
   bool capturing() const { return capturing_; }
@@ -82,8 +79,8 @@ class DeviceOperation : public Operation {
     DeviceDomain& domain() const { return all.front()->domain_; }
   };
   static std::vector<Part> partsOf(const std::vector<DeviceOperation*>& all);
-  // What is launched on any part's stream from now on comes after what is on all of them. `which` event of the domains.
-  static void meet(const std::vector<Part>& parts, int which);
+  // What is launched on any GPU's stream from now on comes after what is on all of them.
+  void meet(const std::vector<Part>& parts) const;
 
   Outcome ready();
   Outcome launchStep();

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "engine/engine.h"
@@ -106,12 +107,27 @@ void DevicePlan::holdBeside(const PlanRequest& request, std::size_t rows) {
   beside_ = std::make_unique<DeviceBeside>(engine_, request, rows);
 }
 
-kernels::PlanPointers DevicePlan::pointers(int flow) const {
-  const std::byte* a = block_.device;
-  return {reinterpret_cast<const plan::ArenaHeader*>(a), reinterpret_cast<const plan::Flow*>(a + offsets_.flows) + flow,
-          reinterpret_cast<const plan::Copy*>(a + offsets_.copies),
-          reinterpret_cast<const plan::Entry*>(a + offsets_.entries),
-          reinterpret_cast<const float*>(a + offsets_.weights)};
+kernels::PlanPointers DevicePlan::pointersTo(const std::byte* arena, const plan::ArenaOffsets& offsets) {
+  return {reinterpret_cast<const plan::ArenaHeader*>(arena), reinterpret_cast<const plan::Flow*>(arena + offsets.flows),
+          reinterpret_cast<const plan::Copy*>(arena + offsets.copies),
+          reinterpret_cast<const plan::Entry*>(arena + offsets.entries),
+          reinterpret_cast<const float*>(arena + offsets.weights)};
+}
+
+void DevicePlan::learn(int localIndex, const PlanRequest& request, const std::byte* arena, std::int64_t tokens) {
+  const plan::Topology& topology = engine_.topology();
+  const int rank = engine_.nodeRank(localIndex);
+  const plan::ArenaOffsets offsets = plan::arenaOffsets(tokens, request.map.topk, request.map.experts, topology.ranks(),
+                                                        topology.nodes(), topology.expertsOf(rank, request.map.experts),
+                                                        topology.flowCount(rank), request.options.dedup);
+  ofRanks_.resize(static_cast<std::size_t>(engine_.nodeRanks()));
+  ofRanks_[static_cast<std::size_t>(localIndex)] = {pointersTo(arena, offsets), tokens};
+}
+
+int DevicePlan::mostTokensOfNode() const {
+  std::int64_t most = 0;
+  for (const OfRank& rank : ofRanks_) most = std::max(most, rank.tokens);
+  return static_cast<int>(most);
 }
 
 kernels::PlanArgs::Rank DevicePlan::planner(const PlanRequest& request, int rank, int node) const {

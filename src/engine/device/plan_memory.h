@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "engine/device/beside.h"
 #include "engine/device/domain.h"
@@ -27,7 +28,7 @@ class DevicePlan {
   std::byte* head() const { return block_.host; }
   std::uint64_t headBytes() const { return offsets_.copies; }
   kernels::PlanStatus& status() const { return *reinterpret_cast<kernels::PlanStatus*>(block_.host + statusAt_); }
-  kernels::PlanPointers pointers(int flow) const;
+  kernels::PlanPointers pointers() const { return pointersTo(arena(), offsets_); }
   kernels::PlanArgs::Rank planner(const PlanRequest& request, int rank, int node) const;
 
   // Memory beside `rows` rows, if the plan wants any; once.
@@ -36,6 +37,15 @@ class DevicePlan {
   // Rank order: the routing map as it was when the plan was made, for dispatches to come.
   std::byte* keptIds() const { return block_.device + keptIdsAt_; }
   float* keptWeights() const { return reinterpret_cast<float*>(block_.device + keptWeightsAt_); }
+
+  // The plans of the node's ranks, by local index, as this GPU reaches them: learnt when the plan is made.
+  struct OfRank {
+    kernels::PlanPointers pointers;
+    std::int64_t tokens;  // at most
+  };
+  void learn(int localIndex, const PlanRequest& request, const std::byte* arena, std::int64_t tokens);
+  const OfRank& ofRank(int localIndex) const { return ofRanks_[static_cast<std::size_t>(localIndex)]; }
+  int mostTokensOfNode() const;
 
   // int32 [2][keys]: rows of each key of lower ranks, and of all ranks; not in the slotted layout.
   const std::int32_t* exchanged() const { return reinterpret_cast<const std::int32_t*>(block_.device + exchangedAt_); }
@@ -52,6 +62,8 @@ class DevicePlan {
 
  private:
   void clearHead();
+  // The one flow of a plan in one node.
+  static kernels::PlanPointers pointersTo(const std::byte* arena, const plan::ArenaOffsets& offsets);
 
   Engine& engine_;
   DeviceDomain& domain_;
@@ -66,6 +78,7 @@ class DevicePlan {
   DevicePool::Block block_;
   DevicePool::Block castBlock_;
   std::unique_ptr<DeviceBeside> beside_;
+  std::vector<OfRank> ofRanks_;
   exec::cuda::Stream stream_ = nullptr;
   bool captured_ = false;
 };

@@ -39,7 +39,14 @@ void DevicePlanning::announce(Meeting::Announcement& announcement) {
   }
   announcement.parameters = parameters(
       0, 0, 0, (r.dropBeyondCapacity ? 1u : 0u) | static_cast<std::uint64_t>(r.options.dedup) << 2 | std::uint64_t{32});
+  announcement.rows = static_cast<std::uint64_t>(r.map.tokens);
+  announceTensor(announcement, kRows, plan_->device->arena(), plan_->device->arenaBytes());
   plan_->device->usedOn(stream(), capturing());
+}
+
+void DevicePlanning::bind() {
+  for (int i = 0; i < engine_.nodeRanks(); ++i)
+    plan_->device->learn(i, plan_->request, tensorOf(i, kRows), static_cast<std::int64_t>(meeting_.ready(i).rows));
 }
 
 kernels::PlanArgs DevicePlanning::arguments(const std::vector<DeviceOperation*>& all,
@@ -181,7 +188,7 @@ void DevicePlanning::checkCapacity() {
 
 Outcome DevicePlanning::finish() {
   if (!announcedRows_) {
-    if (!domain_.together()) {
+    if (domain_.waitsOnHost()) {
       std::vector<DeviceOperation*> self{this};
       cuda::planLay(arguments(self, {blocksOfCount_}), stream());
     }

@@ -15,11 +15,12 @@ class DevicePlanning : public DeviceOperation {
   void takePlace() override;
   void reset() override;
   void announce(Meeting::Announcement& announcement) override;
+  void bind() override;
   void launchAll(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget,
                  exec::cuda::Stream stream) override;
   void launchRest(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget,
                   exec::cuda::Stream stream) override;
-  bool hasRest() const override { return domain_.together() && !domain_.oneLaunch() && !small_; }
+  bool hasRest() const override { return !domain_.waitsOnHost() && !domain_.oneLaunch() && !small_; }
   void agree(const std::vector<DeviceOperation*>& all) override;
   Outcome finish() override;
 

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <map>
 
 namespace fusco::engine {
 
@@ -31,25 +30,44 @@ bool savesEnough(const PlanRequest& request, int parts, std::int64_t tokens, std
   return static_cast<double>(tokens) * rows * (parts - 1) / parts * static_cast<double>(rowBytes) > overhead;
 }
 
+// Flags that speak of memory beside rows.
+constexpr std::uint32_t kCounterFlags = kWantsCounters | kCountsAtEnd;
+constexpr std::uint32_t kBesideFlags = kWantsTickets | kCounterFlags;
+
 // Where launches wait beside others both want some multiprocessors.
 constexpr int kLeastBlocks = 4;
-
-// What a plan and its ranks must be for rows to cross links once, whatever it saves.
-bool mayCrossOnce(const DeviceDomain& domain, const PlanRequest& request, std::size_t members) {
-  const plan::Dedup dedup = request.options.dedup;
-  return domain.together() && !domain.oneLaunch() && request.options.layout != plan::Layout::rankOrder &&
-         (dedup == plan::Dedup::full || (dedup == plan::Dedup::node && request.dedupAuto)) &&
-         members <= kernels::kMaxSources && request.map.topk <= kernels::kMaxPlanTopk;
-}
-
-Across besideOrBehind(const DeviceDomain& domain, bool enoughSms) {
-  return domain.ownGpus() && enoughSms ? Across::beside : Across::behind;
-}
 
 // Of a budget, what goes to those who send; the rest to those who take.
 kernels::Budget senders(const kernels::Budget& budget) { return {(budget.blocks * 11 + 19) / 20}; }
 kernels::Budget takers(const kernels::Budget& budget) { return {budget.blocks - senders(budget).blocks}; }
 }  // namespace
+
+void Crossing::consider(const DeviceDomain& domain, const PlanState& plan, std::size_t rowBytes, double overhead) {
+  const PlanRequest& request = plan.request;
+  const plan::Dedup dedup = request.options.dedup;
+  const int ranks = plan.engine.nodeRanks();
+  considered_ = !domain.waitsOnHost() && !domain.oneLaunch() && request.options.layout != plan::Layout::rankOrder &&
+                (dedup == plan::Dedup::full || (dedup == plan::Dedup::node && request.dedupAuto)) &&
+                ranks <= kernels::kMaxSources && request.map.topk <= kernels::kMaxPlanTopk && rowBytes > 0;
+  if (considered_ && request.dedupAuto) {
+    considered_ =
+        domain.ownGpus() && savesEnough(request, domain.parts(), plan.device->mostTokensOfNode(), rowBytes, overhead);
+  }
+}
+
+std::uint32_t Crossing::flags(const DeviceDomain& domain, bool may) const {
+  const bool waits = domain.maxSms() == 0 || domain.maxSms() >= kLeastBlocks;
+  return considered_ && may ? kCrossesOnce | (waits ? kWaitsBeside : 0u) : 0u;
+}
+
+void Crossing::bind(const DeviceDomain& domain, const Meeting& meeting, int ranks) {
+  bool crosses = considered_, beside = domain.ownGpus();
+  for (int i = 0; i < ranks; ++i) {
+    crosses = crosses && (meeting.ready(i).flags & kCrossesOnce) != 0;
+    beside = beside && (meeting.ready(i).flags & kWaitsBeside) != 0;
+  }
+  across_ = !crosses ? Across::no : beside ? Across::beside : Across::behind;
+}
 
 DeviceDispatch::DeviceDispatch(Engine& engine, std::shared_ptr<PlanState> plan, const DispatchRequest& request,
                                cuda::Stream stream)
@@ -75,41 +93,65 @@ void DeviceDispatch::announce(Meeting::Announcement& announcement) {
   announceTensor(announcement, kRows, tensors_[0].output, rows * tensors_[0].rowBytes);
   announceTensor(announcement, kRows2, tensors_[1].output, rows * tensors_[1].rowBytes);
   plan_->device->usedOn(stream(), capturing());
-
-  // Tickets say the same each time, and so do counters that nobody looks at before the end.
-  flags_ = 0;
-  const DeviceBeside* beside = plan_->device->beside();
-  if (beside == nullptr) return;
-  const PlanRequest& plan = plan_->request;
-  const bool first = !plan_->dispatched;
-  if (first && DeviceBeside::wantsTickets(plan)) flags_ |= kWantsTickets;
-  if (DeviceBeside::wantsCounters(plan)) {
-    if (plan.counters && !request_.castToFp8) {
-      flags_ |= kWantsCounters;
-    } else if (plan.counters || first) {
-      flags_ |= kCountsAtEnd;
-    }
-  }
-  announcement.flags = flags_;
+  flags_ = besideFlags();
+  announceCrossing(announcement);
   if (flags_ == 0) return;
-  announcement.bytes = beside->shape().rows;
-  announceTensor(announcement, kTickets, beside->data(), beside->shape().bytes());
+  const DeviceBeside& beside = *plan_->device->beside();
+  announcement.flags |= flags_;
+  announcement.bytes = beside.shape().rows;
+  announceTensor(announcement, kTickets, beside.data(), beside.shape().bytes());
   if (domain_.oneLaunch()) return;  // else the others' kernels are not to wait for
   std::vector<DeviceOperation*> self{this};
   resetBeside(self, budgetOf(self), stream());
 }
 
+// Tickets say the same each time, and so do counters that nobody looks at before the end.
+std::uint32_t DeviceDispatch::besideFlags() const {
+  if (plan_->device->beside() == nullptr) return 0;
+  const PlanRequest& plan = plan_->request;
+  const bool first = !plan_->dispatched;
+  std::uint32_t flags = first && DeviceBeside::wantsTickets(plan) ? kWantsTickets : 0u;
+  if (!DeviceBeside::wantsCounters(plan)) return flags;
+  if (plan.counters && !request_.castToFp8) return flags | kWantsCounters;
+  return plan.counters || first ? flags | kCountsAtEnd : flags;
+}
+
+// Rows that are cast or counted are written one by one.
+void DeviceDispatch::announceCrossing(Meeting::Announcement& announcement) {
+  const Tensor& rows = tensors_[0];
+  crossing_.consider(domain_, *plan_, rows.rowBytes, kOverheadOfDispatch);
+  kernels::PlaceArgs own{};
+  own.rankCount = 1;
+  own.rowBytes = own.sourceStride = own.destinationStride = rows.rowBytes;
+  own.ranks[0].source = rows.input;
+  own.bases[0] = rows.output;
+  announcement.flags |=
+      crossing_.flags(domain_, !request_.castToFp8 && !(flags_ & kCounterFlags) && cuda::placesAcross(own));
+  // A GPU's words are with the first of its ranks.
+  if (!crossing_.tells(domain_) || domain_.part() != engine_.localIndex()) return;
+  const std::size_t words = std::size_t{unitsOfRank()} * static_cast<std::size_t>(engine_.nodeRanks());
+  if (words > 0) announceTensor(announcement, kLanding, domain_.arrivals(slot_, words), words * sizeof(std::uint32_t));
+}
+
+std::uint32_t DeviceDispatch::unitsOfRank() const {
+  return static_cast<std::uint32_t>(plan_->device->mostTokensOfNode()) *
+         kernels::wholePieces(tensors_[0].rowBytes).count;
+}
+
 void DeviceDispatch::bind() {
   for (auto& bases : bases_) bases.clear();
+  arrivals_.clear();
   growing_.clear();
   beside_.clear();
-  anyGrowing_ = anyBeside_ = anyCounted_ = false;
+  anyGrowing_ = anyBeside_ = false;
+  crossing_.bind(domain_, meeting_, engine_.nodeRanks());
   for (int i = 0; i < engine_.nodeRanks(); ++i) {
     bases_[0].push_back(tensorOf(i, kRows));
     bases_[1].push_back(tensorOf(i, kRows2));
+    arrivals_.push_back(reinterpret_cast<std::uint32_t*>(tensorOf(i, kLanding)));
     const ReadyCell& cell = meeting_.ready(i);
     kernels::BesideRows rows{};
-    if (cell.flags != 0) {
+    if ((cell.flags & kBesideFlags) != 0) {
       const BesideShape shape =
           BesideShape::of(engine_, plan_->request, engine_.nodeRank(i), static_cast<std::size_t>(cell.bytes));
       rows = shape.at(tensorOf(i, kTickets));
@@ -123,7 +165,6 @@ void DeviceDispatch::bind() {
     }
     beside_.push_back(rows);
     anyGrowing_ |= (cell.flags & kWantsCounters) != 0;
-    anyCounted_ |= (cell.flags & (kWantsCounters | kCountsAtEnd)) != 0;
     anyBeside_ |= (cell.flags & (kCountsAtEnd | kWantsTickets)) != 0;
   }
 }
@@ -136,7 +177,7 @@ kernels::PlaceArgs DeviceDispatch::placeArgs(const std::vector<DeviceOperation*>
   args.sourceStride = args.destinationStride = args.rowBytes;
   for (std::size_t i = 0; i < all.size(); ++i) {
     const auto& one = static_cast<const DeviceDispatch&>(*all[i]);
-    args.ranks[i].plan = one.plan_->device->pointers(one.engine_.streams().ownFlow);
+    args.ranks[i].plan = one.plan_->device->pointers();
     args.ranks[i].source = one.tensors_[tensor].input;
   }
   std::copy(bases_[tensor].begin(), bases_[tensor].end(), args.bases);
@@ -194,7 +235,7 @@ void DeviceDispatch::describeRows(const std::vector<DeviceOperation*>& all, cons
   for (std::size_t i = 0; i < all.size(); ++i) {
     const auto& one = static_cast<const DeviceDispatch&>(*all[i]);
     const DevicePlan& device = *one.plan_->device;
-    args.ranks[i].plan = device.pointers(one.engine_.streams().ownFlow);
+    args.ranks[i].plan = device.pointers();
     if (request.options.layout != plan::Layout::rankOrder) continue;
     args.ranks[i].ids = device.keptIds();
     args.ranks[i].idBytes = one.plan_->request.map.idBytes;
@@ -225,16 +266,16 @@ void DeviceDispatch::launchAll(const std::vector<DeviceOperation*>& all, const k
     cuda::placeCounted(args, budget, stream);
   } else {
     kernels::PlaceArgs args = placeArgs(all, 0);
-    if (across_ == Across::no) {
+    if (crossing_.across() == Across::no) {
       cuda::place(args, budget, stream);
     } else {
       tellOthers(args, all);
-      if (across_ == Across::behind) {
+      if (crossing_.across() == Across::behind) {
         cuda::place(args, budget, stream);
       } else {
         const cuda::Stream beside = domain_.beside(stream, capturing());
         cuda::place(args, senders(budget), stream);
-        expand(all, takers(budget), beside);
+        expand(takers(budget), beside);
         domain_.joinBeside(stream, capturing());
       }
     }
@@ -242,75 +283,40 @@ void DeviceDispatch::launchAll(const std::vector<DeviceOperation*>& all, const k
   if (anyBeside_) describeRows(all, budget, stream);
 }
 
-void DeviceDispatch::launchRest(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget,
+void DeviceDispatch::launchRest(const std::vector<DeviceOperation*>&, const kernels::Budget& budget,
                                 cuda::Stream stream) {
-  expand(all, budget, stream);
+  expand(budget, stream);
 }
-
-bool DeviceDispatch::crossesOnce(const std::vector<DeviceOperation*>& all) const {
-  const PlanRequest& request = plan_->request;
-  if (!mayCrossOnce(domain_, request, all.size())) return false;
-  if (request_.castToFp8 || anyCounted_ || tensors_[0].rowBytes == 0) return false;
-  for (DeviceOperation* one : all) {
-    const std::vector<DeviceOperation*> alone{one};
-    if (!cuda::placesAcross(placeArgs(alone, 0))) return false;
-  }
-  if (!request.dedupAuto) return true;
-  return domain_.ownGpus() &&
-         savesEnough(request, partCount(all), mostTokens(all), tensors_[0].rowBytes, kOverheadOfDispatch);
-}
-
-void DeviceDispatch::agree(const std::vector<DeviceOperation*>& all) {
-  const Across across = crossesOnce(all) ? besideOrBehind(domain_, mayTake(all, kLeastBlocks)) : Across::no;
-  for (DeviceOperation* one : all) static_cast<DeviceDispatch*>(one)->across_ = across;
-}
-
-namespace {
-std::uint32_t unitsOfSource(const std::vector<DeviceOperation*>& everyone, const kernels::RowPieces& pieces) {
-  return static_cast<std::uint32_t>(mostTokens(everyone)) * pieces.count;
-}
-}  // namespace
 
 void DeviceDispatch::tellOthers(kernels::PlaceArgs& args, const std::vector<DeviceOperation*>& all) const {
   args.across = true;
   args.pieces = kernels::wholePieces(args.rowBytes);
-  const std::uint32_t units = unitsOfSource(everyone(), args.pieces);
-  // A GPU's words are with the first of its ranks.
-  std::map<int, std::uint32_t*> words;
-  for (std::size_t i = 0; i < everyone().size(); ++i) {
-    DeviceDomain& domain = static_cast<DeviceDispatch*>(everyone()[i])->domain_;
-    if (domain.part() == domain_.part()) continue;
+  for (int i = 0; i < engine_.nodeRanks(); ++i) {
+    if (domain_.partOf(i) == domain_.part()) continue;
     args.expands[i] = true;
-    if (across_ != Across::beside) continue;
-    std::uint32_t*& ofPart = words[domain.part()];
-    if (ofPart == nullptr) ofPart = domain.arrivals(slot_, std::size_t{units} * everyone().size());
-    args.arrivals[i] = ofPart;
+    if (crossing_.across() == Across::beside) args.arrivals[i] = arrivals_[static_cast<std::size_t>(domain_.partOf(i))];
   }
   for (std::size_t i = 0; i < all.size(); ++i) {
     const auto local = static_cast<const DeviceDispatch*>(all[i])->engine_.localIndex();
-    args.firstUnit[i] = static_cast<std::uint32_t>(local) * units;
+    args.firstUnit[i] = static_cast<std::uint32_t>(local) * unitsOfRank();
   }
 }
 
-void DeviceDispatch::expand(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget,
-                            cuda::Stream stream) const {
+void DeviceDispatch::expand(const kernels::Budget& budget, cuda::Stream stream) const {
   kernels::ExpandArgs args{};
   args.rowBytes = tensors_[0].rowBytes;
-  args.maxTokens = mostTokens(everyone());
+  args.maxTokens = plan_->device->mostTokensOfNode();
   args.pieces = kernels::wholePieces(args.rowBytes);
-  const std::uint32_t units = unitsOfSource(everyone(), args.pieces);
-  for (std::size_t i = 0; i < everyone().size(); ++i) {
-    const auto& one = static_cast<const DeviceDispatch&>(*everyone()[i]);
-    if (one.domain_.part() == domain_.part()) {
-      args.bases[i] = bases_[0][i];
+  for (int i = 0; i < engine_.nodeRanks(); ++i) {
+    if (domain_.partOf(i) == domain_.part()) {
+      args.bases[i] = bases_[0][static_cast<std::size_t>(i)];
     } else {
-      args.sources[args.sourceCount++] = {one.plan_->device->pointers(one.engine_.streams().ownFlow),
-                                          static_cast<std::uint32_t>(i) * units};
+      args.sources[args.sourceCount++] = {plan_->device->ofRank(i).pointers,
+                                          static_cast<std::uint32_t>(i) * unitsOfRank()};
     }
   }
-  if (across_ == Across::beside) {
-    args.arrivals =
-        static_cast<DeviceDispatch*>(all.front())->domain_.arrivals(slot_, std::size_t{units} * everyone().size());
+  if (crossing_.across() == Across::beside) {
+    args.arrivals = arrivals_[static_cast<std::size_t>(domain_.part())];
     args.wait = domain_.arrivalWait();
   }
   cuda::expand(args, budget, stream);
@@ -343,52 +349,56 @@ void DeviceCombine::announce(Meeting::Announcement& announcement) {
   announcement.parameters = parameters(rowBytes, 0, static_cast<std::uint64_t>(request_.type),
                                        (request_.weighted ? 1u : 0u) | (request_.partialsFp32 ? 2u : 0u));
   announceTensor(announcement, kRows, request_.input, rows * rowBytes);
+  announceCrossing(announcement);
   plan_->device->usedOn(stream(), capturing());
 }
 
 void DeviceCombine::bind() {
   bases_.clear();
-  for (int i = 0; i < engine_.nodeRanks(); ++i) bases_.push_back(tensorOf(i, kRows));
+  partials_.clear();
+  arrivals_.clear();
+  crossing_.bind(domain_, meeting_, engine_.nodeRanks());
+  for (int i = 0; i < engine_.nodeRanks(); ++i) {
+    bases_.push_back(tensorOf(i, kRows));
+    partials_.push_back(tensorOf(i, kRows2));
+    arrivals_.push_back(reinterpret_cast<std::uint32_t*>(tensorOf(i, kLanding)));
+    if (crossing_.across() != Across::beside) arrivals_.back() = nullptr;
+  }
 }
 
 // Sums cross links where that is less than the rows: in the row's type, so not where partial sums are wanted in FP32.
-bool DeviceCombine::crossesOnce() const {
-  const PlanRequest& request = plan_->request;
-  const std::vector<DeviceOperation*>& all = everyone();
-  if (!mayCrossOnce(domain_, request, all.size())) return false;
-  if ((request_.partialsFp32 && request_.type != exec::RowType::f32) || request_.elements == 0) return false;
+bool DeviceCombine::mayBringPartials() const {
+  if (request_.partialsFp32 && request_.type != exec::RowType::f32) return false;
   const std::int64_t bound = engine_.config().maxStagingBytes;
-  const auto tokens = static_cast<std::int64_t>(mostTokens(all));
-  if (bound > 0 && tokens * mostPartials() * static_cast<std::int64_t>(rowBytes()) > bound) return false;
-  if (!request.dedupAuto) return true;
-  return domain_.ownGpus() && savesEnough(request, partCount(all), tokens, rowBytes(), kOverheadOfCombine);
+  const std::int64_t bytes =
+      std::int64_t{plan_->device->mostTokensOfNode()} * mostPartials() * static_cast<std::int64_t>(rowBytes());
+  return bound <= 0 || bytes <= bound;
 }
 
-int DeviceCombine::mostPartials() const {
-  return std::min(plan_->request.map.topk, static_cast<int>(everyone().size()));
+int DeviceCombine::mostPartials() const { return std::min(plan_->request.map.topk, engine_.nodeRanks()); }
+
+kernels::RowPieces DeviceCombine::pieces() const {
+  return kernels::piecesOf(rowBytes(), plan_->device->mostTokensOfNode());
 }
 
-void DeviceCombine::agree(const std::vector<DeviceOperation*>& all) {
-  const Across across = crossesOnce() ? besideOrBehind(domain_, mayTake(all, kLeastBlocks)) : Across::no;
-  for (DeviceOperation* one : all) {
-    auto& combine = *static_cast<DeviceCombine*>(one);
-    combine.across_ = across;
-    combine.arrivals_ = nullptr;
-    if (across == Across::no) continue;
-    const auto places =
-        static_cast<std::size_t>(combine.plan_->request.map.tokens) * static_cast<std::size_t>(mostPartials());
-    combine.partials_ = combine.domain_.partials(slot_, std::max<std::size_t>(places, 1) * rowBytes());
-    if (across == Across::beside)
-      combine.arrivals_ = combine.domain_.arrivals(
-          slot_, std::max<std::size_t>(places, 1) * kernels::piecesOf(rowBytes(), mostTokens(all)).count);
-  }
+void DeviceCombine::announceCrossing(Meeting::Announcement& announcement) {
+  crossing_.consider(domain_, *plan_, rowBytes(), kOverheadOfCombine);
+  const std::uint32_t flags = crossing_.flags(domain_, mayBringPartials());
+  announcement.flags |= flags;
+  if (flags == 0) return;
+  const auto places = std::max<std::size_t>(
+      static_cast<std::size_t>(plan_->request.map.tokens) * static_cast<std::size_t>(mostPartials()), 1);
+  announceTensor(announcement, kRows2, domain_.partials(slot_, places * rowBytes()), places * rowBytes());
+  if (!crossing_.tells(domain_)) return;
+  const std::size_t words = places * pieces().count;
+  announceTensor(announcement, kLanding, domain_.arrivals(slot_, words), words * sizeof(std::uint32_t));
 }
 
 void DeviceCombine::launchAll(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget,
                               cuda::Stream stream) {
-  if (across_ == Across::no) {
+  if (crossing_.across() == Across::no) {
     sumRows(all, budget, stream);
-  } else if (across_ == Across::behind) {
+  } else if (crossing_.across() == Across::behind) {
     bringPartials(budget, stream);
   } else {
     const cuda::Stream beside = domain_.beside(stream, capturing());
@@ -408,16 +418,15 @@ void DeviceCombine::bringPartials(const kernels::Budget& budget, cuda::Stream st
   args.elements = request_.elements;
   args.type = static_cast<kernels::SumType>(request_.type);
   args.weighted = request_.weighted;
-  args.maxTokens = mostTokens(everyone());
-  args.pieces = kernels::piecesOf(rowBytes(), args.maxTokens);
+  args.maxTokens = plan_->device->mostTokensOfNode();
+  args.pieces = pieces();
   args.mostPartials = mostPartials();
-  for (std::size_t i = 0; i < everyone().size(); ++i) {
-    const auto& one = static_cast<const DeviceCombine&>(*everyone()[i]);
-    if (one.domain_.part() == domain_.part()) {
-      args.bases[i] = bases_[i];
+  for (int i = 0; i < engine_.nodeRanks(); ++i) {
+    const auto at = static_cast<std::size_t>(i);
+    if (domain_.partOf(i) == domain_.part()) {
+      args.bases[i] = bases_[at];
     } else {
-      args.homes[args.homeCount++] = {
-          {one.plan_->device->pointers(one.engine_.streams().ownFlow), 0}, one.partials_, one.arrivals_};
+      args.homes[args.homeCount++] = {{plan_->device->ofRank(i).pointers, 0}, partials_[at], arrivals_[at]};
     }
   }
   cuda::partial(args, budget, stream);
@@ -434,20 +443,20 @@ void DeviceCombine::sumRows(const std::vector<DeviceOperation*>& all, const kern
   args.weighted = request_.weighted;
   for (std::size_t i = 0; i < all.size(); ++i) {
     const auto& one = static_cast<const DeviceCombine&>(*all[i]);
-    args.ranks[i].plan = one.plan_->device->pointers(one.engine_.streams().ownFlow);
+    args.ranks[i].plan = one.plan_->device->pointers();
     args.ranks[i].out = one.request_.output;
     args.ranks[i].bias = one.request_.bias;
-    args.partials[i] = one.partials_;
-    args.arrivals[i] = one.arrivals_;
+    const auto local = static_cast<std::size_t>(one.engine_.localIndex());
+    args.partials[i] = partials_[local];
+    args.arrivals[i] = arrivals_[local];
   }
   std::copy(bases_.begin(), bases_.end(), args.bases);
-  if (across_ != Across::no) {
+  if (crossing_.across() != Across::no) {
     args.across = true;
-    args.pieces = kernels::piecesOf(rowBytes(), mostTokens(everyone()));
+    args.pieces = pieces();
     args.mostPartials = mostPartials();
     args.wait = domain_.arrivalWait();
-    for (std::size_t i = 0; i < everyone().size(); ++i)
-      args.brings[i] = static_cast<const DeviceCombine&>(*everyone()[i]).domain_.part() != domain_.part();
+    for (int i = 0; i < engine_.nodeRanks(); ++i) args.brings[i] = domain_.partOf(i) != domain_.part();
   }
   cuda::sum(args, budget, stream);
 }

@@ -11,6 +11,24 @@ namespace fusco::engine {
 // work there goes on beside their coming, or behind it.
 enum class Across { no, beside, behind };
 
+// How the ranks of a node, which all compute the same from what they have told each other, decide on it.
+class Crossing {
+ public:
+  // Whether rows of this plan might cross once, as far as its shape goes.
+  void consider(const DeviceDomain& domain, const PlanState& plan, std::size_t rowBytes, double overhead);
+  bool considered() const { return considered_; }
+  // This rank's flags, if its own rows `may`.
+  std::uint32_t flags(const DeviceDomain& domain, bool may) const;
+  void bind(const DeviceDomain& domain, const Meeting& meeting, int ranks);
+  Across across() const { return across_; }
+  // Whether other launches are told of what comes; with that, words for it are needed.
+  bool tells(const DeviceDomain& domain) const { return considered_ && domain.ownGpus(); }
+
+ private:
+  bool considered_ = false;
+  Across across_ = Across::no;
+};
+
 class DeviceDispatch : public DeviceOperation {
  public:
   DeviceDispatch(Engine& engine, std::shared_ptr<PlanState> plan, const DispatchRequest& request,
@@ -23,8 +41,7 @@ class DeviceDispatch : public DeviceOperation {
                  exec::cuda::Stream stream) override;
   void launchRest(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget,
                   exec::cuda::Stream stream) override;
-  bool hasRest() const override { return across_ == Across::behind; }
-  void agree(const std::vector<DeviceOperation*>& all) override;
+  bool hasRest() const override { return crossing_.across() == Across::behind; }
   Outcome finish() override;
 
  private:
@@ -42,9 +59,12 @@ class DeviceDispatch : public DeviceOperation {
   void describeRows(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget,
                     exec::cuda::Stream stream) const;
   kernels::ResetArgs::Rank resetOf() const;
-  bool crossesOnce(const std::vector<DeviceOperation*>& all) const;
+  std::uint32_t besideFlags() const;
+  void announceCrossing(Meeting::Announcement& announcement);
+  // Pieces of rows that a rank sends at most, all of which have words.
+  std::uint32_t unitsOfRank() const;
   void tellOthers(kernels::PlaceArgs& args, const std::vector<DeviceOperation*>& all) const;
-  void expand(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget, exec::cuda::Stream stream) const;
+  void expand(const kernels::Budget& budget, exec::cuda::Stream stream) const;
 
   const DispatchRequest request_;
   Tensor tensors_[2];
@@ -52,8 +72,9 @@ class DeviceDispatch : public DeviceOperation {
   std::uint32_t flags_ = 0;                    // what this rank wants to have beside its rows, this time
   std::vector<kernels::BesideBoard> growing_;  // by local index: counters of rows as they are complete
   std::vector<kernels::BesideRows> beside_;    // the same: what is written when all rows are there
-  bool anyGrowing_ = false, anyBeside_ = false, anyCounted_ = false;
-  Across across_ = Across::no;
+  bool anyGrowing_ = false, anyBeside_ = false;
+  Crossing crossing_;
+  std::vector<std::uint32_t*> arrivals_;  // by local index, of the first rank of each part
 };
 
 class DeviceCombine : public DeviceOperation {
@@ -68,22 +89,24 @@ class DeviceCombine : public DeviceOperation {
                  exec::cuda::Stream stream) override;
   void launchRest(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget,
                   exec::cuda::Stream stream) override;
-  bool hasRest() const override { return across_ == Across::behind; }
-  void agree(const std::vector<DeviceOperation*>& all) override;
+  bool hasRest() const override { return crossing_.across() == Across::behind; }
 
  private:
   std::size_t rowBytes() const { return request_.elements * exec::elementBytes(request_.type); }
-  bool crossesOnce() const;
+  bool mayBringPartials() const;
+  void announceCrossing(Meeting::Announcement& announcement);
+  // Sums of a token's rows come from so many ranks at most.
   int mostPartials() const;
+  kernels::RowPieces pieces() const;
   void bringPartials(const kernels::Budget& budget, exec::cuda::Stream stream) const;
   void sumRows(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget,
                exec::cuda::Stream stream) const;
 
   CombineRequest request_;
   std::vector<std::byte*> bases_;
-  Across across_ = Across::no;
-  std::uint32_t* arrivals_ = nullptr;  // this rank's, while it launches
-  std::byte* partials_ = nullptr;
+  Crossing crossing_;
+  std::vector<std::byte*> partials_;      // by local index
+  std::vector<std::uint32_t*> arrivals_;  // the same
 };
 
 }  // namespace fusco::engine

@@ -1,0 +1,36 @@
+// A meeting of GPUs: one block, a thread for each of the others.
+#include "kernels/across.cuh"
+#include "kernels/grid.h"
+#include "kernels/meet.h"
+
+namespace fusco::kernels {
+
+namespace {
+
+constexpr int kThreads = (kMaxNodeRanks + kWarpThreads - 1) / kWarpThreads * kWarpThreads;
+
+// Whether `word` gets as far as `count`, within the bound.
+__device__ bool comesTo(const std::uint32_t* word, std::uint32_t count, const ArrivalWait& wait) {
+  return waitUntil([&] { return static_cast<std::int32_t>(ptx::loadAcquire(word) - count) >= 0; }, wait);
+}
+
+__global__ void __launch_bounds__(kThreads) meetOthers(const __grid_constant__ MeetArgs args) {
+  ptx::waitForPreviousLaunch();
+  const std::uint32_t count = *args.count + 1;
+  const int other = static_cast<int>(threadIdx.x);
+  if (other < kMaxNodeRanks && args.theirs[other] != nullptr) {
+    __threadfence_system();
+    ptx::storeRelease(args.theirs[other], count);
+    comesTo(args.mine + other, count, args.wait);
+  }
+  __syncthreads();
+  if (other == 0) *args.count = count;
+}
+
+}  // namespace
+
+int launchMeet(const MeetArgs& args, void* stream) {
+  return launch(meetOthers, args, 1, kThreads, 0, static_cast<cudaStream_t>(stream));
+}
+
+}  // namespace fusco::kernels

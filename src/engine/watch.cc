@@ -1,0 +1,34 @@
+#include "engine/watch.h"
+
+#include <chrono>
+
+#include "engine/engine.h"
+
+namespace fusco::engine {
+
+namespace {
+constexpr std::chrono::milliseconds kEvery{100};
+}
+
+Watch::Watch(Engine& engine) : engine_(engine), thread_([this] { run(); }) {}
+
+Watch::~Watch() {
+  {
+    std::lock_guard lock(mutex_);
+    stop_ = true;
+  }
+  wake_.notify_all();
+  thread_.join();
+}
+
+void Watch::run() {
+  std::unique_lock lock(mutex_);
+  while (!wake_.wait_for(lock, kEvery, [this] { return stop_; })) {
+    lock.unlock();
+    const bool broken = engine_.asyncError() != Code::success;
+    lock.lock();
+    if (broken) return;
+  }
+}
+
+}  // namespace fusco::engine
