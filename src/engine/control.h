@@ -49,6 +49,7 @@ enum ReadyFlags : std::uint32_t {
   // others.
   kCrossesOnce = 256,
   kWaitsBeside = 512,
+  kMapReached = 1024,  // planning on GPUs: others may read this rank's routing map
 };
 
 // What all ranks must agree on; compared field by field so that an error can name both values.

@@ -295,6 +295,8 @@ transport::MemoryRef DeviceDomain::describe(const void* pointer, std::size_t byt
     const cuda::OnDevice on(device_);
     const cuda::Exported exported = cuda::exportMemory(pointer, bytes);
     ref.offset = exported.offset;
+    // As far as the allocation goes, whatever the caller says: peers tell allocations apart by where they lie.
+    ref.bytes = exported.bytes - exported.offset;
     static_assert(sizeof exported.handle == 2 * sizeof(transport::MemoryRef));
     std::memcpy(static_cast<void*>(handle), exported.handle.data(), sizeof exported.handle);
   }

@@ -173,11 +173,6 @@ void DeviceOperation::meet(const std::vector<Part>& parts) const {
 void DeviceOperation::launchTogether(const std::vector<DeviceOperation*>& all) {
   const exec::Range range("launch");
   const std::vector<Part> parts = partsOf(all);
-  for (DeviceOperation* one : all) one->everyone_ = &all;
-  {
-    const cuda::OnDevice on(domain_.device());
-    agree(all);
-  }
   // Launches that wait for other GPUs are put on all of these in one order, whichever communicators they are of.
   static std::mutex order;
   const std::unique_lock ordered =
@@ -254,7 +249,7 @@ void DeviceOperation::announceTensor(Meeting::Announcement& announcement, Memory
   announcement.memory[role] = domain_.describe(pointer, bytes, &announcement.memory[handleOf(role)]);
 }
 
-std::byte* DeviceOperation::tensorOf(int localIndex, MemoryRole role) {
+std::byte* DeviceOperation::tensorOf(int localIndex, MemoryRole role) const {
   const ReadyCell& cell = meeting_.ready(localIndex);
   return domain_.reach(localIndex, cell.memory[role], &cell.memory[handleOf(role)]);
 }

@@ -49,10 +49,6 @@ class DeviceOperation : public Operation {
   // The same once more when all have ended what they launched first, where ranks are on several GPUs.
   virtual void launchRest(const std::vector<DeviceOperation*>&, const kernels::Budget&, exec::cuda::Stream) {}
   virtual bool hasRest() const { return false; }
-  // Before any launch, for one of the members: what all of them are to do alike.
-  virtual void agree(const std::vector<DeviceOperation*>&) {}
-  // During launches: all that launch together, those of other GPUs included.
-  const std::vector<DeviceOperation*>& everyone() const { return *everyone_; }
   // After the launch, on this rank's own thread; may be called until it is complete.
   virtual Outcome finish() { return Outcome::complete; }
 
@@ -61,7 +57,7 @@ class DeviceOperation : public Operation {
   static kernels::Budget budgetOf(const std::vector<DeviceOperation*>& all);
   // Announces a tensor under kRows, kRows2, kTickets or kLanding, and where a peer has one.
   void announceTensor(Meeting::Announcement& announcement, MemoryRole role, const void* pointer, std::size_t bytes);
-  std::byte* tensorOf(int localIndex, MemoryRole role);
+  std::byte* tensorOf(int localIndex, MemoryRole role) const;
   bool capturing() const { return capturing_; }
 
   Engine& engine_;
@@ -89,7 +85,6 @@ class DeviceOperation : public Operation {
   bool capturing_ = false;
   bool arrived_ = false;
   std::atomic<bool> launched_{false};
-  const std::vector<DeviceOperation*>* everyone_ = nullptr;
   std::exception_ptr launchError_;
 };
 

@@ -39,14 +39,9 @@ void DevicePlanning::announce(Meeting::Announcement& announcement) {
   }
   announcement.parameters = parameters(
       0, 0, 0, (r.dropBeyondCapacity ? 1u : 0u) | static_cast<std::uint64_t>(r.options.dedup) << 2 | std::uint64_t{32});
-  announcement.rows = static_cast<std::uint64_t>(r.map.tokens);
+  announceMap(announcement);
   announceTensor(announcement, kRows, plan_->device->arena(), plan_->device->arenaBytes());
   plan_->device->usedOn(stream(), capturing());
-}
-
-void DevicePlanning::bind() {
-  for (int i = 0; i < engine_.nodeRanks(); ++i)
-    plan_->device->learn(i, plan_->request, tensorOf(i, kRows), static_cast<std::int64_t>(meeting_.ready(i).rows));
 }
 
 kernels::PlanArgs DevicePlanning::arguments(const std::vector<DeviceOperation*>& all,
@@ -88,22 +83,59 @@ void keepRoutingMap(const PlanState& plan, cuda::Stream stream) {
 }
 }  // namespace
 
-void DevicePlanning::agree(const std::vector<DeviceOperation*>& all) {
-  bool small = domain_.together() && !domain_.oneLaunch() && all.size() <= kernels::kMaxPlanRanks;
-  // The ranks of a GPU have to follow each other.
-  std::vector<int> parts;
-  for (DeviceOperation* one : all) {
-    const int part = static_cast<DevicePlanning*>(one)->domain_.part();
-    if (!parts.empty() && parts.back() == part) continue;
-    small = small && std::find(parts.begin(), parts.end(), part) == parts.end();
-    parts.push_back(part);
+// Other GPUs count this rank's routing map by themselves, where it is small and they reach it.
+void DevicePlanning::announceMap(Meeting::Announcement& announcement) {
+  const PlanRequest& r = plan_->request;
+  announcement.rows = static_cast<std::uint64_t>(r.map.tokens);
+  announcement.bytes = static_cast<std::uint64_t>(r.map.idBytes);
+  if (domain_.waitsOnHost() || domain_.oneLaunch() || engine_.nodeRanks() > kernels::kMaxPlanRanks) return;
+  kernels::PlanArgs alone = arguments({this}, {});
+  alone.ranksHere = 1;
+  if (!cuda::planIsSmall(alone)) return;
+  if (r.options.layout != plan::Layout::slotted) {
+    const auto slots = static_cast<std::size_t>(r.map.tokens) * static_cast<std::size_t>(r.map.topk);
+    try {
+      announceTensor(announcement, kRows2, r.map.ids, slots * static_cast<std::size_t>(r.map.idBytes));
+      if (r.tokensOnDevice != nullptr) announceTensor(announcement, kTickets, r.tokensOnDevice, sizeof(std::int64_t));
+    } catch (const Error&) {
+      return;  // memory that other processes cannot map
+    }
   }
-  if (small) {
-    kernels::PlanArgs args = arguments(all, {});
-    args.ranksHere = 1;
-    small = cuda::planIsSmall(args);
+  announcement.flags |= kMapReached;
+}
+
+void DevicePlanning::bind() {
+  const PlanRequest& r = plan_->request;
+  const int ranks = engine_.nodeRanks();
+  bool reached = true, ordered = true;
+  for (int i = 0; i < ranks; ++i) {
+    const ReadyCell& cell = meeting_.ready(i);
+    plan_->device->learn(i, r, tensorOf(i, kRows), static_cast<std::int64_t>(cell.rows));
+    reached = reached && (cell.flags & kMapReached) != 0 && cell.bytes == static_cast<std::uint64_t>(r.map.idBytes);
+    // The ranks of a GPU have to follow each other.
+    ordered = ordered && (domain_.partOf(i) == i || domain_.partOf(i) == domain_.partOf(i - 1));
   }
-  for (DeviceOperation* one : all) static_cast<DevicePlanning*>(one)->small_ = small;
+  small_ = reached && ordered && cuda::planIsSmall(mapsOfNode({}));
+}
+
+// The routing maps of all ranks of the node, as they have told of them.
+kernels::PlanArgs DevicePlanning::mapsOfNode(const kernels::Budget& budget) const {
+  kernels::PlanArgs args = arguments({}, budget);
+  const plan::Topology& topology = engine_.topology();
+  args.rankCount = engine_.nodeRanks();
+  args.firstHere = domain_.part();
+  args.ranksHere = 1;
+  for (int i = 0; i < args.rankCount; ++i) {
+    kernels::PlanArgs::Rank& one = args.rank[i];
+    one.ids = tensorOf(i, kRows2);
+    one.tokensUsed = reinterpret_cast<const std::int64_t*>(tensorOf(i, kTickets));
+    one.tokens = plan_->device->ofRank(i).tokens;
+    one.rank = engine_.nodeRank(i);
+    one.node = topology.nodeOf(one.rank);
+    one.localExperts = topology.expertsOf(one.rank, args.experts);
+    one.flowCount = topology.flowCount(one.rank);
+  }
+  return args;
 }
 
 void DevicePlanning::launchAll(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget,
@@ -118,10 +150,9 @@ void DevicePlanning::launchAll(const std::vector<DeviceOperation*>& all, const k
   if (domain_.oneLaunch()) {
     cuda::plan(args, stream);
   } else if (small_) {
-    kernels::PlanArgs whole = arguments(everyone(), budget);
-    whole.firstHere =
-        static_cast<int>(std::find(everyone().begin(), everyone().end(), all.front()) - everyone().begin());
-    whole.ranksHere = static_cast<int>(all.size());
+    kernels::PlanArgs whole = mapsOfNode(budget);
+    whole.ranksHere = args.rankCount;
+    std::copy_n(args.rank, args.rankCount, whole.rank + whole.firstHere);
     cuda::plan(whole, stream);
   } else {
     cuda::planCount(args, stream);

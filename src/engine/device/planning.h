@@ -21,11 +21,12 @@ class DevicePlanning : public DeviceOperation {
   void launchRest(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget,
                   exec::cuda::Stream stream) override;
   bool hasRest() const override { return !domain_.waitsOnHost() && !domain_.oneLaunch() && !small_; }
-  void agree(const std::vector<DeviceOperation*>& all) override;
   Outcome finish() override;
 
  private:
   kernels::PlanArgs arguments(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget) const;
+  kernels::PlanArgs mapsOfNode(const kernels::Budget& budget) const;
+  void announceMap(Meeting::Announcement& announcement);
   void readCounts();
   void checkCapacity();
   bool comparesRows() const { return plan_->request.options.capacityRows > 0 && !plan_->device->countsStayOnDevice(); }
