@@ -1,4 +1,4 @@
-// A meeting of GPUs: one block, a thread for each of the others.
+// Meetings of GPUs: one block, a thread for each of the others.
 #include "kernels/across.cuh"
 #include "kernels/grid.h"
 #include "kernels/meet.h"
@@ -27,10 +27,35 @@ __global__ void __launch_bounds__(kThreads) meetOthers(const __grid_constant__ M
   if (other == 0) *args.count = count;
 }
 
+__global__ void __launch_bounds__(kThreads) tellOthers(const __grid_constant__ TellArgs args) {
+  ptx::waitForPreviousLaunch();
+  const int other = static_cast<int>(threadIdx.x);
+  if (other >= kMaxNodeRanks || args.more[other] == 0) return;
+  const std::uint32_t count = args.told[other] + args.more[other];
+  args.told[other] = count;
+  __threadfence_system();
+  ptx::storeRelease(args.theirs[other], count);
+}
+
+__global__ void __launch_bounds__(kThreads) awaitOthers(const __grid_constant__ AwaitArgs args) {
+  ptx::waitForPreviousLaunch();
+  const int other = static_cast<int>(threadIdx.x);
+  if (other >= kMaxNodeRanks || args.more[other] == 0) return;
+  const std::uint32_t count = args.awaited[other] + args.more[other];
+  args.awaited[other] = count;
+  comesTo(args.mine + other, count, args.wait);
+}
+
 }  // namespace
 
 int launchMeet(const MeetArgs& args, void* stream) {
   return launch(meetOthers, args, 1, kThreads, 0, static_cast<cudaStream_t>(stream));
+}
+int launchTell(const TellArgs& args, void* stream) {
+  return launch(tellOthers, args, 1, kThreads, 0, static_cast<cudaStream_t>(stream));
+}
+int launchAwait(const AwaitArgs& args, void* stream) {
+  return launch(awaitOthers, args, 1, kThreads, 0, static_cast<cudaStream_t>(stream));
 }
 
 }  // namespace fusco::kernels

@@ -210,6 +210,9 @@ FUSCO_API fuscoResult_t fuscoCommCount(fuscoComm_t comm, int* count);
 FUSCO_API fuscoResult_t fuscoCommUserRank(fuscoComm_t comm, int* rank);
 /* The node of `rank`, numbered from 0 by first appearance. */
 FUSCO_API fuscoResult_t fuscoCommNode(fuscoComm_t comm, int rank, int* node);
+/* 1 where each rank captures its sends and receives in a CUDA graph of its own, which it replays as often as its peers
+ * do theirs: all ranks are processes with a GPU each, on one node. Else 0. The same on all ranks. */
+FUSCO_API fuscoResult_t fuscoCommCapturesTransfers(fuscoComm_t comm, int* captures);
 /* fuscoSuccess, fuscoInProgress, or the error that broke the communicator: such an error stays. It also looks at the
  * peers, so that a watchdog that only polls it learns of one that died, exited without destroy or aborted; one that has
  * left in order is no error for who waits for nothing. And it tells of a send that has returned and was then refused. */
@@ -268,7 +271,7 @@ FUSCO_API fuscoResult_t fuscoGroupEnd(void);
  * On GPUs sender and receiver meet on the host in each call, and then go by the order of their streams. A group that only
  * sends need not meet anybody while its messages, of at most 4 MiB each, find room in a window of 32 MiB of the
  * communicator and fewer than 4 to a receiver are outstanding. In a CUDA graph: ranks of one process, sends and receives
- * of all of them in one group and one capture. With a rank of another node a call returns when its rows have left, or have
+ * of all of them in one group and one capture; or each rank in its own (fuscoCommCapturesTransfers). With a rank of another node a call returns when its rows have left, or have
  * come, and cannot be captured. */
 FUSCO_API fuscoResult_t fuscoSend(const void* sendbuff, size_t count, fuscoDataType_t datatype, int peer,
                                   fuscoComm_t comm, cudaStream_t stream);

@@ -32,7 +32,8 @@ struct Communicator {
 
   std::atomic<State> state{State::starting};
   std::atomic<bool> cancelled{false};  // by an abort, also while it starts
-  bool carried = false;                // these four: before state is ready
+  bool carried = false;                // these five: before state is ready
+  bool captures = false;               // captured calls too
   fuscoComm_t engine = nullptr;
   std::string reason;  // why it is not carried
   Tag tag;             // invalid: made without one

@@ -14,7 +14,7 @@ CommunicatorRef carrier(ncclComm_t handle, cudaStream_t stream) {
   const State state = communicator->state;
   // Before the vote and after the end nobody may carry, and the others may not agree: deviceCall says so.
   if (state == State::starting || (communicator->carried && state != State::ready)) return communicator;
-  if (communicator->carried && !captured(stream)) return communicator;
+  if (communicator->carried && (communicator->captures || !captured(stream))) return communicator;
   communicator->passedCalls.fetch_add(1, std::memory_order_relaxed);
   return {};
 }

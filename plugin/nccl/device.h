@@ -35,8 +35,8 @@ void markId(ncclUniqueId& id);
 // Children that the real library was still making when it was asked: ncclInProgress until they have been voted on too.
 ncclResult_t childrenState(Communicator& parent);
 
-// The communicator, if FUSCO carries this call on it: it was decided so, and the stream is not being captured (a graph
-// of one process cannot meet the others anew each time it is replayed: captured calls are NCCL's, at both ends).
+// The communicator, if FUSCO carries this call on it: it was decided so, and the stream is not being captured, or can
+// be (else captured calls are NCCL's, at both ends).
 CommunicatorRef carrier(ncclComm_t handle, cudaStream_t stream);
 // `body` checks its arguments and adds to this thread's group; outside a group that is run at once.
 ncclResult_t deviceCall(const char* name, const CommunicatorRef& communicator, const std::function<void()>& body);

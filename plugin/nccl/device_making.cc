@@ -69,6 +69,7 @@ void settle(Communicator& communicator, const Decision& decision, const Wishes& 
     communicator.reason = decision.reason;
     communicator.engine = decision.engine;
     communicator.carried = decision.carried;
+    communicator.captures = decision.carried && engineCaptures(decision.engine);
     communicator.state = State::ready;
     abandoned = communicator.cancelled;
   }

@@ -33,6 +33,11 @@ fuscoComm_t makeDeviceEngine(const Communicator& communicator, const fuscoUnique
   return engine;
 }
 
+bool engineCaptures(fuscoComm_t engine) {
+  int captures = 0;
+  return fuscoCommCapturesTransfers(engine, &captures) == fuscoSuccess && captures != 0;
+}
+
 // The program has a libcuda when it has streams. 0 is "not captured"; a stream that may not be asked now is not either.
 bool captured(cudaStream_t stream) {
   using IsCapturing = int (*)(cudaStream_t, int*);

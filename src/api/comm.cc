@@ -221,7 +221,8 @@ fuscoResult_t fuscoCommSplit(fuscoComm_t comm, int color, int key, fuscoComm_t* 
     state->ranks = static_cast<int>(members.size());
     state->pid = getpid();
     state->config = childConfig;
-    if (childConfig.device == fuscoDeviceCuda) state->gpu = parent->gpu >= 0 ? parent->gpu : exec::cuda::currentDevice();
+    if (childConfig.device == fuscoDeviceCuda)
+      state->gpu = parent->gpu >= 0 ? parent->gpu : exec::cuda::currentDevice();
     // The child keeps the parent's nodes unless the caller says otherwise.
     if (config == nullptr || config->nodeId == FUSCO_UNSET)
       state->config.nodeId = fabric.topology().nodeOf(parent->rank);
@@ -282,6 +283,14 @@ fuscoResult_t fuscoCommNode(fuscoComm_t comm, int rank, int* node) {
     if (rank < 0 || rank >= state->ranks)
       fail(Code::invalidArgument, fmt::format("rank is {}, must be 0 to {}", rank, state->ranks - 1));
     *node = state->engine->topology().nodeOf(rank);
+  });
+}
+
+fuscoResult_t fuscoCommCapturesTransfers(fuscoComm_t comm, int* captures) {
+  return guarded("fuscoCommCapturesTransfers", [&] {
+    const auto state = findComm(comm);
+    if (captures == nullptr) fail(Code::invalidArgument, "captures is NULL");
+    *captures = state->engine->capturesTransfers() ? 1 : 0;
   });
 }
 

@@ -79,6 +79,8 @@ void Engine::useDevice(int device, int maxSms, std::int64_t timeoutMs) {
   executor_ = deviceExecutor_.get();
 }
 
+bool Engine::capturesTransfers() const { return devicePeers_ != nullptr && devicePeers_->eachCaptures(); }
+
 void Engine::adoptSlots(const transport::PostedLink& link, const std::byte* slot) {
   if (deviceExecutor_ == nullptr || deviceExecutor_->adopted(slot)) return;
   for (const transport::Segment& memory : link.slotMemory()) deviceExecutor_->adopt(memory.address, memory.bytes);

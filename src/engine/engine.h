@@ -72,6 +72,8 @@ class Engine {
   Ledger& ledger() { return ledger_; }
   // Collective, before the first operation: operations run on this GPU from now on.
   void useDevice(int device, int maxSms, std::int64_t timeoutMs);
+  // Each rank can capture its transfers by itself.
+  bool capturesTransfers() const;
   DeviceDomain* device() const { return device_.get(); }  // null on the host
   DevicePeers& devicePeers() { return *devicePeers_; }    // on a GPU only
   Buffer buffer() { return Buffer(&config_.allocator, &ledger_); }

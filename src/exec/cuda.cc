@@ -307,6 +307,12 @@ void expand(const kernels::ExpandArgs& args, const kernels::Budget& budget, Stre
 void meet(const kernels::MeetArgs& args, Stream stream) {
   check(kernels::launchMeet(args, stream), "launch of the kernel that meets other GPUs");
 }
+void tell(const kernels::TellArgs& args, Stream stream) {
+  check(kernels::launchTell(args, stream), "launch of the kernel that tells other GPUs");
+}
+void await(const kernels::AwaitArgs& args, Stream stream) {
+  check(kernels::launchAwait(args, stream), "launch of the kernel that waits for other GPUs");
+}
 void partial(const kernels::PartialArgs& args, const kernels::Budget& budget, Stream stream) {
   check(kernels::launchPartial(args, budget, stream), "launch of the kernel that sums rows for other GPUs");
 }

@@ -114,6 +114,8 @@ void place(const kernels::PlaceArgs& args, const kernels::Budget& budget, Stream
 bool placesAcross(const kernels::PlaceArgs& args);
 void expand(const kernels::ExpandArgs& args, const kernels::Budget& budget, Stream stream);
 void meet(const kernels::MeetArgs& args, Stream stream);
+void tell(const kernels::TellArgs& args, Stream stream);
+void await(const kernels::AwaitArgs& args, Stream stream);
 void partial(const kernels::PartialArgs& args, const kernels::Budget& budget, Stream stream);
 void placeCounted(const kernels::CountedPlaceArgs& args, const kernels::Budget& budget, Stream stream);
 void castPlace(const kernels::CastPlaceArgs& args, const kernels::Budget& budget, Stream stream);

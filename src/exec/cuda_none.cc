@@ -53,6 +53,8 @@ void place(const kernels::PlaceArgs&, const kernels::Budget&, Stream) { none(); 
 bool placesAcross(const kernels::PlaceArgs&) { none(); }
 void expand(const kernels::ExpandArgs&, const kernels::Budget&, Stream) { none(); }
 void meet(const kernels::MeetArgs&, Stream) { none(); }
+void tell(const kernels::TellArgs&, Stream) { none(); }
+void await(const kernels::AwaitArgs&, Stream) { none(); }
 void partial(const kernels::PartialArgs&, const kernels::Budget&, Stream) { none(); }
 void placeCounted(const kernels::CountedPlaceArgs&, const kernels::Budget&, Stream) { none(); }
 void castPlace(const kernels::CastPlaceArgs&, const kernels::Budget&, Stream) { none(); }

@@ -44,7 +44,7 @@ TEST(Options, RefusesWhatItDoesNotKnow) {
                                              {"--graph"},
                                              {"--device", "cuda", "--op", "alltoallv"},
                                              {"--device", "cuda", "--impl", "mpi-alltoallv"},
-                                             {"--device", "cuda", "--processes", "--graph"},
+                                             {"--device", "cuda", "--processes", "--scales"},
                                              {"--device", "cuda", "--nodes", "2"},
                                              {"--device", "cuda", "--sms", "many"},
                                              {"--such"}}) {

@@ -347,6 +347,8 @@ void plan(const kernels::PlanArgs&, Stream) { notHere("the planner"); }
 bool placesAcross(const kernels::PlaceArgs&) { return false; }
 void expand(const kernels::ExpandArgs&, const kernels::Budget&, Stream) { notHere("expand"); }
 void meet(const kernels::MeetArgs&, Stream) { notHere("meet"); }
+void tell(const kernels::TellArgs&, Stream) { notHere("tell"); }
+void await(const kernels::AwaitArgs&, Stream) { notHere("await"); }
 void partial(const kernels::PartialArgs&, const kernels::Budget&, Stream) { notHere("partial"); }
 void placeCounted(const kernels::CountedPlaceArgs&, const kernels::Budget&, Stream) { notHere("placeCounted"); }
 void sum(const kernels::SumArgs&, const kernels::Budget&, Stream) { notHere("sum"); }

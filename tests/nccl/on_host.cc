@@ -19,6 +19,8 @@ fuscoComm_t makeDeviceEngine(const Communicator& communicator, const fuscoUnique
   return engine;
 }
 
+bool engineCaptures(fuscoComm_t) { return false; }
+
 // Streams are numbers here: one of them stands for a capture.
 bool captured(cudaStream_t stream) { return reinterpret_cast<std::uintptr_t>(stream) == 0xca97; }
 

@@ -118,12 +118,63 @@ DevicePeers::DevicePeers(Engine& engine, DeviceDomain& domain, std::int64_t time
     FUSCO_INFO(kLogInit, "{}: transfers between processes wait for the GPU on the host",
                fabric.describeRank(fabric.rank()));
   }
+  if (!fabric.oneProcess() && agree(domain_.meetsOnGpu(), timeoutMs)) meetByWords(timeoutMs);
   const std::int64_t bound = engine_.config().maxStagingBytes;
   if (bound > 0) {
     slotBytes_ =
         std::min(slotBytes_, std::max<std::size_t>(65536, static_cast<std::size_t>(bound) / kSlots / 256 * 256));
     slots_ = std::clamp(static_cast<int>(static_cast<std::size_t>(bound) / slotBytes_), 1, kSlots);
   }
+}
+
+namespace {
+// Of each kind: the peers' words, what was told to them, what was awaited of them.
+constexpr std::size_t kWordsOfKind = 3 * kernels::kMaxNodeRanks;
+constexpr std::size_t kWordBytes = DeviceEnd::kKinds * kWordsOfKind * sizeof(std::uint32_t);
+std::uint32_t* wordsOf(std::byte* memory, int kind, int which) {
+  return reinterpret_cast<std::uint32_t*>(memory) + static_cast<std::size_t>(kind) * kWordsOfKind +
+         static_cast<std::size_t>(which) * kernels::kMaxNodeRanks;
+}
+struct WordRecord {
+  std::uint64_t process[2];
+  std::uint64_t address;
+  cuda::Exported exported;
+};
+}  // namespace
+
+void DevicePeers::meetByWords(std::int64_t timeoutMs) {
+  comm::Fabric& fabric = engine_.fabric();
+  wordMemory_ = static_cast<std::byte*>(cuda::allocate(kWordBytes));
+  engine_.ledger().bytes += kWordBytes;
+  cuda::fillNow(wordMemory_, 0, kWordBytes);
+  WordRecord mine{};
+  comm::processIdentity(mine.process);
+  mine.address = reinterpret_cast<std::uintptr_t>(wordMemory_);
+  mine.exported = cuda::exportMemory(wordMemory_);
+  std::vector<WordRecord> all(static_cast<std::size_t>(fabric.ranks()));
+  fabric.allGather(&mine, sizeof mine, all.data(), timeoutMs);
+  for (int i = 0; i < engine_.nodeRanks(); ++i) {
+    if (peers_[static_cast<std::size_t>(i)].sameProcess) continue;
+    const WordRecord& r = all[static_cast<std::size_t>(engine_.nodeRank(i))];
+    wordImports_.push_back(std::make_unique<cuda::Imported>(cuda::Foreign{
+        r.exported.handle, {r.process[0], r.process[1]}, r.address - r.exported.offset, r.exported.bytes}));
+    std::byte* const theirs = wordImports_.back()->start() + r.exported.offset;
+    for (int kind = 0; kind < DeviceEnd::kKinds; ++kind)
+      telling_[kind].theirs[i] = wordsOf(theirs, kind, 0) + engine_.localIndex();
+  }
+  for (int kind = 0; kind < DeviceEnd::kKinds; ++kind) {
+    awaiting_[kind].mine = wordsOf(wordMemory_, kind, 0);
+    telling_[kind].told = wordsOf(wordMemory_, kind, 1);
+    awaiting_[kind].awaited = wordsOf(wordMemory_, kind, 2);
+    awaiting_[kind].wait = domain_.arrivalWait();
+  }
+  ranksApart_ = engine_.nodeRanks() == fabric.ranks();
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    for (std::size_t j = 0; j < i; ++j)
+      ranksApart_ = ranksApart_ && (all[i].process[0] != all[j].process[0] || all[i].process[1] != all[j].process[1]);
+  }
+  localPeers_ = std::count_if(peers_.begin(), peers_.end(), [](const Peer& p) { return p.sameProcess; }) > 1;
+  words_ = agree(true, timeoutMs);
 }
 
 bool DevicePeers::agree(bool mine, std::int64_t timeoutMs) {
@@ -154,15 +205,21 @@ DevicePeers::~DevicePeers() {
   }
   try {
     const cuda::OnDevice on(domain_.device());
+    settle(false, lane_->get());
     if (!within(kDrainMs, [&] { return lane_->drained(); })) {
       FUSCO_WARN("GPU {}: copies of a communicator that is destroyed still wait for a peer; their memory is not freed",
                  domain_.device());
       for (Peer& peer : peers_) {
         for (auto& [handle, imported] : peer.imports) static_cast<void>(imported.release());
       }
+      for (auto& imported : wordImports_) static_cast<void>(imported.release());
       new std::shared_ptr<DeviceEnd>(end_);
       static_cast<void>(lane_.release());
+    } else if (wordMemory_ != nullptr) {
+      wordImports_.clear();
+      cuda::release(wordMemory_);
     }
+    if (wordMemory_ != nullptr) engine_.ledger().bytes -= kWordBytes;
     if (end_->staging != nullptr) engine_.ledger().bytes -= slotBytes_ * static_cast<std::size_t>(slots_);
     peers_.clear();
     joining_.reset();
@@ -172,17 +229,42 @@ DevicePeers::~DevicePeers() {
   }
 }
 
+void DevicePeers::recordFor(int localIndex, DeviceEnd::Kind kind) {
+  if (!words_ || peers_[static_cast<std::size_t>(localIndex)].sameProcess) return;
+  ++telling_[kind].more[localIndex];
+  tells_[kind] = true;
+}
+
 int DevicePeers::record(DeviceEnd::Kind kind, cuda::Stream stream) {
+  settle(kind == DeviceEnd::capturedReady || kind == DeviceEnd::capturedDone, stream);
   const int index = recorded_[kind]++ % DeviceEnd::kEvents;
-  end_->event(kind, index).record(stream);
-  if (!eventsReach_) cuda::synchronize(stream);
+  if (localPeers_) end_->event(kind, index).record(stream);
+  if (tells_[kind]) {
+    cuda::tell(telling_[kind], stream);
+    std::fill(std::begin(telling_[kind].more), std::end(telling_[kind].more), std::uint16_t{0});
+    tells_[kind] = false;
+  }
+  if (!words_ && !eventsReach_) cuda::synchronize(stream);
   return index;
+}
+
+void DevicePeers::settle(bool captured, cuda::Stream stream) {
+  for (const int kind :
+       {captured ? DeviceEnd::capturedReady : DeviceEnd::ready, captured ? DeviceEnd::capturedDone : DeviceEnd::done}) {
+    if (!awaits_[kind]) continue;
+    cuda::await(awaiting_[kind], stream);
+    std::fill(std::begin(awaiting_[kind].more), std::end(awaiting_[kind].more), std::uint16_t{0});
+    awaits_[kind] = false;
+  }
 }
 
 void DevicePeers::wait(int localIndex, DeviceEnd::Kind kind, int index, cuda::Stream stream) {
   Peer& peer = peers_[static_cast<std::size_t>(localIndex)];
   if (peer.sameProcess) {
     peer.end->event(kind, index).waitOn(stream);
+  } else if (words_) {
+    ++awaiting_[kind].more[localIndex];
+    awaits_[kind] = true;
   } else if (eventsReach_) {
     peer.events[kind == DeviceEnd::ready ? 0 : 1][index]->waitOn(stream);
   }
@@ -232,7 +314,7 @@ std::byte* DevicePeers::reach(int localIndex, const PeerMemory& memory) {
     found = peer.imports.end();
   }
   if (found == peer.imports.end()) {
-    if (peer.imports.size() >= kMostImports) {
+    if (peer.imports.size() >= kMostImports && !keepsMapped_) {
       cuda::synchronize(lane_->get());
       peer.imports.clear();
     }

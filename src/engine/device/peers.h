@@ -4,6 +4,10 @@
 //
 // A rank waits only for what has already been recorded, and says so on the host before. So no order of calls can make
 // streams wait for each other in a circle, whichever hardware queues they share.
+//
+// Where processes have GPUs of their own, kernels of one block stand for the events between these (kernels/meet.h):
+// they are ten times as quick as CUDA's inter-process events, and can be captured. Each message counts once at both
+// ends.
 #pragma once
 
 #include <map>
@@ -54,9 +58,18 @@ class DevicePeers {
 
   exec::cuda::Stream lane() const { return lane_->get(); }
   kernels::Budget budget() const { return {domain_.maxSms()}; }
+  // Whether transfers between processes can be captured.
+  bool capturesBetweenProcesses() const { return words_; }
+  // All ranks are on this node, and no two in one process.
+  bool eachCaptures() const { return words_ && ranksApart_; }
+  // The next record is for this rank, too: once for each message that it will wait for.
+  void recordFor(int localIndex, DeviceEnd::Kind kind);
   // All that peers are to wait for is on `stream` (the lane, or what is being captured). Returns which event it was.
   int record(DeviceEnd::Kind kind, exec::cuda::Stream stream);
+  // What is put on the stream after the next record or settle comes after what the peer has recorded.
   void wait(int localIndex, DeviceEnd::Kind kind, int index, exec::cuda::Stream stream);
+  void settle(bool captured, exec::cuda::Stream stream);
+  void keepMapped() { keepsMapped_ = true; }
   // Streams that join the lane, or leave it.
   void join(exec::cuda::Stream from, exec::cuda::Stream to);
 
@@ -95,6 +108,7 @@ class DevicePeers {
   };
 
   bool agree(bool mine, std::int64_t timeoutMs);
+  void meetByWords(std::int64_t timeoutMs);
   const DoneCell& answerTo(int rank, const Pending& send) const;
   [[noreturn]] void complain(int rank, const Pending& send) const;
 
@@ -106,6 +120,15 @@ class DevicePeers {
   std::vector<Peer> peers_;  // by local index
   bool eventsReach_ = true;  // else a rank lets its lane run empty before it tells
   int recorded_[DeviceEnd::kKinds] = {};
+  // Between processes, by kernels instead of events.
+  bool words_ = false, keepsMapped_ = false;
+  bool localPeers_ = true;  // there are some that wait by events
+  bool ranksApart_ = false;
+  std::byte* wordMemory_ = nullptr;
+  std::vector<std::unique_ptr<exec::cuda::Imported>> wordImports_;
+  kernels::TellArgs telling_[DeviceEnd::kKinds] = {};
+  kernels::AwaitArgs awaiting_[DeviceEnd::kKinds] = {};
+  bool tells_[DeviceEnd::kKinds] = {}, awaits_[DeviceEnd::kKinds] = {};
   std::size_t slotBytes_ = kSlotBytes;
   int slots_ = kSlots;
   std::vector<int> freeSlots_;

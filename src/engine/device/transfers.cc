@@ -104,12 +104,17 @@ void DeviceTransfers::start() {
     for (int peer = 0; peer < engine_.fabric().ranks(); ++peer) {
       const auto p = static_cast<std::size_t>(peer);
       if (sameProcess(peer) || (sends_[p].items.empty() && receives_[p].empty())) continue;
-      fail(Code::invalidUsage,
-           fmt::format("rank {}: a transfer with {} cannot be captured: ranks in several processes meet on the host at "
-                       "each call; capture ranks of one process, in one capture",
-                       engine_.fabric().rank(), engine_.fabric().describeRank(peer)));
+      if (peers_.capturesBetweenProcesses()) continue;
+      fail(
+          Code::invalidUsage,
+          fmt::format("rank {}: a transfer with {} cannot be captured: processes of this node share a GPU, and meet on "
+                      "the host at each call; give each a GPU of its own, or capture ranks of one process, in one "
+                      "capture",
+                      engine_.fabric().rank(), engine_.fabric().describeRank(peer)));
     }
+    peers_.keepMapped();
   }
+  domain_.checkArrivals();
   stream_ = capturing_ ? streams_.front() : peers_.lane();
   for (const cuda::Stream stream : streams_) peers_.join(stream, stream_);
   copySelf();
@@ -134,8 +139,9 @@ bool DeviceTransfers::mayTell(int peer) const {
   return peers_.pending()[static_cast<std::size_t>(peer)].size() < kCellDepth;
 }
 
+// Shown by publish(), when what makes the rows valid has been recorded.
 void DeviceTransfers::tell(int peer, const Item& item, std::size_t bytes, int slot, const PeerMemory& rows,
-                           const PeerMemory& list, int event) {
+                           const PeerMemory& list) {
   comm::Fabric& fabric = engine_.fabric();
   const TransferRequest& r = item.request;
   const std::uint64_t sequence = engine_.nextTransfer(peer, true);
@@ -143,7 +149,6 @@ void DeviceTransfers::tell(int peer, const Item& item, std::size_t bytes, int sl
                         .ready[sequence % kCellDepth];
   cell.flags = (slot >= 0 ? kStaged : 0u) | (r.listed && slot < 0 ? kWantsLandingList : 0u) |
                (r.narrow ? kNarrowList : 0u) | (capturing_ ? kCaptured : 0u);
-  cell.status = static_cast<std::uint32_t>(event);
   cell.bytes = bytes;
   cell.rows = r.rowBytes;
   transferBytes(cell) = r.bytes();
@@ -151,8 +156,21 @@ void DeviceTransfers::tell(int peer, const Item& item, std::size_t bytes, int sl
   putMemory(cell, kRows, kRowsHandle, cell.parameters.experts, rows);
   putMemory(cell, kExtra, kListHandle, cell.parameters.topk, list);
   peers_.pending()[static_cast<std::size_t>(peer)].push_back({sequence, slot, r.bytes()});
-  cell.sequence.store(sequence + 1, std::memory_order_release);
-  fabric.ring(peer);
+  untold_.push_back({peer, &cell, sequence});
+  if (bytes > 0) peers_.recordFor(engine_.topology().localIndex(peer), readyKind());
+}
+
+// Everything that was told of since the last time, with one record for all of it.
+void DeviceTransfers::publish() {
+  if (untold_.empty()) return;
+  const bool valid = std::any_of(untold_.begin(), untold_.end(), [](const Untold& one) { return one.cell->bytes > 0; });
+  const int event = valid ? peers_.record(readyKind(), stream_) : 0;
+  for (const Untold& one : untold_) {
+    one.cell->status = static_cast<std::uint32_t>(event);
+    one.cell->sequence.store(one.sequence + 1, std::memory_order_release);
+    engine_.fabric().ring(one.peer);
+  }
+  untold_.clear();
 }
 
 // A group without a receive does not wait for its receivers where there is room for the rows.
@@ -168,11 +186,9 @@ bool DeviceTransfers::sendInPlace(Item& item, int peer) {
     // A list may lead anywhere in the allocation.
     if (!peers_.describe(r.base, r.listed ? 1 : r.bytes(), same, rows)) return false;
     if (r.listed && !peers_.describe(r.deviceList, r.rows * (r.narrow ? 4 : 8), same, list)) return false;
-    if (readyEvent_ < 0) readyEvent_ = peers_.record(capturing_ ? DeviceEnd::capturedReady : DeviceEnd::ready, stream_);
   }
   const bool waits = r.bytes() > 0 || !onlySends_;
-  tell(peer, item, r.bytes(), waits ? DevicePeers::kInPlace : DevicePeers::kWithoutRows, rows, list,
-       std::max(readyEvent_, 0));
+  tell(peer, item, r.bytes(), waits ? DevicePeers::kInPlace : DevicePeers::kWithoutRows, rows, list);
   item.moved = r.bytes();
   if (waits) ++sends_[static_cast<std::size_t>(peer)].unanswered;
   return true;
@@ -188,8 +204,8 @@ bool DeviceTransfers::sendParts(Item& item, int peer) {
   if (r.listed && r.rowBytes <= room) room = room / r.rowBytes * r.rowBytes;
   const std::size_t bytes = std::min(room, r.bytes() - item.moved);
   const kernels::RowCopy copy{endOf(r, item.moved), {peers_.slot(slot), nullptr, 0, 0, false}, bytes};
+  peers_.settle(false, stream_);  // who read the slot before
   cuda::copyRows(&copy, 1, peers_.budget(), stream_);
-  const int event = peers_.record(DeviceEnd::ready, stream_);
   PeerMemory rows;
   if (!peers_.describe(peers_.slot(slot), bytes, sameProcess(peer), rows)) {
     fail(Code::unhandledCudaError,
@@ -197,7 +213,7 @@ bool DeviceTransfers::sendParts(Item& item, int peer) {
                      "ranks as threads of one process",
                      engine_.fabric().rank(), domain_.device(), engine_.fabric().describeRank(peer)));
   }
-  tell(peer, item, bytes, slot, rows, {}, event);
+  tell(peer, item, bytes, slot, rows, {});
   item.moved += bytes;
   engine_.statistics().stagedBytes += bytes;
   return true;
@@ -253,7 +269,7 @@ void DeviceTransfers::take(Item& item, int peer, const ReadyCell& cell) {
       copy.source.narrow = (cell.flags & kNarrowList) != 0;
     }
     copy.destination = endOf(r, item.moved);
-    peers_.wait(local, capturing_ ? DeviceEnd::capturedReady : DeviceEnd::ready, static_cast<int>(cell.status), stream_);
+    peers_.wait(local, readyKind(), static_cast<int>(cell.status), stream_);
     if (!nothingToMove(copy)) copies_.push_back(copy);
     item.moved += cell.bytes;
     partsTaken_ = partsTaken_ || item.moved < r.bytes();
@@ -264,8 +280,8 @@ void DeviceTransfers::take(Item& item, int peer, const ReadyCell& cell) {
 bool DeviceTransfers::advanceReceives(int peer) {
   auto& items = receives_[static_cast<std::size_t>(peer)];
   comm::Fabric& fabric = engine_.fabric();
-  PeerCells& theirs = cells(fabric.control(fabric.rank()), engine_.nodeRanks(), kTransferChannel,
-                            engine_.topology().localIndex(peer));
+  PeerCells& theirs =
+      cells(fabric.control(fabric.rank()), engine_.nodeRanks(), kTransferChannel, engine_.topology().localIndex(peer));
   bool moved = false;
   while (!items.empty()) {
     const std::uint64_t sequence = engine_.transfersSeen(peer);
@@ -282,9 +298,15 @@ bool DeviceTransfers::advanceReceives(int peer) {
 }
 
 void DeviceTransfers::launch() {
+  peers_.settle(capturing_, stream_);
   cuda::copyRows(copies_.data(), copies_.size(), peers_.budget(), stream_);
-  const bool read = std::any_of(taken_.begin(), taken_.end(), [](const Taken& one) { return one.read; });
-  const int event = read ? peers_.record(capturing_ ? DeviceEnd::capturedDone : DeviceEnd::done, stream_) : -1;
+  bool read = false;
+  for (const Taken& one : taken_) {
+    if (!one.read) continue;
+    read = true;
+    peers_.recordFor(engine_.topology().localIndex(one.peer), doneKind());
+  }
+  const int event = read ? peers_.record(doneKind(), stream_) : -1;
   comm::Fabric& fabric = engine_.fabric();
   for (const Taken& one : taken_) {
     DoneCell& done = cells(fabric.control(one.peer), engine_.nodeRanks(), kTransferChannel, engine_.localIndex())
@@ -309,8 +331,12 @@ Outcome DeviceTransfers::run(const Step& step) {
   bool moved = false, open = false, receiving = false;
   for (int k = 1; k < ranks; ++k) {
     const int peer = (self + k) % ranks;
-    const auto p = static_cast<std::size_t>(peer);
     moved |= advanceSends(peer);
+  }
+  publish();
+  for (int k = 1; k < ranks; ++k) {
+    const int peer = (self + k) % ranks;
+    const auto p = static_cast<std::size_t>(peer);
     moved |= advanceReceives(peer);
     receiving = receiving || !receives_[p].empty();
     open = open || !sends_[p].items.empty() || sends_[p].unanswered > 0;
@@ -322,6 +348,7 @@ Outcome DeviceTransfers::run(const Step& step) {
     moved = true;
   }
   if (receiving || open) return moved ? Outcome::moved : Outcome::idle;
+  peers_.settle(capturing_, stream_);
   for (const cuda::Stream stream : streams_) peers_.join(stream_, stream);
   return Outcome::complete;
 }
