@@ -17,7 +17,7 @@
 
 namespace fusco::kernels {
 
-inline constexpr int kMaxPlanRanks = 16;  // of one launch: they share a GPU
+inline constexpr int kMaxPlanRanks = 16;  // of one launch, with those that it only counts
 inline constexpr int kMaxPlanTopk = 32;
 
 // What went wrong in the last planning of a rank; written each time. The arena is valid in any case: an id out of range

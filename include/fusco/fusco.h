@@ -25,12 +25,13 @@
  * GPUs where one process has all ranks of the node: their threads meet inside the call, and one thread that drives several
  * of them calls for all of them inside one group. Such calls can be captured in a CUDA graph, those on several GPUs with
  * the streams of all of them in one capture.
- *  - Ranks in several processes meet on the host inside the call, to tell each other where their tensors are, and then on
- * their GPUs. Each process captures its own calls, in the same order in all of them, and replays its graph as often as
- * the others do; a tensor of a captured call stays where it is as long as any of these graphs. Processes that share a
- * GPU wait for their streams inside each call instead, and cannot be captured. A GPU waits for another one at most
- * operationTimeoutMs (or 300 s), and no longer when a rank has died or aborted: what it has written is then undefined,
- * fuscoCommGetAsyncError and the next call say so.
+ *  - Ranks in several processes, each with one GPU, meet on the host inside the call, to tell each other where their
+ * tensors are, and then on their GPUs. Each process captures its own calls, in the same order in all of them, and
+ * replays its graph as often as the others do; a tensor of a captured call stays where it is as long as any of these
+ * graphs. Calls and replays of a communicator run one behind the other, in the order in which a process issues them,
+ * which is the same in all. Processes that share a GPU, or have several, wait for their streams inside each call
+ * instead, and cannot be captured. A GPU waits for another one at most operationTimeoutMs, and no longer when a rank has
+ * died or aborted: what it has written is then undefined, and fuscoCommGetAsyncError and the next call say so.
  *  - Where ranks are on several nodes the host plans and sends: a call waits for the stream, returns when all of it has
  * been done, and cannot be captured.
  *  - Public structs begin with their size and a magic number and grow only at their end: start from the INIT macro.
@@ -197,7 +198,7 @@ FUSCO_API fuscoResult_t fuscoCommInitFromEnvironment(fuscoComm_t* comm, const fu
 FUSCO_API fuscoResult_t fuscoCommSplit(fuscoComm_t comm, int color, int key, fuscoComm_t* newcomm,
                                        const fuscoConfig_t* config);
 
-/* Waits until everything started on it has finished. Collective; bounded by operationTimeoutMs. */
+/* Waits until everything started on it has finished; on GPUs: is launched. Collective; bounded by operationTimeoutMs. */
 FUSCO_API fuscoResult_t fuscoCommFinalize(fuscoComm_t comm);
 /* Frees a communicator. Local, bounded (5 s; one whose init has not finished: initTimeoutMs). Plans made on it must be
  * destroyed before. Twice, or use after it: InvalidArgument. */

@@ -50,6 +50,7 @@ Engine::Engine(std::unique_ptr<comm::Fabric> fabric, const EngineConfig& config)
 }
 
 Engine::~Engine() {
+  if (device_ != nullptr) device_->leave();
   watch_.reset();
   {
     std::lock_guard lock(threadMutex_);
@@ -260,12 +261,20 @@ bool Engine::progress() {
   bool channelBusy[kChannels];
   std::copy_n(channelHeld_, kChannels, channelBusy);
   int active = 0;
+  // On GPUs of one node all ranks launch shuffles in one order, since kernels of the one may wait for the other's.
+  const bool launches = device_ != nullptr && deviceExecutor_ == nullptr;
+  bool launching = false;
   for (std::size_t i = 0; i < queue_.size() && active < kChannels; ++i) {
     Submission& submission = *queue_[i];
     if (submission.finished) continue;
+    const OperationKind kind = submission.operation->kind();
+    if (launches && kind != OperationKind::transfers) {
+      if (launching && kind != OperationKind::plan) continue;
+      launching = true;
+    }
     bool& busy = channelBusy[submission.operation->channel()];
     // In order: an operation waits for the one before it on its channel, planning for all before it.
-    if (busy || (i > 0 && submission.operation->kind() == OperationKind::plan)) break;
+    if (busy || (i > 0 && kind == OperationKind::plan)) break;
     busy = true;
     ++active;
     moved |= advance(submission);
@@ -372,6 +381,7 @@ Code Engine::asyncError() {
   try {
     hearComplaints();
     fabric_->checkPeers();
+    if (device_ != nullptr) device_->checkArrivals();
   } catch (const Error&) {
     breakDown(std::current_exception());
   }

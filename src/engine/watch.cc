@@ -2,6 +2,7 @@
 
 #include <chrono>
 
+#include "base/log.h"
 #include "engine/engine.h"
 
 namespace fusco::engine {
@@ -25,7 +26,12 @@ void Watch::run() {
   std::unique_lock lock(mutex_);
   while (!wake_.wait_for(lock, kEvery, [this] { return stop_; })) {
     lock.unlock();
-    const bool broken = engine_.asyncError() != Code::success;
+    bool broken = true;
+    try {
+      broken = engine_.asyncError() != Code::success;
+    } catch (const std::exception& e) {
+      FUSCO_WARN("nobody looks after the other ranks any longer: {}", e.what());
+    }
     lock.lock();
     if (broken) return;
   }

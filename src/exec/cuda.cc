@@ -242,6 +242,12 @@ void Event::record(Stream stream) {
 void Event::waitOn(Stream stream) const {
   FUSCO_CUDA_CHECK(cudaStreamWaitEvent(native(stream), static_cast<cudaEvent_t>(event_), 0));
 }
+void Event::recordEachTime(Stream stream) {
+  FUSCO_CUDA_CHECK(cudaEventRecordWithFlags(static_cast<cudaEvent_t>(event_), native(stream), cudaEventRecordExternal));
+}
+void Event::waitOnEachTime(Stream stream) const {
+  FUSCO_CUDA_CHECK(cudaStreamWaitEvent(native(stream), static_cast<cudaEvent_t>(event_), cudaEventWaitExternal));
+}
 bool Event::reached() const {
   const cudaError_t error = cudaEventQuery(static_cast<cudaEvent_t>(event_));
   if (error == cudaErrorNotReady) {

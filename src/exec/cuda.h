@@ -87,6 +87,10 @@ class Event {
   void record(Stream stream);
   void waitOn(Stream stream) const;  // what is launched on `stream` from now on comes after the record
   bool reached() const;              // everything before the record has ended
+  // On a stream that is being captured: each replay records it, or waits for the record that was the last one then, as
+  // calls that are not captured would.
+  void recordEachTime(Stream stream);
+  void waitOnEachTime(Stream stream) const;
 
  private:
   void* event_ = nullptr;

@@ -41,6 +41,8 @@ Event::~Event() = default;
 void Event::record(Stream) { none(); }
 void Event::waitOn(Stream) const { none(); }
 bool Event::reached() const { none(); }
+void Event::recordEachTime(Stream) { none(); }
+void Event::waitOnEachTime(Stream) const { none(); }
 Exported exportMemory(const void*, std::size_t) { none(); }
 std::size_t planScratchBytes(int, int, int) { none(); }
 bool planFits(const kernels::PlanArgs&) { none(); }

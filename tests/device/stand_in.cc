@@ -225,6 +225,8 @@ void Event::waitOn(Stream stream) const {
   if (recorded.queue != nullptr) put(stream, [recorded] { runTo(*recorded.queue, recorded.upTo); });
 }
 // Asked again and again it comes nearer.
+void Event::recordEachTime(Stream) { notHere("recordEachTime"); }
+void Event::waitOnEachTime(Stream) const { notHere("waitOnEachTime"); }
 bool Event::reached() const {
   const Lock lock(gpu().mutex);
   const Recorded& recorded = *static_cast<Recorded*>(event_);

@@ -46,18 +46,17 @@ inline bool gpusApart() {
 }
 
 // By rank: which of them launch together, where the others' rows may cross once; the same for all where none may, since
-// processes share a GPU.
+// processes share a GPU or have several.
 inline std::vector<int> partsOfRanks(int ranks, int ofProcess) {
   std::vector<int> parts;
   bool together = false;
   for (int i = 0; i < ranks; ++i) {
     parts.push_back(i);
     for (int j = 0; j < i; ++j) {
-      const bool process = i / ofProcess == j / ofProcess;
-      if (gpuOfRank(i, ranks) != gpuOfRank(j, ranks)) continue;
-      if (process && !gpusApart()) {
+      const bool process = i / ofProcess == j / ofProcess, gpu = gpuOfRank(i, ranks) == gpuOfRank(j, ranks);
+      if (process && gpu && !gpusApart()) {
         parts.back() = std::min(parts.back(), j);
-      } else if (process ? ofProcess < ranks : !gpusApart()) {
+      } else if (process ? ofProcess < ranks : gpu && !gpusApart()) {
         together = true;
       }
     }

@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstring>
+#include <thread>
 
 #include "base/environment.h"
 #include "base/log.h"
@@ -48,7 +50,7 @@ struct DeviceRecord {
   std::uint64_t process[2];
   cuda::DeviceId gpu;
   std::int32_t device;
-  std::int32_t reserved;
+  std::int32_t apart;
   std::uint64_t counts;
   cuda::Exported exported;
 };
@@ -90,6 +92,7 @@ DeviceDomain::DeviceDomain(Engine& engine, int device, int maxSms, std::int64_t 
   comm::processIdentity(mine.process);
   mine.gpu = cuda::deviceId(device_);
   mine.device = device_;
+  mine.apart = environment().flag(Setting::gpuApart) ? 1 : 0;
   mine.counts = reinterpret_cast<std::uintptr_t>(countsMemory_);
   if (!fabric.oneProcess()) mine.exported = cuda::exportMemory(countsMemory_);
   std::vector<DeviceRecord> all(static_cast<std::size_t>(ranks));
@@ -100,7 +103,13 @@ DeviceDomain::DeviceDomain(Engine& engine, int device, int maxSms, std::int64_t 
          fmt::format("{} ranks with GPUs on one node; at most {}", engine.nodeRanks(), kernels::kMaxNodeRanks));
   }
   const int self = engine.localIndex();
-  const bool apart = environment().flag(Setting::gpuApart);
+  const bool apart = mine.apart != 0;
+  for (int rank = 0; rank < ranks; ++rank) {
+    if (all[static_cast<std::size_t>(rank)].apart == mine.apart) continue;
+    fail(Code::invalidUsage,
+         fmt::format("FUSCO_GPU_APART is {} for {} and {} for {}; set it for all ranks alike", mine.apart,
+                     fabric.describeRank(fabric.rank()), 1 - mine.apart, fabric.describeRank(rank)));
+  }
   const auto recordOf = [&](int i) -> const DeviceRecord& { return all[static_cast<std::size_t>(engine.nodeRank(i))]; };
   const auto sameProcess = [](const DeviceRecord& a, const DeviceRecord& b) {
     return a.process[0] == b.process[0] && a.process[1] == b.process[1];
@@ -119,7 +128,9 @@ DeviceDomain::DeviceDomain(Engine& engine, int device, int maxSms, std::int64_t 
     allHere = allHere && here;
     if (here && r.gpu != mine.gpu && !cuda::reachDevice(device_, r.device)) {
       fail(Code::systemError,
-           fmt::format("{}: GPU {} cannot reach the memory of {} on GPU {}; put them on different nodes (nodeId)",
+           fmt::format("{}: GPU {} cannot reach the memory of {} on GPU {}, though CUDA told of a path when the "
+                       "communicator was made; set FUSCO_P2P_DISABLE=1 (the host carries the rows then), or give them "
+                       "nodes of their own (nodeId)",
                        fabric.describeRank(fabric.rank()), device_, fabric.describeRank(rank), r.device));
     }
     std::byte* counts = reinterpret_cast<std::byte*>(r.counts);
@@ -149,8 +160,9 @@ DeviceDomain::DeviceDomain(Engine& engine, int device, int maxSms, std::int64_t 
       const bool onePart = peers_[static_cast<std::size_t>(i)].part == peers_[static_cast<std::size_t>(j)].part;
       const bool ownGpu = onePart || recordOf(i).gpu != recordOf(j).gpu;
       ownGpus_ = ownGpus_ && ownGpu;
-      // Processes that share a GPU take turns on it: that is slow, but ends. Launches of one process might not begin.
-      meetsOnGpu_ = meetsOnGpu_ && (ownGpu || (apart && !sameProcess(recordOf(i), recordOf(j))));
+      // A process makes one launch at a time, which waits for no other one of its own: a thread that drives several
+      // GPUs could not make it. Processes that share a GPU take turns on it: that is slow, but ends.
+      meetsOnGpu_ = meetsOnGpu_ && (onePart || (!sameProcess(recordOf(i), recordOf(j)) && (ownGpu || apart)));
     }
   }
   for (int slot = 0; slot < kOperationSlots; ++slot) {
@@ -158,7 +170,7 @@ DeviceDomain::DeviceDomain(Engine& engine, int device, int maxSms, std::int64_t 
     std::uint32_t* const own = meetingOf(countsMemory_, ranks, slot);
     meeting.mine = own;
     meeting.count = own + kernels::kMaxNodeRanks;
-    meeting.wait = arrivalWait();
+    meeting.wait = meetingWait();
     for (int i = 0; i < engine.nodeRanks(); ++i) {
       // The first rank of each other part, and there the word of this part.
       const int part = peers_[static_cast<std::size_t>(i)].part;
@@ -219,13 +231,50 @@ int DeviceDomain::parts() const {
 
 void DeviceDomain::meet(int slot, cuda::Stream stream) const { cuda::meet(meetings_[slot], stream); }
 
-void DeviceDomain::beginSlot(int slot, cuda::Stream stream) const {
-  if (slotUsed_[slot]) slotEnds_[slot]->waitOn(stream);
+void DeviceDomain::beginSlot(int slot, cuda::Stream stream, bool captured) const {
+  if (captured) {
+    if (meetsOnGpu_) slotEnds_[slot]->waitOnEachTime(stream);
+  } else if (slotUsed_[slot]) {
+    slotEnds_[slot]->waitOn(stream);
+  }
 }
 
-void DeviceDomain::endSlot(int slot, cuda::Stream stream) {
-  slotEnds_[slot]->record(stream);
-  slotUsed_[slot] = true;
+void DeviceDomain::endSlot(int slot, cuda::Stream stream, bool captured) {
+  if (captured) {
+    if (meetsOnGpu_) slotEnds_[slot]->recordEachTime(stream);
+  } else {
+    slotEnds_[slot]->record(stream);
+  }
+  slotUsed_[slot] = slotUsed_[slot] || !captured || meetsOnGpu_;
+}
+
+bool DeviceDomain::slotsEnded() const {
+  for (int slot = 0; slot < kOperationSlots; ++slot) {
+    if (slotUsed_[slot] && !slotEnds_[slot]->reached()) return false;
+  }
+  return true;
+}
+
+void DeviceDomain::leave() {
+  if (!meetsOnGpu_) return;
+  constexpr std::chrono::milliseconds kPatience{5000}, kGrace{1000}, kLook{1};
+  try {
+    const cuda::OnDevice on(device_);
+    const auto within = [&](std::chrono::milliseconds patience) {
+      const auto until = std::chrono::steady_clock::now() + patience;
+      while (!slotsEnded()) {
+        if (std::chrono::steady_clock::now() > until) return false;
+        std::this_thread::sleep_for(kLook);
+      }
+      return true;
+    };
+    const bool ended = within(kPatience);
+    endWaits();
+    if (!ended && !within(kGrace))
+      FUSCO_WARN("GPU {}: operations of a communicator that is destroyed have not ended", device_);
+  } catch (const std::exception& e) {
+    FUSCO_WARN("GPU {}: a communicator that is destroyed: {}", device_, e.what());
+  }
 }
 
 cuda::Stream DeviceDomain::beside(cuda::Stream stream, bool captured) {
@@ -238,6 +287,12 @@ cuda::Stream DeviceDomain::beside(cuda::Stream stream, bool captured) {
 void DeviceDomain::joinBeside(cuda::Stream stream, bool captured) {
   event(3).record(beside_[captured ? 1 : 0]->get());
   event(3).waitOn(stream);
+}
+
+// Ranks may be apart by as much as the caller allows; the watch ends what nobody can end.
+kernels::ArrivalWait DeviceDomain::meetingWait() const {
+  const std::int64_t ms = engine_.config().operationTimeoutMs;
+  return {ms > 0 ? static_cast<std::uint64_t>(ms) * 1000000u : ~std::uint64_t{0}, waitWords_, waitWords_ + 1};
 }
 
 kernels::ArrivalWait DeviceDomain::arrivalWait() const {
@@ -260,7 +315,11 @@ void DeviceDomain::endWaits() { std::atomic_ref(waitWords_[0]).store(1); }
 std::byte* DeviceDomain::landing(Landing& landing, std::size_t bytes) {
   if (landing.bytes >= bytes) return landing.memory;
   const cuda::OnDevice on(device_);
-  const std::size_t size = std::max(bytes, 2 * landing.bytes);
+  // Twice as much, so that it seldom grows: as far as staging may go.
+  const std::int64_t bound = engine_.config().maxStagingBytes;
+  const std::size_t twice =
+      bound > 0 ? std::min<std::size_t>(2 * landing.bytes, static_cast<std::size_t>(bound)) : 2 * landing.bytes;
+  const std::size_t size = std::max(bytes, twice);
   auto* memory = static_cast<std::byte*>(cuda::allocate(size));
   cuda::fillNow(memory, 0, size);
   if (landing.memory != nullptr) outgrown_.push_back(landing.memory);
@@ -320,14 +379,7 @@ std::byte* DeviceDomain::reach(int localIndex, const transport::MemoryRef& memor
 }
 
 // No launch uses what this operation does not ask for.
-bool DeviceDomain::mayUnmap() const {
-  if (waitsOnHost()) return true;
-  if (keepsMapped_) return false;
-  for (int slot = 0; slot < kOperationSlots; ++slot) {
-    if (slotUsed_[slot] && !slotEnds_[slot]->reached()) return false;
-  }
-  return true;
-}
+bool DeviceDomain::mayUnmap() const { return waitsOnHost() || (!keepsMapped_ && slotsEnded()); }
 
 std::byte* DeviceDomain::mapped(const Peer& peer, const cuda::Handle& handle, std::uint64_t start,
                                 std::uint64_t bytes) {

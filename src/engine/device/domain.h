@@ -62,8 +62,8 @@ class DeviceDomain {
   // All ranks of the node launch together: their barrier is the end of a launch, or events between the launches on
   // several GPUs.
   bool together() const { return together_; }
-  // They are in several processes, and launches of different processes have GPUs of their own: these meet in kernels,
-  // and streams wait there. Else ranks of several processes wait for each other's streams on the host.
+  // They are in several processes, each with the launches of one GPU, which is its own: these meet in kernels, and
+  // streams wait there. Else ranks of several processes wait for each other's streams on the host.
   bool meetsOnGpu() const { return meetsOnGpu_; }
   bool waitsOnHost() const { return !together_ && !meetsOnGpu_; }
   // They do, and in one launch.
@@ -85,10 +85,14 @@ class DeviceDomain {
   // What is on `stream` comes after what others have launched before their meetings of this slot, and the other way
   // round. For one of the members that share a launch.
   void meet(int slot, exec::cuda::Stream stream) const;
-  // The slot's memory serves one operation after the other, on whichever streams: `begin` waits for the last `end`. A
-  // graph's operations have a slot of their own (their plan's).
-  void beginSlot(int slot, exec::cuda::Stream stream) const;
-  void endSlot(int slot, exec::cuda::Stream stream);
+  // The slot's memory serves one operation after the other, on whichever streams: `begin` waits for the last `end`.
+  // What is captured does so each time it is replayed, where processes meet on GPUs; where all ranks are in one process
+  // the caller orders graphs and calls.
+  void beginSlot(int slot, exec::cuda::Stream stream, bool captured) const;
+  void endSlot(int slot, exec::cuda::Stream stream, bool captured);
+  // Before the communicator ends: gives launches that wait for other processes a while, then ends their waits.
+  void leave();
+  kernels::ArrivalWait meetingWait() const;
   // Operations have been captured: what they reach stays mapped.
   void keepMapped() { keepsMapped_ = true; }
 
@@ -131,6 +135,7 @@ class DeviceDomain {
   // The start of an allocation of a peer in another process, or of pieces of virtual memory. Of those, which owners may
   // have unmapped long ago, 256 are kept, and more only as long as operations that have not ended may use them.
   bool mayUnmap() const;
+  bool slotsEnded() const;
   std::byte* mapped(const Peer& peer, const exec::cuda::Handle& handle, std::uint64_t start, std::uint64_t bytes);
 
   Engine& engine_;

@@ -188,11 +188,11 @@ void DeviceOperation::launchTogether(const std::vector<DeviceOperation*>& all) {
       event.waitOn(part.leader());
     }
   }
-  const bool slotKept = !domain_.oneLaunch() && !domain_.waitsOnHost() && !capturing_;
+  const bool slotKept = !domain_.oneLaunch() && !domain_.waitsOnHost();
   if (slotKept) {
     for (const Part& part : parts) {
       const cuda::OnDevice on(part.domain().device());
-      part.domain().beginSlot(slot_, part.leader());
+      part.domain().beginSlot(slot_, part.leader(), capturing_);
     }
   }
   meet(parts);
@@ -210,7 +210,7 @@ void DeviceOperation::launchTogether(const std::vector<DeviceOperation*>& all) {
   meet(parts);
   for (const Part& part : parts) {
     const cuda::OnDevice on(part.domain().device());
-    if (slotKept) part.domain().endSlot(slot_, part.leader());
+    if (slotKept) part.domain().endSlot(slot_, part.leader(), capturing_);
     if (part.others.empty()) continue;
     cuda::Event& end = part.domain().event(1);
     end.record(part.leader());

@@ -66,6 +66,7 @@ DevicePeers::DevicePeers(Engine& engine, DeviceDomain& domain, std::int64_t time
   comm::Fabric& fabric = engine_.fabric();
   lane_ = std::make_unique<cuda::OwnStream>();
   joining_ = std::make_unique<cuda::Event>();
+  capturedEnd_ = std::make_unique<cuda::Event>();
   const auto ranks = static_cast<std::size_t>(fabric.ranks());
   PeerRecord mine{};
   comm::processIdentity(mine.process);
@@ -166,7 +167,7 @@ void DevicePeers::meetByWords(std::int64_t timeoutMs) {
     awaiting_[kind].mine = wordsOf(wordMemory_, kind, 0);
     telling_[kind].told = wordsOf(wordMemory_, kind, 1);
     awaiting_[kind].awaited = wordsOf(wordMemory_, kind, 2);
-    awaiting_[kind].wait = domain_.arrivalWait();
+    awaiting_[kind].wait = domain_.meetingWait();
   }
   ranksApart_ = engine_.nodeRanks() == fabric.ranks();
   for (std::size_t i = 0; i < all.size(); ++i) {
@@ -223,10 +224,20 @@ DevicePeers::~DevicePeers() {
     if (end_->staging != nullptr) engine_.ledger().bytes -= slotBytes_ * static_cast<std::size_t>(slots_);
     peers_.clear();
     joining_.reset();
+    capturedEnd_.reset();
     lane_.reset();
   } catch (const std::exception& e) {
     FUSCO_WARN("GPU memory of a communicator could not be freed: {}", e.what());
   }
+}
+
+void DevicePeers::beginCaptured(cuda::Stream stream) {
+  keepsMapped_ = true;
+  if (words_) capturedEnd_->waitOnEachTime(stream);
+}
+
+void DevicePeers::endCaptured(cuda::Stream stream) {
+  if (words_) capturedEnd_->recordEachTime(stream);
 }
 
 void DevicePeers::recordFor(int localIndex, DeviceEnd::Kind kind) {

@@ -69,7 +69,9 @@ class DevicePeers {
   // What is put on the stream after the next record or settle comes after what the peer has recorded.
   void wait(int localIndex, DeviceEnd::Kind kind, int index, exec::cuda::Stream stream);
   void settle(bool captured, exec::cuda::Stream stream);
-  void keepMapped() { keepsMapped_ = true; }
+  // Around what is captured, which each replay runs behind what was replayed before, on whichever stream.
+  void beginCaptured(exec::cuda::Stream stream);
+  void endCaptured(exec::cuda::Stream stream);
   // Streams that join the lane, or leave it.
   void join(exec::cuda::Stream from, exec::cuda::Stream to);
 
@@ -115,7 +117,7 @@ class DevicePeers {
   Engine& engine_;
   DeviceDomain& domain_;
   std::unique_ptr<exec::cuda::OwnStream> lane_;
-  std::unique_ptr<exec::cuda::Event> joining_;
+  std::unique_ptr<exec::cuda::Event> joining_, capturedEnd_;
   std::shared_ptr<DeviceEnd> end_;
   std::vector<Peer> peers_;  // by local index
   bool eventsReach_ = true;  // else a rank lets its lane run empty before it tells

@@ -112,11 +112,11 @@ void DeviceTransfers::start() {
                       "capture",
                       engine_.fabric().rank(), engine_.fabric().describeRank(peer)));
     }
-    peers_.keepMapped();
   }
   domain_.checkArrivals();
   stream_ = capturing_ ? streams_.front() : peers_.lane();
   for (const cuda::Stream stream : streams_) peers_.join(stream, stream_);
+  if (capturing_) peers_.beginCaptured(stream_);
   copySelf();
 }
 
@@ -349,6 +349,7 @@ Outcome DeviceTransfers::run(const Step& step) {
   }
   if (receiving || open) return moved ? Outcome::moved : Outcome::idle;
   peers_.settle(capturing_, stream_);
+  if (capturing_) peers_.endCaptured(stream_);
   for (const cuda::Stream stream : streams_) peers_.join(stream_, stream);
   return Outcome::complete;
 }
