@@ -25,6 +25,9 @@
  * GPUs where one process has all ranks of the node: their threads meet inside the call, and one thread that drives several
  * of them calls for all of them inside one group. Such calls can be captured in a CUDA graph, those on several GPUs with
  * the streams of all of them in one capture.
+ *  - With several GPUs on a node all tensors of a call, routing maps too, lie in memory that the other GPUs reach: that of
+ * cudaMalloc is, and pinned memory; that of a stream-ordered pool is once cudaMemPoolSetAccess has said so. Ranks in
+ * several processes give memory of cudaMalloc, or of virtual memory management with file descriptors.
  *  - Ranks in several processes, each with one GPU, meet on the host inside the call, to tell each other where their
  * tensors are, and then on their GPUs. Each process captures its own calls, in the same order in all of them, and
  * replays its graph as often as the others do; a tensor of a captured call stays where it is as long as any of these
