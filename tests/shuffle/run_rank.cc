@@ -102,7 +102,8 @@ class CaseRun {
   std::vector<float> numbers(int tensor, int rank, std::int64_t row) const;
   void putRow(std::uint8_t* to, const std::vector<float>& values) const;
   bool bringsSum(int rank) const {
-    return c_.dedup == fuscoDedupFull && c_.layout != fuscoLayoutRankOrder &&
+    return nodes_[static_cast<std::size_t>(rank)] == nodes_[static_cast<std::size_t>(rank_)] &&
+           c_.dedup == fuscoDedupFull && c_.layout != fuscoLayoutRankOrder &&
            (!partialsFp32_ || type_ == fuscoFloat32) && space_.apart(rank_, rank);
   }
 
