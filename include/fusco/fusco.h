@@ -31,8 +31,8 @@
  *  - Ranks in several processes, each with one GPU, meet on the host inside the call, to tell each other where their
  * tensors are, and then on their GPUs. Each process captures its own calls, in the same order in all of them, and
  * replays its graph as often as the others do; a tensor of a captured call stays where it is as long as any of these
- * graphs. Calls and replays of a communicator run one behind the other, in the order in which a process issues them,
- * which is the same in all. Processes that share a GPU, or have several, wait for their streams inside each call
+ * graphs. All processes issue calls and replays of a communicator in the same order; those of one capture are on one
+ * stream, or ordered by the capture. Processes that share a GPU, or have several, wait for their streams inside each call
  * instead, and cannot be captured. A GPU waits for another one at most operationTimeoutMs, and no longer when a rank has
  * died or aborted: what it has written is then undefined, and fuscoCommGetAsyncError and the next call say so.
  *  - Where ranks are on several nodes the host plans and sends: a call waits for the stream, returns when all of it has
@@ -203,8 +203,8 @@ FUSCO_API fuscoResult_t fuscoCommSplit(fuscoComm_t comm, int color, int key, fus
 
 /* Waits until everything started on it has finished; on GPUs: is launched. Collective; bounded by operationTimeoutMs. */
 FUSCO_API fuscoResult_t fuscoCommFinalize(fuscoComm_t comm);
-/* Frees a communicator. Local, bounded (5 s; one whose init has not finished: initTimeoutMs). Plans made on it must be
- * destroyed before. Twice, or use after it: InvalidArgument. */
+/* Frees a communicator. Local, bounded (5 s; on GPUs 12 s, if its launches do not end; one whose init has not finished:
+ * initTimeoutMs). Plans made on it must be destroyed before. Twice, or use after it: InvalidArgument. */
 FUSCO_API fuscoResult_t fuscoCommDestroy(fuscoComm_t comm);
 /* Wakes every rank of the communicator with RemoteError and gives it up here. From any thread, also while another
  * thread is inside a call on it: that call returns an error, and the memory goes with it. */
@@ -215,7 +215,8 @@ FUSCO_API fuscoResult_t fuscoCommUserRank(fuscoComm_t comm, int* rank);
 /* The node of `rank`, numbered from 0 by first appearance. */
 FUSCO_API fuscoResult_t fuscoCommNode(fuscoComm_t comm, int rank, int* node);
 /* 1 where each rank captures its sends and receives in a CUDA graph of its own, which it replays as often as its peers
- * do theirs: all ranks are processes with a GPU each, on one node. Else 0. The same on all ranks. */
+ * do theirs, all at the same time: its ranks are several processes with a GPU each, on one node. Else 0. The same on all
+ * ranks. A captured group meets its peers on the host, also one that only sends, and sends memory of cudaMalloc. */
 FUSCO_API fuscoResult_t fuscoCommCapturesTransfers(fuscoComm_t comm, int* captures);
 /* fuscoSuccess, fuscoInProgress, or the error that broke the communicator: such an error stays. It also looks at the
  * peers, so that a watchdog that only polls it learns of one that died, exited without destroy or aborted; one that has

@@ -50,7 +50,7 @@ Engine::Engine(std::unique_ptr<comm::Fabric> fabric, const EngineConfig& config)
 }
 
 Engine::~Engine() {
-  if (device_ != nullptr) device_->leave();
+  if (device_ != nullptr) leaveDevice();
   watch_.reset();
   {
     std::lock_guard lock(threadMutex_);
@@ -69,6 +69,23 @@ std::byte* Engine::staging(int slot, int direction, std::size_t bytes) {
                      fabric_->rank(), bytes, config_.maxStagingBytes));
   }
   return staging_[slot][direction].need(bytes);
+}
+
+// Launches have some time to end; then nobody waits any longer, and nobody else is to hear of that.
+void Engine::leaveDevice() {
+  constexpr int kPatienceMs = 5000, kGraceMs = 1000;
+  if (devicePeers_ != nullptr) {
+    std::lock_guard lock(mutex_);
+    devicePeers_->leave();
+  }
+  const bool ended = device_->ends(kPatienceMs);
+  watch_.reset();
+  device_->endWaits();
+  if (ended) return;
+  FUSCO_WARN(
+      "{}: operations on GPU {} had not ended when their communicator was destroyed; what they write is undefined",
+      fabric_->describeRank(fabric_->rank()), device_->device());
+  device_->ends(kGraceMs);
 }
 
 void Engine::useDevice(int device, int maxSms, std::int64_t timeoutMs) {
@@ -262,7 +279,7 @@ bool Engine::progress() {
   std::copy_n(channelHeld_, kChannels, channelBusy);
   int active = 0;
   // On GPUs of one node all ranks launch shuffles in one order, since kernels of the one may wait for the other's.
-  const bool launches = device_ != nullptr && deviceExecutor_ == nullptr;
+  const bool launches = device_ != nullptr && deviceExecutor_ == nullptr && !device_->waitsOnHost();
   bool launching = false;
   for (std::size_t i = 0; i < queue_.size() && active < kChannels; ++i) {
     Submission& submission = *queue_[i];
@@ -271,6 +288,8 @@ bool Engine::progress() {
     if (launches && kind != OperationKind::transfers) {
       if (launching && kind != OperationKind::plan) continue;
       launching = true;
+    } else if (launching && device_->meetsOnGpu()) {
+      continue;  // transfers neither: their kernels wait, too
     }
     bool& busy = channelBusy[submission.operation->channel()];
     // In order: an operation waits for the one before it on its channel, planning for all before it.

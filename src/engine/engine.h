@@ -141,6 +141,7 @@ class Engine {
   bool advance(Submission& submission);
   void failOperation(Submission& submission, std::exception_ptr error);
   Code breakDown(std::exception_ptr error);
+  void leaveDevice();
   void hearComplaints();
 
   std::unique_ptr<comm::Fabric> fabric_;

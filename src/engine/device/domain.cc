@@ -43,6 +43,17 @@ void DeviceGroup::withdraw(int channel, int member, const DeviceOperation& opera
     waiting[static_cast<std::size_t>(member)] = nullptr;
 }
 
+WaitWords::WaitWords() : words_(static_cast<std::uint32_t*>(cuda::allocatePinned(2 * sizeof(std::uint32_t)))) {
+  words_[0] = words_[1] = 0;
+}
+WaitWords::~WaitWords() {
+  try {
+    cuda::releasePinned(words_);
+  } catch (const std::exception& e) {
+    FUSCO_WARN("pinned memory of a communicator could not be freed: {}", e.what());
+  }
+}
+
 namespace {
 
 // What ranks tell each other once.
@@ -85,8 +96,7 @@ DeviceDomain::DeviceDomain(Engine& engine, int device, int maxSms, std::int64_t 
   for (auto& event : events_) event = std::make_unique<cuda::Event>();
   for (auto& event : slotEnds_) event = std::make_unique<cuda::Event>();
   for (auto& stream : beside_) stream = std::make_unique<cuda::OwnStream>();
-  waitWords_ = static_cast<std::uint32_t*>(cuda::allocatePinned(2 * sizeof(std::uint32_t)));
-  waitWords_[0] = waitWords_[1] = 0;
+  waits_ = std::make_shared<WaitWords>();
 
   DeviceRecord mine{};
   comm::processIdentity(mine.process);
@@ -215,7 +225,6 @@ DeviceDomain::~DeviceDomain() {
     for (std::byte* memory : outgrown_) {
       if (memory != nullptr) cuda::release(memory);
     }
-    cuda::releasePinned(waitWords_);
     cuda::release(countsMemory_);
   } catch (const std::exception& e) {
     FUSCO_WARN("GPU memory of a communicator could not be freed: {}", e.what());
@@ -255,26 +264,19 @@ bool DeviceDomain::slotsEnded() const {
   return true;
 }
 
-void DeviceDomain::leave() {
-  if (!meetsOnGpu_) return;
-  constexpr std::chrono::milliseconds kPatience{5000}, kGrace{1000}, kLook{1};
+bool DeviceDomain::ends(int withinMs) const {
+  if (!meetsOnGpu_) return true;
   try {
     const cuda::OnDevice on(device_);
-    const auto within = [&](std::chrono::milliseconds patience) {
-      const auto until = std::chrono::steady_clock::now() + patience;
-      while (!slotsEnded()) {
-        if (std::chrono::steady_clock::now() > until) return false;
-        std::this_thread::sleep_for(kLook);
-      }
-      return true;
-    };
-    const bool ended = within(kPatience);
-    endWaits();
-    if (!ended && !within(kGrace))
-      FUSCO_WARN("GPU {}: operations of a communicator that is destroyed have not ended", device_);
+    const auto until = std::chrono::steady_clock::now() + std::chrono::milliseconds(withinMs);
+    while (!slotsEnded()) {
+      if (std::chrono::steady_clock::now() > until) return false;
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
   } catch (const std::exception& e) {
     FUSCO_WARN("GPU {}: a communicator that is destroyed: {}", device_, e.what());
   }
+  return true;
 }
 
 cuda::Stream DeviceDomain::beside(cuda::Stream stream, bool captured) {
@@ -292,25 +294,25 @@ void DeviceDomain::joinBeside(cuda::Stream stream, bool captured) {
 // Ranks may be apart by as much as the caller allows; the watch ends what nobody can end.
 kernels::ArrivalWait DeviceDomain::meetingWait() const {
   const std::int64_t ms = engine_.config().operationTimeoutMs;
-  return {ms > 0 ? static_cast<std::uint64_t>(ms) * 1000000u : ~std::uint64_t{0}, waitWords_, waitWords_ + 1};
+  return {ms > 0 ? static_cast<std::uint64_t>(ms) * 1000000u : ~std::uint64_t{0}, waits_->abort(), waits_->failed()};
 }
 
 kernels::ArrivalWait DeviceDomain::arrivalWait() const {
   constexpr std::int64_t kMostMs = 300000;
   const std::int64_t limit = engine_.config().operationTimeoutMs;
   const std::int64_t ms = limit > 0 ? std::min(limit, kMostMs) : kMostMs;
-  return {static_cast<std::uint64_t>(ms) * 1000000u, waitWords_, waitWords_ + 1};
+  return {static_cast<std::uint64_t>(ms) * 1000000u, waits_->abort(), waits_->failed()};
 }
 
-void DeviceDomain::checkArrivals() const {
-  if (std::atomic_ref(waitWords_[1]).load() == 0) return;
+void DeviceDomain::checkArrivals(const WaitWords& waits) const {
+  if (std::atomic_ref(*waits.failed()).load() == 0) return;
   fail(Code::remoteError,
        fmt::format("rank {}: GPU {} has waited in vain for other GPUs or for rows from them, an earlier operation has "
                    "not completed; look for what keeps those GPUs busy, or raise operationTimeoutMs",
                    engine_.fabric().rank(), device_));
 }
 
-void DeviceDomain::endWaits() { std::atomic_ref(waitWords_[0]).store(1); }
+void DeviceDomain::endWaits() { std::atomic_ref(*waits_->abort()).store(1); }
 
 std::byte* DeviceDomain::landing(Landing& landing, std::size_t bytes) {
   if (landing.bytes >= bytes) return landing.memory;

@@ -38,6 +38,19 @@ class DeviceGroup : public std::enable_shared_from_this<DeviceGroup> {
   std::vector<DeviceOperation*> waiting_[kOperationSlots + 1];
 };
 
+// Pinned words of launches that wait for other GPUs.
+struct WaitWords {
+  WaitWords();
+  ~WaitWords();
+  WaitWords(const WaitWords&) = delete;
+  WaitWords& operator=(const WaitWords&) = delete;
+  std::uint32_t* abort() const { return words_; }
+  std::uint32_t* failed() const { return words_ + 1; }
+
+ private:
+  std::uint32_t* const words_;
+};
+
 class DeviceDomain {
  public:
   // Experts, and ranks in rank order, that are planned on the GPU at most.
@@ -90,8 +103,8 @@ class DeviceDomain {
   // the caller orders graphs and calls.
   void beginSlot(int slot, exec::cuda::Stream stream, bool captured) const;
   void endSlot(int slot, exec::cuda::Stream stream, bool captured);
-  // Before the communicator ends: gives launches that wait for other processes a while, then ends their waits.
-  void leave();
+  // Before the communicator ends: whether all launches that wait for other processes end within so many milliseconds.
+  bool ends(int withinMs) const;
   kernels::ArrivalWait meetingWait() const;
   // Operations have been captured: what they reach stays mapped.
   void keepMapped() { keepsMapped_ = true; }
@@ -107,8 +120,10 @@ class DeviceDomain {
   // Whether they may: each launch has a GPU of its own.
   bool ownGpus() const { return ownGpus_; }
   kernels::ArrivalWait arrivalWait() const;
-  // Throws when a launch has given up.
-  void checkArrivals() const;
+  // Throws when a launch has given up; another domain's, whose words those are.
+  void checkArrivals() const { checkArrivals(*waits_); }
+  void checkArrivals(const WaitWords& waits) const;
+  const std::shared_ptr<WaitWords>& waits() const { return waits_; }
   // No launch waits any longer.
   void endWaits();
   // Memory of an operation slot that other GPUs write to; grows. Arrivals are 0 while nobody uses them.
@@ -157,7 +172,7 @@ class DeviceDomain {
   kernels::MeetArgs meetings_[kOperationSlots] = {};
   std::unique_ptr<exec::cuda::OwnStream> beside_[2];  // the second belongs to captures
   bool ownGpus_ = true;
-  std::uint32_t* waitWords_ = nullptr;  // pinned: abort, failed
+  std::shared_ptr<WaitWords> waits_;
   Landing arrivals_[kOperationSlots], partials_[kOperationSlots];
   std::vector<std::byte*> outgrown_;
   std::size_t landingBytes_ = 0;

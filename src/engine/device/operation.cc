@@ -122,6 +122,11 @@ void DeviceOperation::launched(std::exception_ptr error, bool bySelf) {
   if (!bySelf) engine_.fabric().ring(engine_.fabric().rank());
 }
 
+void DeviceOperation::checkWaits() const {
+  engine_.checkUsable();
+  if (waits_) domain_.checkArrivals(*waits_);
+}
+
 kernels::Budget DeviceOperation::budgetOf(const std::vector<DeviceOperation*>& all) {
   kernels::Budget budget;
   for (const DeviceOperation* one : all) {
@@ -210,7 +215,10 @@ void DeviceOperation::launchTogether(const std::vector<DeviceOperation*>& all) {
   meet(parts);
   for (const Part& part : parts) {
     const cuda::OnDevice on(part.domain().device());
-    if (slotKept) part.domain().endSlot(slot_, part.leader(), capturing_);
+    for (DeviceOperation* one : part.all) {
+      one->waits_ = part.domain().waits();
+      if (slotKept) one->domain_.endSlot(slot_, part.leader(), capturing_);
+    }
     if (part.others.empty()) continue;
     cuda::Event& end = part.domain().event(1);
     end.record(part.leader());

@@ -59,6 +59,8 @@ class DeviceOperation : public Operation {
   void announceTensor(Meeting::Announcement& announcement, MemoryRole role, const void* pointer, std::size_t bytes);
   std::byte* tensorOf(int localIndex, MemoryRole role) const;
   bool capturing() const { return capturing_; }
+  // After the launch: throws when it has waited in vain.
+  void checkWaits() const;
 
   Engine& engine_;
   DeviceDomain& domain_;
@@ -86,6 +88,7 @@ class DeviceOperation : public Operation {
   bool arrived_ = false;
   std::atomic<bool> launched_{false};
   std::exception_ptr launchError_;
+  std::shared_ptr<const WaitWords> waits_;  // of the domain that launched
 };
 
 }  // namespace fusco::engine

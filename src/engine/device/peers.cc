@@ -119,7 +119,9 @@ DevicePeers::DevicePeers(Engine& engine, DeviceDomain& domain, std::int64_t time
     FUSCO_INFO(kLogInit, "{}: transfers between processes wait for the GPU on the host",
                fabric.describeRank(fabric.rank()));
   }
-  if (!fabric.oneProcess() && agree(domain_.meetsOnGpu(), timeoutMs)) meetByWords(timeoutMs);
+  // A rank that is alone on its node has nobody to wait for.
+  if (!fabric.oneProcess() && agree(domain_.meetsOnGpu() || engine_.nodeRanks() == 1, timeoutMs))
+    meetByWords(timeoutMs);
   const std::int64_t bound = engine_.config().maxStagingBytes;
   if (bound > 0) {
     slotBytes_ =
@@ -185,7 +187,8 @@ bool DevicePeers::agree(bool mine, std::int64_t timeoutMs) {
   return std::all_of(all.begin(), all.end(), [](char one) { return one != 0; });
 }
 
-DevicePeers::~DevicePeers() {
+void DevicePeers::leave() {
+  left_ = true;
   try {
     const cuda::OnDevice on(domain_.device());
     // What lies in the window for a rank of this process stays there as long as that rank; others need to have fetched
@@ -207,7 +210,18 @@ DevicePeers::~DevicePeers() {
   try {
     const cuda::OnDevice on(domain_.device());
     settle(false, lane_->get());
-    if (!within(kDrainMs, [&] { return lane_->drained(); })) {
+    within(kDrainMs, [&] { return lane_->drained() && capturedEnd_->reached(); });
+  } catch (const std::exception& e) {
+    FUSCO_WARN("GPU {}: a communicator that is destroyed: {}", domain_.device(), e.what());
+  }
+}
+
+DevicePeers::~DevicePeers() {
+  if (!left_) leave();
+  try {
+    const cuda::OnDevice on(domain_.device());
+    // Waits have been ended meanwhile.
+    if (!within(kPartingMs, [&] { return lane_->drained(); })) {
       FUSCO_WARN("GPU {}: copies of a communicator that is destroyed still wait for a peer; their memory is not freed",
                  domain_.device());
       for (Peer& peer : peers_) {

@@ -56,6 +56,10 @@ class DevicePeers {
   DevicePeers(const DevicePeers&) = delete;
   DevicePeers& operator=(const DevicePeers&) = delete;
 
+  // Before waits are ended: until peers have fetched what was sent and nothing of this rank is under way, or seconds
+  // have gone by.
+  void leave();
+
   exec::cuda::Stream lane() const { return lane_->get(); }
   kernels::Budget budget() const { return {domain_.maxSms()}; }
   // Whether transfers between processes can be captured.
@@ -123,7 +127,7 @@ class DevicePeers {
   bool eventsReach_ = true;  // else a rank lets its lane run empty before it tells
   int recorded_[DeviceEnd::kKinds] = {};
   // Between processes, by kernels instead of events.
-  bool words_ = false, keepsMapped_ = false;
+  bool words_ = false, keepsMapped_ = false, left_ = false;
   bool localPeers_ = true;  // there are some that wait by events
   bool ranksApart_ = false;
   std::byte* wordMemory_ = nullptr;

@@ -201,8 +201,7 @@ void DevicePlanning::readCounts() {
   cuda::copy(device.head(), device.arena(), device.headBytes(), stream());
   cuda::synchronize(stream());
   // Kernels that have waited in vain have left what they found.
-  engine_.checkUsable();
-  domain_.checkArrivals();
+  checkWaits();
   checkPlanned(p);
   p.view = plan::view(device.head());
   p.localExpertRows.assign(p.view.localExpertRows, p.view.localExpertRows + p.view.header->localExperts);

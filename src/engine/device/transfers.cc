@@ -103,7 +103,7 @@ void DeviceTransfers::start() {
   if (capturing_) {
     for (int peer = 0; peer < engine_.fabric().ranks(); ++peer) {
       const auto p = static_cast<std::size_t>(peer);
-      if (sameProcess(peer) || (sends_[p].items.empty() && receives_[p].empty())) continue;
+      if ((sends_[p].items.empty() && receives_[p].empty()) || sameProcess(peer)) continue;
       if (peers_.capturesBetweenProcesses()) continue;
       fail(
           Code::invalidUsage,
@@ -228,6 +228,13 @@ bool DeviceTransfers::advanceSends(int peer) {
     Item& item = sends.items.front();
     bool told = item.request.bytes() > 0 && sendsEarly(item) && sendParts(item, peer);
     if (!told && item.moved == 0) told = sendInPlace(item, peer);
+    if (!told && capturing_ && item.moved == 0) {
+      fail(Code::invalidUsage,
+           fmt::format("rank {}: a send to {} cannot be captured: its rows lie in memory that has no handle for other "
+                       "processes (a pool; managed or pinned memory; virtual memory management): take it from "
+                       "cudaMalloc (torch: PYTORCH_CUDA_ALLOC_CONF=expandable_segments:False)",
+                       engine_.fabric().rank(), engine_.fabric().describeRank(peer)));
+    }
     if (!told && !capturing_) told = sendParts(item, peer);
     if (!told) break;
     moved = true;
