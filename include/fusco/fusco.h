@@ -276,8 +276,8 @@ FUSCO_API fuscoResult_t fuscoGroupEnd(void);
  * On GPUs sender and receiver meet on the host in each call, and then go by the order of their streams. A group that only
  * sends need not meet anybody while its messages, of at most 4 MiB each, find room in a window of 32 MiB of the
  * communicator and fewer than 4 to a receiver are outstanding. In a CUDA graph: ranks of one process, sends and receives
- * of all of them in one group and one capture; or each rank in its own (fuscoCommCapturesTransfers). With a rank of another node a call returns when its rows have left, or have
- * come, and cannot be captured. */
+ * of all of them in one group and one capture; or each rank in its own (fuscoCommCapturesTransfers). With a
+ * rank of another node a call returns when its rows have left, or have come, and cannot be captured. */
 FUSCO_API fuscoResult_t fuscoSend(const void* sendbuff, size_t count, fuscoDataType_t datatype, int peer,
                                   fuscoComm_t comm, cudaStream_t stream);
 FUSCO_API fuscoResult_t fuscoRecv(void* recvbuff, size_t count, fuscoDataType_t datatype, int peer, fuscoComm_t comm,

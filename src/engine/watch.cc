@@ -30,7 +30,8 @@ void Watch::run() {
     try {
       broken = engine_.asyncError() != Code::success;
     } catch (const std::exception& e) {
-      FUSCO_WARN("nobody looks after the other ranks any longer: {}", e.what());
+      FUSCO_WARN("{}: nobody looks after the other ranks any longer, kernels wait for them until the time-out: {}",
+                 engine_.fabric().describeRank(engine_.fabric().rank()), e.what());
     }
     lock.lock();
     if (broken) return;

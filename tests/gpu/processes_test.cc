@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <memory>
 #include <random>
@@ -289,25 +290,15 @@ class GraphOfRank {
   cudaGraphExec_t graph_ = nullptr;
 };
 
-TEST_F(GpuProcesses, EachReplaysItsGraph) {
+// Three processes as on GPUs of their own, with a communicator.
+void runApart(const std::function<void(Rank& self, fuscoComm_t comm)>& body) {
   const World world{"three, apart", 3, 1, {}, true, 16384};
   for (const std::string& text : runRanks(
            world,
-           [](Rank& self) {
+           [&](Rank& self) {
              apartFromNow();
              fuscoComm_t comm = self.connect(0, onGpu(self));
-             for (const int dedup : {fuscoDedupAuto, fuscoDedupFull, fuscoDedupNone}) {
-               GraphOfRank graph(self, comm, dedup);
-               for (std::uint64_t replay = 1; replay <= 12; ++replay) {
-                 graph.newRouting(replay);
-                 // Several launches one behind the other, and nobody waits between them.
-                 for (std::uint64_t k = 0; k < 1 + replay % 3; ++k) graph.launch();
-                 graph.settle();
-                 const std::string wrong = graph.wrong();
-                 if (!wrong.empty()) throw std::runtime_error("replay " + std::to_string(replay) + ": " + wrong);
-                 self.barrier();
-               }
-             }
+             body(self, comm);
              self.barrier();
              FUSCO_OK(fuscoCommDestroy(comm));
            },
@@ -315,87 +306,92 @@ TEST_F(GpuProcesses, EachReplaysItsGraph) {
     EXPECT_EQ(text, "");
 }
 
+TEST_F(GpuProcesses, EachReplaysItsGraph) {
+  runApart([](Rank& self, fuscoComm_t comm) {
+    for (const int dedup : {fuscoDedupAuto, fuscoDedupFull, fuscoDedupNone}) {
+      GraphOfRank graph(self, comm, dedup);
+      for (std::uint64_t replay = 1; replay <= 12; ++replay) {
+        graph.newRouting(replay);
+        // Several launches one behind the other, and nobody waits between them.
+        for (std::uint64_t k = 0; k < 1 + replay % 3; ++k) graph.launch();
+        graph.settle();
+        const std::string wrong = graph.wrong();
+        if (!wrong.empty()) throw std::runtime_error("replay " + std::to_string(replay) + ": " + wrong);
+        self.barrier();
+      }
+    }
+  });
+}
+
 // Sends and receives of each process in a graph of its own, beside others that are not captured.
 TEST_F(GpuProcesses, EachReplaysItsTransfers) {
-  const World world{"three, apart", 3, 1, {}, true, 16384};
-  for (const std::string& text : runRanks(
-           world,
-           [](Rank& self) {
-             apartFromNow();
-             fuscoComm_t comm = self.connect(0, onGpu(self));
-             int captures = 0;
-             FUSCO_OK(fuscoCommCapturesTransfers(comm, &captures));
-             REQUIRE(captures == 1);
-             constexpr std::size_t kMost = 40000;
-             const auto ranks = static_cast<std::size_t>(self.ranks());
-             const auto bytesBetween = [](int from, int to) {
-               return static_cast<std::size_t>((from * 7 + to * 13) % 5) * 9001;  // some send nothing
-             };
-             const auto byteOf = [](int from, int to, std::size_t at, int round) {
-               return static_cast<std::uint8_t>(from * 31 + to * 17 + static_cast<int>(at) * 3 + round * 5);
-             };
-             {
-               GpuSpace space;
-               GpuBytes out(space, ranks * kMost), in(space, ranks * kMost);
-               const auto all = [&] {
-                 FUSCO_OK(fuscoGroupStart());
-                 for (int peer = 0; peer < self.ranks(); ++peer) {
-                   auto* there = static_cast<std::uint8_t*>(out.there()) + static_cast<std::size_t>(peer) * kMost;
-                   auto* here = static_cast<std::uint8_t*>(in.there()) + static_cast<std::size_t>(peer) * kMost;
-                   // In two messages: the second one's rows are contiguous with the first one's.
-                   const std::size_t sent = bytesBetween(self.rank(), peer), got = bytesBetween(peer, self.rank());
-                   FUSCO_OK(fuscoSend(there, sent / 3, fuscoUint8, peer, comm, space.stream()));
-                   FUSCO_OK(fuscoSend(there + sent / 3, sent - sent / 3, fuscoUint8, peer, comm, space.stream()));
-                   FUSCO_OK(fuscoRecv(here, got / 3, fuscoUint8, peer, comm, space.stream()));
-                   FUSCO_OK(fuscoRecv(here + got / 3, got - got / 3, fuscoUint8, peer, comm, space.stream()));
-                 }
-                 FUSCO_OK(fuscoGroupEnd());
-               };
-               const auto send = [&](int round) {
-                 for (int peer = 0; peer < self.ranks(); ++peer) {
-                   for (std::size_t i = 0; i < bytesBetween(self.rank(), peer); ++i)
-                     out.here[static_cast<std::size_t>(peer) * kMost + i] = byteOf(self.rank(), peer, i, round);
-                 }
-                 std::fill(in.here.begin(), in.here.end(), std::uint8_t{0xa5});
-                 out.send(), in.send();
-               };
-               const auto expect = [&](int round) {
-                 in.fetch();
-                 for (int peer = 0; peer < self.ranks(); ++peer) {
-                   for (std::size_t i = 0; i < kMost; ++i) {
-                     const std::uint8_t wanted =
-                         i < bytesBetween(peer, self.rank()) ? byteOf(peer, self.rank(), i, round) : 0xa5;
-                     if (in.here[static_cast<std::size_t>(peer) * kMost + i] != wanted)
-                       throw std::runtime_error("round " + std::to_string(round) + ": byte " + std::to_string(i) +
-                                                " of rank " + std::to_string(peer));
-                   }
-                 }
-               };
-               send(0);
-               all();
-               expect(0);
-               CUDA_OK(cudaStreamBeginCapture(space.stream(), cudaStreamCaptureModeGlobal));
-               all();
-               cudaGraph_t captured = nullptr;
-               CUDA_OK(cudaStreamEndCapture(space.stream(), &captured));
-               cudaGraphExec_t graph = nullptr;
-               CUDA_OK(cudaGraphInstantiate(&graph, captured, 0));
-               CUDA_OK(cudaGraphDestroy(captured));
-               for (int round = 1; round <= 12; ++round) {
-                 send(round);
-                 for (int k = 0; k < 1 + round % 3; ++k) CUDA_OK(cudaGraphLaunch(graph, space.stream()));
-                 expect(round);
-                 send(100 + round);
-                 all();
-                 expect(100 + round);
-               }
-               CUDA_OK(cudaGraphExecDestroy(graph));
-               self.barrier();
-             }
-             FUSCO_OK(fuscoCommDestroy(comm));
-           },
-           60))
-    EXPECT_EQ(text, "");
+  runApart([](Rank& self, fuscoComm_t comm) {
+    int captures = 0;
+    FUSCO_OK(fuscoCommCapturesTransfers(comm, &captures));
+    REQUIRE(captures == 1);
+    constexpr std::size_t kMost = 40000;
+    const auto ranks = static_cast<std::size_t>(self.ranks());
+    const auto bytesBetween = [](int from, int to) {
+      return static_cast<std::size_t>((from * 7 + to * 13) % 5) * 9001;  // some send nothing
+    };
+    const auto byteOf = [](int from, int to, std::size_t at, int round) {
+      return static_cast<std::uint8_t>(from * 31 + to * 17 + static_cast<int>(at) * 3 + round * 5);
+    };
+    GpuSpace space;
+    GpuBytes out(space, ranks * kMost), in(space, ranks * kMost);
+    const auto all = [&] {
+      FUSCO_OK(fuscoGroupStart());
+      for (int peer = 0; peer < self.ranks(); ++peer) {
+        auto* there = static_cast<std::uint8_t*>(out.there()) + static_cast<std::size_t>(peer) * kMost;
+        auto* here = static_cast<std::uint8_t*>(in.there()) + static_cast<std::size_t>(peer) * kMost;
+        // In two messages: the second one's rows are contiguous with the first one's.
+        const std::size_t sent = bytesBetween(self.rank(), peer), got = bytesBetween(peer, self.rank());
+        FUSCO_OK(fuscoSend(there, sent / 3, fuscoUint8, peer, comm, space.stream()));
+        FUSCO_OK(fuscoSend(there + sent / 3, sent - sent / 3, fuscoUint8, peer, comm, space.stream()));
+        FUSCO_OK(fuscoRecv(here, got / 3, fuscoUint8, peer, comm, space.stream()));
+        FUSCO_OK(fuscoRecv(here + got / 3, got - got / 3, fuscoUint8, peer, comm, space.stream()));
+      }
+      FUSCO_OK(fuscoGroupEnd());
+    };
+    const auto send = [&](int round) {
+      for (int peer = 0; peer < self.ranks(); ++peer) {
+        for (std::size_t i = 0; i < bytesBetween(self.rank(), peer); ++i)
+          out.here[static_cast<std::size_t>(peer) * kMost + i] = byteOf(self.rank(), peer, i, round);
+      }
+      std::fill(in.here.begin(), in.here.end(), std::uint8_t{0xa5});
+      out.send(), in.send();
+    };
+    const auto expect = [&](int round) {
+      in.fetch();
+      for (int peer = 0; peer < self.ranks(); ++peer) {
+        for (std::size_t i = 0; i < kMost; ++i) {
+          const std::uint8_t wanted = i < bytesBetween(peer, self.rank()) ? byteOf(peer, self.rank(), i, round) : 0xa5;
+          if (in.here[static_cast<std::size_t>(peer) * kMost + i] != wanted)
+            throw std::runtime_error("round " + std::to_string(round) + ": byte " + std::to_string(i) + " of rank " +
+                                     std::to_string(peer));
+        }
+      }
+    };
+    send(0);
+    all();
+    expect(0);
+    CUDA_OK(cudaStreamBeginCapture(space.stream(), cudaStreamCaptureModeGlobal));
+    all();
+    cudaGraph_t captured = nullptr;
+    CUDA_OK(cudaStreamEndCapture(space.stream(), &captured));
+    cudaGraphExec_t graph = nullptr;
+    CUDA_OK(cudaGraphInstantiate(&graph, captured, 0));
+    CUDA_OK(cudaGraphDestroy(captured));
+    for (int round = 1; round <= 12; ++round) {
+      send(round);
+      for (int k = 0; k < 1 + round % 3; ++k) CUDA_OK(cudaGraphLaunch(graph, space.stream()));
+      expect(round);
+      send(100 + round);
+      all();
+      expect(100 + round);
+    }
+    CUDA_OK(cudaGraphExecDestroy(graph));
+  });
 }
 
 // Kernels that wait for a process that has died end, though nobody calls the library.

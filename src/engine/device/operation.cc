@@ -94,7 +94,7 @@ Outcome DeviceOperation::ready() {
   domain_.checkArrivals();
   if (domain_.waitsOnHost() && capturing_) {
     fail(Code::invalidUsage,
-         fmt::format("rank {}: {} cannot be captured: processes of this node share a GPU, and wait for each other on "
+         fmt::format("rank {}: {} cannot be captured: processes of this node share a GPU, or have several, and wait on "
                      "the host; give each process a GPU of its own",
                      engine_.fabric().rank(), operationName(kind())));
   }

@@ -16,7 +16,6 @@ class Crossing {
  public:
   // Whether rows of this plan might cross once, as far as its shape goes.
   void consider(const DeviceDomain& domain, const PlanState& plan, std::size_t rowBytes, double overhead);
-  bool considered() const { return considered_; }
   // This rank's flags, if its own rows `may`.
   std::uint32_t flags(const DeviceDomain& domain, bool may) const;
   void bind(const DeviceDomain& domain, const Meeting& meeting, int ranks);

@@ -105,12 +105,12 @@ void DeviceTransfers::start() {
       const auto p = static_cast<std::size_t>(peer);
       if ((sends_[p].items.empty() && receives_[p].empty()) || sameProcess(peer)) continue;
       if (peers_.capturesBetweenProcesses()) continue;
-      fail(
-          Code::invalidUsage,
-          fmt::format("rank {}: a transfer with {} cannot be captured: processes of this node share a GPU, and meet on "
-                      "the host at each call; give each a GPU of its own, or capture ranks of one process, in one "
-                      "capture",
-                      engine_.fabric().rank(), engine_.fabric().describeRank(peer)));
+      fail(Code::invalidUsage,
+           fmt::format("rank {}: a transfer with {} cannot be captured: processes of this node share a GPU, or have "
+                       "several, and meet on "
+                       "the host at each call; give each a GPU of its own, or capture ranks of one process, in one "
+                       "capture",
+                       engine_.fabric().rank(), engine_.fabric().describeRank(peer)));
     }
   }
   domain_.checkArrivals();
