@@ -91,6 +91,13 @@ class CaseRun {
     (out_ << ... << parts);
   }
   const Expected& own() const { return all_[static_cast<std::size_t>(rank_)]; }
+  // What was called for has happened. A GPU that waited in vain says so only afterwards, and left its outputs alone.
+  void settle() {
+    space_.settle();
+    fuscoResult_t state = fuscoSuccess;
+    FUSCO_OK(fuscoCommGetAsyncError(comm_, &state));
+    if (state != fuscoSuccess) throw std::runtime_error(c_.describe() + ": " + fuscoGetLastError(comm_));
+  }
   std::int64_t tokens() const { return c_.tokens[static_cast<std::size_t>(rank_)]; }
   float weightOf(int source, std::int64_t token, int slot) const {
     return c_.weights[static_cast<std::size_t>(source)][static_cast<std::size_t>(token * c_.topk + slot)];
@@ -120,6 +127,7 @@ class CaseRun {
   bool countsOnDevice() const { return space_.gpu() && (c_.capacityRows > 0 || c_.layout == fuscoLayoutSlotted); }
 
   const Case& c_;
+  const fuscoComm_t comm_;
   int rank_;
   std::int64_t held_ = 0;  // rows of a tensor of expert rows
   Space& space_;
@@ -137,7 +145,8 @@ class CaseRun {
   std::ostringstream out_;
 };
 
-CaseRun::CaseRun(const Case& c, fuscoComm_t comm, int rank, Space& space) : c_(c), rank_(rank), space_(space) {
+CaseRun::CaseRun(const Case& c, fuscoComm_t comm, int rank, Space& space)
+    : c_(c), comm_(comm), rank_(rank), space_(space) {
   static constexpr fuscoDataType_t kTypes[] = {fuscoFloat32, fuscoBfloat16, fuscoFloat32, fuscoFloat16};
   type_ = kTypes[c.seed / 7 % 4];
   elements_ = std::max<std::size_t>(1, c.rowBytes / 4);
@@ -198,7 +207,7 @@ void CaseRun::checkInfo(std::int64_t dropped) {
   if (countsOnDevice()) {
     fuscoPlanDeviceInfo_t device = FUSCO_PLAN_DEVICE_INFO_INIT;
     FUSCO_OK(fuscoPlanGetDeviceInfo(plan_, &device));
-    space_.settle();
+    settle();
     const auto experts = static_cast<std::size_t>(info.localExperts);
     std::vector<std::int32_t> rows(experts + 1), starts(experts + 1);
     std::int64_t droppedThere = -1, rowsThere = -1;
@@ -275,7 +284,7 @@ void CaseRun::checkRows(int tensor, std::size_t rowBytes, Memory& output) {
 }
 
 void CaseRun::checkDispatch() {
-  space_.settle();
+  settle();
   for (auto& output : output_) output->fetch();
   checkRows(0, c_.rowBytes, *output_[0]);
   if (c_.rowBytes2 > 0) checkRows(1, c_.rowBytes2, *output_[1]);
@@ -393,7 +402,7 @@ void CaseRun::combine(bool start) {
 // before it is added, and so is that of a rank on another GPU where rows cross links once. And the bound that goes with
 // it, against a sum in float64.
 void CaseRun::checkCombine() {
-  space_.settle();
+  settle();
   combined_->fetch();
   const std::size_t rowBytes = elements_ * elementSize(type_);
   const double unit = type_ == fuscoFloat32 ? 0x1p-24 : type_ == fuscoBfloat16 ? 0x1p-8 : 0x1p-11;
@@ -465,7 +474,7 @@ void CaseRun::backward() {
   args.elements = elements_;
   args.datatype = type_;
   FUSCO_OK(fuscoCombineBackward(plan_, &args, space_.stream()));
-  space_.settle();
+  settle();
   inputGradient.fetch();
   dots.fetch();
   std::vector<float> weightGradient(slots);
