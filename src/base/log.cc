@@ -51,8 +51,8 @@ std::uint64_t readLogState() {
 
 void writeLog(LogLevel level, std::string_view text) noexcept try {
   std::string line = fmt::format("fusco: {}:{}:{} ", shortHostName(), getpid(), syscall(SYS_gettid));
-  if (logRank >= 0) fmt::format_to(std::back_inserter(line), "[{}] ", logRank);
-  fmt::format_to(std::back_inserter(line), "{} {}\n", kLevelNames[static_cast<std::uint32_t>(level)], text);
+  if (logRank >= 0) line += fmt::format("[{}] ", logRank);
+  line += fmt::format("{} {}\n", kLevelNames[static_cast<std::uint32_t>(level)], text);
   // One write, so that lines of several threads and processes do not mix.
   const char* at = line.data();
   std::size_t left = line.size();

@@ -3,12 +3,23 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <iterator>
-#include <nlohmann/json.hpp>
+#include <cmath>
 
 #include "plan/plan.h"
 
 namespace fusco::plan {
+namespace {
+
+// vformat is compiled elsewhere; to format right into the text would compile all of fmt here.
+template <class... Values>
+void append(std::string& text, fmt::string_view format, const Values&... values) {
+  text += fmt::vformat(format, fmt::make_format_args(values...));
+}
+
+// All its digits, and a decimal point; JSON has no other word than null for what is no number.
+std::string jsonNumber(double value) { return std::isfinite(value) ? fmt::format("{:#}", value) : "null"; }
+
+}  // namespace
 
 const char* layoutName(std::uint32_t layout) {
   switch (static_cast<Layout>(layout)) {
@@ -39,7 +50,7 @@ std::string printText(const void* arena, std::int64_t mostCopies) {
   const ArenaHeader& h = *plan.header;
   std::string text;
   const auto line = [&](fmt::string_view format, const auto&... values) {
-    fmt::vformat_to(std::back_inserter(text), format, fmt::make_format_args(values...));
+    append(text, format, values...);
     text += '\n';
   };
   line("plan of rank {} of {} (node {} of {}): {} tokens, top-{} of {} experts, {}, dedup {}", h.rank, h.ranks, h.node,
@@ -71,53 +82,59 @@ std::string printText(const void* arena, std::int64_t mostCopies) {
 }
 
 std::string printJson(const void* arena) {
-  using Json = nlohmann::ordered_json;
   const View plan = view(arena);
   const ArenaHeader& h = *plan.header;
+  std::string text;
+  const auto number = [&](const char* name, std::int64_t value) { append(text, "\"{}\":{},", name, value); };
+  const auto numbers = [&](const char* name, const std::int32_t* values, std::int32_t count) {
+    append(text, "\"{}\":[", name);
+    for (std::int32_t i = 0; i < count; ++i) append(text, "{}{}", i == 0 ? "" : ",", values[i]);
+    text += "],";
+  };
+  text += '{';
+  number("version", h.version);
+  number("bytes", h.bytes);
+  number("rank", h.rank);
+  number("ranks", h.ranks);
+  number("node", h.node);
+  number("nodes", h.nodes);
+  number("tokens", h.tokensUsed);
+  number("capacity_tokens", h.tokens);
+  number("topk", h.topk);
+  number("experts", h.experts);
+  number("local_experts", h.localExperts);
+  append(text, "\"layout\":\"{}\",", layoutName(static_cast<std::uint32_t>(h.layout)));
+  append(text, "\"dedup\":\"{}\",", dedupName(static_cast<std::uint32_t>(h.dedup)));
+  number("alignment", h.alignment);
+  number("max_tokens", h.maxTokens);
+  number("capacity_rows", h.capacityRows);
+  number("copies", h.copies);
+  number("entries", h.entries);
+  number("dropped", h.dropped);
+  number("receive_rows", h.receiveRows);
   const int keys = h.layout == Layout::rankOrder ? h.ranks : h.experts;
-  Json json = {{"version", h.version},
-               {"bytes", h.bytes},
-               {"rank", h.rank},
-               {"ranks", h.ranks},
-               {"node", h.node},
-               {"nodes", h.nodes},
-               {"tokens", h.tokensUsed},
-               {"capacity_tokens", h.tokens},
-               {"topk", h.topk},
-               {"experts", h.experts},
-               {"local_experts", h.localExperts},
-               {"layout", layoutName(static_cast<std::uint32_t>(h.layout))},
-               {"dedup", dedupName(static_cast<std::uint32_t>(h.dedup))},
-               {"alignment", h.alignment},
-               {"max_tokens", h.maxTokens},
-               {"capacity_rows", h.capacityRows},
-               {"copies", h.copies},
-               {"entries", h.entries},
-               {"dropped", h.dropped},
-               {"receive_rows", h.receiveRows}};
-  json["rows_of_key"] = std::vector<std::int32_t>(plan.rowsOfExpert, plan.rowsOfExpert + keys);
-  json["row_base_of_key"] = std::vector<std::int32_t>(plan.rowBase, plan.rowBase + keys);
-  json["local_expert_rows"] = std::vector<std::int32_t>(plan.localExpertRows, plan.localExpertRows + h.localExperts);
-  json["local_expert_start"] =
-      std::vector<std::int32_t>(plan.localExpertStart, plan.localExpertStart + h.localExperts + 1);
-  Json flows = Json::array();
+  numbers("rows_of_key", plan.rowsOfExpert, keys);
+  numbers("row_base_of_key", plan.rowBase, keys);
+  numbers("local_expert_rows", plan.localExpertRows, h.localExperts);
+  numbers("local_expert_start", plan.localExpertStart, h.localExperts + 1);
+  text += "\"flow_list\":[";
   for (int f = 0; f < h.flows; ++f) {
     const Flow flow = plan.flows[f];
-    Json copies = Json::array();
+    append(text, "{}{{\"node\":{},\"forwarder\":{},\"lane\":{},\"copies\":[", f == 0 ? "" : ",", flow.node,
+           flow.forwarder, flow.lane);
     for (std::uint32_t c = flow.copyBegin; c < flow.copyEnd; ++c) {
-      Json entries = Json::array();
-      for (std::uint32_t e = plan.copies[c].firstEntry; e < plan.copies[c + 1].firstEntry; ++e) {
+      append(text, "{}{{\"token\":{},\"entries\":[", c == flow.copyBegin ? "" : ",", plan.copies[c].token);
+      const std::uint32_t first = plan.copies[c].firstEntry;
+      for (std::uint32_t e = first; e < plan.copies[c + 1].firstEntry; ++e) {
         const Entry entry = plan.entries[e];
-        entries.push_back(Json::array(
-            {entry.rank, entry.slot & kSlotMask, entry.row, plan.weights[e], (entry.slot & kDuplicate) != 0}));
+        append(text, "{}[{},{},{},{},{}]", e == first ? "" : ",", entry.rank, entry.slot & kSlotMask, entry.row,
+               jsonNumber(plan.weights[e]), (entry.slot & kDuplicate) != 0);
       }
-      copies.push_back({{"token", plan.copies[c].token}, {"entries", std::move(entries)}});
+      text += "]}";
     }
-    flows.push_back(
-        {{"node", flow.node}, {"forwarder", flow.forwarder}, {"lane", flow.lane}, {"copies", std::move(copies)}});
+    text += "]}";
   }
-  json["flow_list"] = std::move(flows);
-  return json.dump();
+  return text + "]}";
 }
 
 }  // namespace fusco::plan

@@ -3,7 +3,6 @@
 
 #include <cstdio>
 #include <fstream>
-#include <nlohmann/json.hpp>
 
 #include "api/worlds.h"
 #include "plan/compare.h"
@@ -58,8 +57,7 @@ TEST(Plan, isReplayedFromItsFile) {
       REQUIRE(printed(plan, 1) == plan::printJson(again.get()));
       REQUIRE(printed(plan, 0) == plan::printText(again.get()));
       REQUIRE(plan::planEqual(again.get(), plan::replay(plan::decode(plan::encode(file))).get()));
-      const nlohmann::json json = nlohmann::json::parse(printed(plan, 1));
-      REQUIRE(json.is_object() && json.dump().find("\"entries\"") != std::string::npos);
+      REQUIRE(printed(plan, 1).starts_with("{\"version\":"));
       fuscoPlanInfo_t info = FUSCO_PLAN_INFO_INIT;
       FUSCO_OK(fuscoPlanGetInfo(plan, &info));
       REQUIRE(plan::view(again.get()).header->receiveRows == info.receiveRows);

@@ -165,14 +165,21 @@ TEST(PlanPrint, JsonHoldsAll) {
     const std::vector<Arena> arenas = planAll(world, naive(world));
     for (const Arena& arena : arenas) {
       const View plan = view(arena.get());
-      const auto json = nlohmann::json::parse(printJson(arena.get()));
+      const std::string text = printJson(arena.get());
+      const auto json = nlohmann::ordered_json::parse(text);
+      ASSERT_EQ(text, json.dump()) << "as a library for JSON writes it";
+      ASSERT_EQ(json["ranks"], plan.header->ranks);
       ASSERT_EQ(json["entries"], plan.header->entries);
+      ASSERT_EQ(json["rows_of_key"].size(), json["row_base_of_key"].size());
+      ASSERT_EQ(json["local_expert_start"].size(), plan.header->localExperts + 1u);
+      ASSERT_EQ(json["local_expert_start"].back(), plan.localExpertStart[plan.header->localExperts]);
       std::int64_t copies = 0, entries = 0;
       for (const auto& flow : json["flow_list"]) {
         for (const auto& copy : flow["copies"]) {
           ASSERT_EQ(copy["token"], plan.copies[copies++].token);
           for (const auto& entry : copy["entries"]) {
             ASSERT_EQ(entry[2], plan.entries[entries].row);
+            ASSERT_EQ(entry[3], plan.weights[entries]);
             ASSERT_EQ(entry[4], (plan.entries[entries].slot & kDuplicate) != 0);
             ++entries;
           }
