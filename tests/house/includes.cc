@@ -3,9 +3,10 @@
 #include <algorithm>
 #include <fstream>
 #include <map>
-#include <regex>
 #include <sstream>
 #include <stdexcept>
+
+#include "house/pattern.h"
 
 namespace fusco::house {
 namespace {
@@ -50,10 +51,10 @@ bool isOurs(const std::string& target) {
 }
 
 bool isForeignDevice(const std::string& target) {
-  static const std::regex device(
+  static const Pattern device(
       "(cuda|cuda_runtime|cuda_runtime_api|cuda_fp16|cuda_bf16|cuda_fp8|nccl|mpi|infiniband/.*|nvtx3/.*)"
       "(\\.h|\\.hpp)?");
-  return std::regex_match(target, device);
+  return device.isAll(target);
 }
 
 // Where headers of CUDA, NCCL, MPI and verbs may be named at all; everything else opens these libraries at run time.
@@ -70,14 +71,14 @@ bool mayNameDevices(const std::string& path) {
 }  // namespace
 
 std::vector<Include> includesOf(const std::string& source) {
-  static const std::regex pattern(R"rx(^[ \t]*#[ \t]*include[ \t]*([<"])([^>"]+)[>"])rx");
+  static const Pattern pattern(R"rx(^[ \t]*#[ \t]*include[ \t]*([<"])([^>"]+)[>"])rx");
   std::vector<Include> found;
   std::istringstream lines(source);
   int number = 0;
   for (std::string line; std::getline(lines, line);) {
     ++number;
-    std::smatch match;
-    if (std::regex_search(line, match, pattern)) found.push_back({match[2], match[1] == "\"", number});
+    const std::vector<std::string> groups = pattern.groupsIn(line);
+    if (!groups.empty()) found.push_back({groups[1], groups[0] == "\"", number});
   }
   return found;
 }
@@ -129,8 +130,8 @@ std::vector<std::string> checkTree(const std::filesystem::path& root, int& files
   std::vector<std::string> wrong;
   files = 0;
   for (const std::string& path : repositoryFiles(root)) {
-    static const std::regex ours("(src|kernels|plugin|bench|include)/.*\\.(c|cc|h|hpp|cu|cuh)");
-    if (!std::regex_match(path, ours)) continue;
+    static const Pattern ours("(src|kernels|plugin|bench|include)/.*\\.(c|cc|h|hpp|cu|cuh)");
+    if (!ours.isAll(path)) continue;
     ++files;
     const auto found = checkIncludes(path, readFile(root / path));
     wrong.insert(wrong.end(), found.begin(), found.end());

@@ -7,11 +7,11 @@
 
 #include <cstdio>
 #include <filesystem>
-#include <regex>
 #include <set>
 #include <sstream>
 
 #include "house/includes.h"
+#include "house/pattern.h"
 
 namespace fusco::house {
 namespace {
@@ -28,28 +28,26 @@ std::string outputOf(const std::string& command) {
   return output;
 }
 
-std::set<std::string> matches(const std::string& text, const std::regex& pattern) {
-  std::set<std::string> found;
-  for (std::sregex_iterator match(text.begin(), text.end(), pattern), end; match != end; ++match)
-    found.insert((*match)[1]);
-  return found;
+std::set<std::string> matches(const std::string& text, const Pattern& pattern) {
+  const std::vector<std::string> found = pattern.firstGroups(text);
+  return {found.begin(), found.end()};
 }
 
 std::set<std::string> exportedSymbols() {
   return matches(outputOf("nm -D --defined-only --without-symbol-versions " FUSCO_CORE_LIBRARY),
-                 std::regex("[0-9a-f]+ [TWDBRViu] (\\S+)"));
+                 Pattern("[0-9a-f]+ [TWDBRViu] (\\S+)"));
 }
 
 TEST(Library, ExportsWhatTheHeaderDeclaresAndNothingElse) {
   const std::string header = readFile(std::filesystem::path(FUSCO_SOURCE_DIR) / "include/fusco/fusco.h");
-  const auto declared = matches(header, std::regex("FUSCO_API [^;(]*[ *](fusco[A-Za-z0-9]+)\\("));
+  const auto declared = matches(header, Pattern("FUSCO_API [^;(]*[ *](fusco[A-Za-z0-9]+)\\("));
   EXPECT_GT(declared.size(), 40u);
   EXPECT_EQ(exportedSymbols(), declared);
 }
 
 TEST(Library, NeedsOnlyTheCAndCppRunTime) {
   const auto needed =
-      matches(outputOf("readelf -d " FUSCO_CORE_LIBRARY), std::regex("\\(NEEDED\\)[^\\[]*\\[([^\\]]+)\\]"));
+      matches(outputOf("readelf -d " FUSCO_CORE_LIBRARY), Pattern("\\(NEEDED\\)[^\\[]*\\[([^\\]]+)\\]"));
   EXPECT_FALSE(needed.empty());
   EXPECT_THAT(needed,
               IsSubsetOf({"libc.so.6", "libm.so.6", "libstdc++.so.6", "libgcc_s.so.1", "libc++.so.1", "libc++abi.so.1",

@@ -4,8 +4,8 @@
 #include <unistd.h>
 
 #include <filesystem>
-#include <regex>
 
+#include "house/pattern.h"
 #include "nccl/run.h"
 #include "plugin/nccl/functions.h"
 
@@ -55,14 +55,13 @@ TEST(Preload, bringsNoThreadAndNoOtherLibrary) {
 
 TEST(Library, NeedsOnlyTheCoreAndTheRunTime) {
   const Result result = run("", "readelf -d " FUSCO_NCCL_LIBRARY);
-  const std::regex needed("\\(NEEDED\\)[^\\[]*\\[([^\\]]+)\\]");
-  int seen = 0;
-  for (std::sregex_iterator match(result.output.begin(), result.output.end(), needed), end; match != end; ++match) {
-    ++seen;
-    EXPECT_THAT((*match)[1].str(), testing::AnyOf("libfusco_core.so.1", "libc.so.6", "libm.so.6", "libstdc++.so.6",
-                                                  "libgcc_s.so.1", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"));
+  const std::vector<std::string> needed =
+      house::Pattern("\\(NEEDED\\)[^\\[]*\\[([^\\]]+)\\]").firstGroups(result.output);
+  for (const std::string& name : needed) {
+    EXPECT_THAT(name, testing::AnyOf("libfusco_core.so.1", "libc.so.6", "libm.so.6", "libstdc++.so.6", "libgcc_s.so.1",
+                                     "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"));
   }
-  EXPECT_GT(seen, 1);
+  EXPECT_GT(needed.size(), 1u);
   EXPECT_THAT(result.output, HasSubstr("Library soname: [libfusco.so.1]"));
 }
 
