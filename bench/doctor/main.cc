@@ -1,21 +1,22 @@
 // fusco_doctor: what a run will need, whether it is there, and the line that mends it.
 #include <fmt/format.h>
 
-#include <CLI/CLI.hpp>
-
 #include "doctor/report.h"
+#include "flags.h"
 #include "fusco/fusco.h"
 
 int main(int count, char** arguments) {
   using namespace fusco::bench::doctor;
-  CLI::App app(
+  fusco::bench::Flags flags(
+      "fusco_doctor",
       "Checks what FUSCO will need on this machine, as this user, with these settings, and prints PASS, WARN or FAIL "
       "with the line that mends it. Ends with 1 if something failed");
   bool json = false;
   std::string root;
-  app.add_flag("--json", json, "an array of {status, check, found, mend}");
-  app.add_option("--root", root, "tests only: stands in front of /proc and /sys");
-  CLI11_PARSE(app, count, arguments);
+  flags.add("--json", json, "an array of {status, check, found, mend}");
+  flags.add("--root", root, "tests only: stands in front of /proc and /sys");
+  int exitCode = 0;
+  if (!flags.parse({arguments, arguments + count}, &exitCode)) return exitCode;
 
   Report report(root);
   int version = 0;

@@ -1,11 +1,12 @@
 #include "shuffle/options.h"
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cmath>
 #include <iostream>
 #include <sstream>
 #include <stdexcept>
+
+#include "flags.h"
 
 namespace fusco::bench {
 namespace {
@@ -25,13 +26,13 @@ constexpr Op kOps[] = {Op::dispatch, Op::combine, Op::alltoallv, Op::gathersend,
 Type typeNamed(const std::string& name) {
   for (const TypeName& t : kTypes)
     if (name == t.name) return t.type;
-  throw CLI::ValidationError("--dtype", "'" + name + "' is not one of uint8 fp8_e4m3 bfloat16 half float");
+  throw UsageError("--dtype", "'" + name + "' is not one of uint8 fp8_e4m3 bfloat16 half float");
 }
 
 Op opNamed(const std::string& name) {
   for (Op op : kOps)
     if (name == nameOf(op)) return op;
-  throw CLI::ValidationError("--op", "'" + name + "' is not one of dispatch combine alltoallv gathersend sendrecv");
+  throw UsageError("--op", "'" + name + "' is not one of dispatch combine alltoallv gathersend sendrecv");
 }
 
 std::int64_t integer(const std::string& flag, const std::string& text) {
@@ -40,7 +41,7 @@ std::int64_t integer(const std::string& flag, const std::string& text) {
   try {
     value = std::stod(text, &used);
   } catch (const std::exception&) {
-    throw CLI::ValidationError(flag, "'" + text + "' is not a number");
+    throw UsageError(flag, "'" + text + "' is not a number");
   }
   std::string unit = text.substr(used);
   if (unit == "k" || unit == "K")
@@ -50,14 +51,14 @@ std::int64_t integer(const std::string& flag, const std::string& text) {
   else if (unit == "g" || unit == "G")
     value *= 1024.0 * 1024 * 1024;
   else if (!unit.empty())
-    throw CLI::ValidationError(flag, "'" + text + "' ends in something else than K, M or G");
-  if (!(value >= 0 && value < 9e15)) throw CLI::ValidationError(flag, "'" + text + "' is out of range");
+    throw UsageError(flag, "'" + text + "' ends in something else than K, M or G");
+  if (!(value >= 0 && value < 9e15)) throw UsageError(flag, "'" + text + "' is out of range");
   return static_cast<std::int64_t>(value);
 }
 
 Sweep sweepOf(const std::string& flag, const std::string& text) {
   std::vector<std::string> parts = splitList(text, ':');
-  if (parts.empty() || parts.size() > 3) throw CLI::ValidationError(flag, "wants MIN[:MAX[:FACTOR]]");
+  if (parts.empty() || parts.size() > 3) throw UsageError(flag, "wants MIN[:MAX[:FACTOR]]");
   Sweep sweep;
   sweep.from = sweep.to = integer(flag, parts[0]);
   if (parts.size() > 1) sweep.to = integer(flag, parts[1]);
@@ -71,7 +72,7 @@ void oneOf(const std::string& flag, const std::string& value, std::initializer_l
     if (value == a) return;
     list += std::string(" ") + a;
   }
-  throw CLI::ValidationError(flag, "'" + value + "' is not one of" + list);
+  throw UsageError(flag, "'" + value + "' is not one of" + list);
 }
 
 void checkTogether(Options& o, const std::string& tokens, const std::string& type, const std::string& memory,
@@ -94,13 +95,12 @@ void checkTogether(Options& o, const std::string& tokens, const std::string& typ
   for (const std::string& name : ops) o.ops.push_back(opNamed(name));
   o.bytes = {integer("-b", from), integer("-e", to), static_cast<double>(integer("-f", factor))};
   o.bytes.to = std::max(o.bytes.from, o.bytes.to);
-  if (o.tokens.to < o.tokens.from) throw CLI::ValidationError("--tokens", "MAX is below MIN");
-  if (o.tokens.factor < 2 || o.bytes.factor < 2)
-    throw CLI::ValidationError("factor", "steps need a factor of 2 or more");
-  if (o.nodes > o.ranks) throw CLI::ValidationError("--nodes", "more nodes than ranks");
+  if (o.tokens.to < o.tokens.from) throw UsageError("--tokens", "MAX is below MIN");
+  if (o.tokens.factor < 2 || o.bytes.factor < 2) throw UsageError("factor", "steps need a factor of 2 or more");
+  if (o.nodes > o.ranks) throw UsageError("--nodes", "more nodes than ranks");
   for (Op op : o.ops)
     if (op == Op::combine && (o.type == Type::u8 || o.type == Type::fp8))
-      throw CLI::ValidationError("--dtype", "combine sums bfloat16, half or float");
+      throw UsageError("--dtype", "combine sums bfloat16, half or float");
 }
 
 void checkCuda(Options& o, const std::vector<std::string>& sms) {
@@ -108,18 +108,18 @@ void checkCuda(Options& o, const std::vector<std::string>& sms) {
   o.sms.clear();
   for (const std::string& text : sms) {
     const std::int64_t value = integer("--sms", text);
-    if (value > 1024) throw CLI::ValidationError("--sms", "'" + text + "': no GPU has so many");
+    if (value > 1024) throw UsageError("--sms", "'" + text + "': no GPU has so many");
     o.sms.push_back(static_cast<int>(value));
   }
   if (!cuda && (o.graph || o.scales || o.gpus > 0 || o.sms != std::vector<int>{0}))
-    throw CLI::ValidationError("--device", "--gpus, --sms, --graph and --scales want --device cuda");
+    throw UsageError("--device", "--gpus, --sms, --graph and --scales want --device cuda");
   if (!cuda) return;
   for (const Op op : o.ops)
-    if (!isShuffle(op)) throw CLI::ValidationError("--op", "on GPUs dispatch and combine are measured");
-  if (o.nodes > 1) throw CLI::ValidationError("--nodes", "on GPUs one node is measured");
+    if (!isShuffle(op)) throw UsageError("--op", "on GPUs dispatch and combine are measured");
+  if (o.nodes > 1) throw UsageError("--nodes", "on GPUs one node is measured");
   if (o.kind == RankKind::processes && o.scales)
-    throw CLI::ValidationError("--processes", "--scales wants all ranks in one process");
-  if (o.graph && o.planOnce) throw CLI::ValidationError("--graph", "a replay plans anew each time: no --plan-once");
+    throw UsageError("--processes", "--scales wants all ranks in one process");
+  if (o.graph && o.planOnce) throw UsageError("--graph", "a replay plans anew each time: no --plan-once");
 }
 
 }  // namespace
@@ -176,110 +176,98 @@ ParsedOptions parseOptions(const std::vector<std::string>& words) {
   Options& o = parsed.options;
   std::string tokens = "1024", type = "bfloat16", memory = "window", from = "1M", to = "64M", factor = "4";
   std::vector<std::string> ops{"dispatch", "combine"}, sms{"0"};
-  int check = 1;
+  int checked = 1;
   bool threads = false, processes = false;
 
-  CLI::App app{
+  Flags flags(
+      "shuffle_perf",
       "shuffle_perf: how fast MoE tokens reach their experts and come back, beside the limit of this machine and the "
       "peers\n"
       "that users would take otherwise. Every row is checked against a naive shuffle before it is timed.\n"
-      "Formulas and method: docs/benchmark.md"};
-  app.name("shuffle_perf");
-  app.set_help_flag("-h,--help", "Show this and leave");
-  app.add_option("--ranks", o.ranks, "Ranks, each a process (or thread) that this program starts")
-      ->check(CLI::Range(1, 128))
-      ->capture_default_str();
-  app.add_option("--nodes", o.nodes, "Emulated nodes: ranks are dealt to them in blocks, on this one machine")
-      ->check(CLI::Range(1, 128))
-      ->capture_default_str();
-  app.add_option("--tokens", tokens, "Tokens of a rank: MIN[:MAX[:FACTOR]] (dispatch, combine)")->capture_default_str();
-  app.add_option("--hidden", o.hidden, "Elements of a row")->check(CLI::Range(1, 1 << 24))->capture_default_str();
-  app.add_option("--dtype", type, "uint8 fp8_e4m3 bfloat16 half float")->capture_default_str();
-  auto* topk =
-      app.add_option("--topk", o.topk, "Experts of a token")->check(CLI::Range(1, 1024))->capture_default_str();
-  auto* experts = app.add_option("--experts", o.experts, "Experts of all ranks")
-                      ->check(CLI::Range(1, 1 << 20))
-                      ->capture_default_str();
-  app.add_option("--op", ops, "dispatch,combine,alltoallv,gathersend,sendrecv")->delimiter(',')->capture_default_str();
-  app.add_option("-b,--minbytes", from, "Smallest send buffer of a rank (alltoallv, gathersend, sendrecv)")
-      ->capture_default_str();
-  app.add_option("-e,--maxbytes", to, "Largest send buffer")->capture_default_str();
-  app.add_option("-f,--stepfactor", factor, "From one size to the next")->capture_default_str();
-  app.add_option("--memory", memory, "window (fuscoMemAlloc) or private (the rank's own, as malloc gives)")
-      ->capture_default_str();
-  auto* impls = app.add_option("--impl", o.impls,
-                               "fusco,mpi-alltoallv,mpi-alltoallw,mpi-sendrecv (cuda: fusco,staged,nccl); the limit "
-                               "always runs beside them")
-                    ->delimiter(',')
-                    ->capture_default_str();
-  app.add_option("--routing", o.routing,
-                 "uniform | single-node | other-node | imbalanced | masked | one-expert | zipf:S | "
-                 "counts:FILE#MODEL/SET/LAYER | "
-                 "trace:FILE[#LAYER]")
-      ->capture_default_str();
-  app.add_option("--device", o.device, "host or cuda")->capture_default_str();
-  app.add_option("--gpus", o.gpus, "cuda: GPUs that ranks are dealt to; 0: all, at most one a rank")
-      ->check(CLI::Range(0, 64))
-      ->capture_default_str();
-  app.add_option("--sms", sms, "cuda: multiprocessors of a GPU that fusco may take, one after the other; 0: all")
-      ->delimiter(',')
-      ->capture_default_str();
-  app.add_flag("--graph", o.graph, "cuda: plan in capacity mode, captured in a CUDA graph and replayed");
-  app.add_flag("--scales", o.scales, "cuda: dispatch brings an FP32 scale for each 128 elements beside the rows");
-  app.add_option("--balance", o.balance, "Choice of forwarders between nodes: none paper full")->capture_default_str();
-  app.add_option("--dedup", o.dedup,
-                 "Copies of a token: none (K), node (one a node), full (one a rank), auto (the library's)")
-      ->capture_default_str();
-  app.add_option("--net", o.net,
-                 "Between nodes: auto, tcp, shm or verbs (FUSCO_NET); with tcp the MPI peers use it as well; with tcp "
-                 "and verbs the wire alone is measured")
-      ->capture_default_str();
-  app.add_option("--hca", o.hca,
-                 "RDMA devices of each node where one machine stands for several: FUSCO_IB_HCA of the first node / of "
-                 "the second ...");
-  app.add_option("--netns", o.netns, "bench/cluster gives it: rank r enters the network namespace of its node")
-      ->group("");
-  app.add_option("--emulated", o.emulated, "bench/cluster gives it: what the nodes and lanes are")->group("");
-  app.add_flag("--plan-once", o.planOnce, "Make the plan once, outside the timed part of dispatch (peers too)");
-  app.add_flag("--processes", processes, "Ranks are forked processes (default)");
-  app.add_flag("--threads", threads, "Ranks are threads of this process")->excludes("--processes");
-  app.add_option("--seed", o.seed, "Of routing and data")->capture_default_str();
-  app.add_option("-w,--warmup_iters", o.warmup, "Untimed iterations before each round")
-      ->check(CLI::Range(0, 10000))
-      ->capture_default_str();
-  app.add_option("-n,--iters", o.iterations, "Timed iterations of a round")
-      ->check(CLI::Range(1, 10000))
-      ->capture_default_str();
-  app.add_option("--rounds", o.rounds, "Rounds, in which all implementations take turns")
-      ->check(CLI::Range(1, 1000))
-      ->capture_default_str();
-  app.add_option("-c,--check", check, "1: compare every result with the naive shuffle, 0: do not")
-      ->check(CLI::Range(0, 1))
-      ->capture_default_str();
-  app.add_option("--timeout", o.timeoutSeconds, "Seconds that one step may take before all ranks are ended")
-      ->check(CLI::Range(1, 86400))
-      ->capture_default_str();
-  app.add_option("-J,--json", o.jsonFile, "Write the rows to FILE as a JSON array");
-  app.add_option("--mpi-peer", o.mpiPeer, "The peer program (default: shuffle_mpi_peer beside this one)");
-  app.add_flag("-v,--verbose", o.verbose, "A second line for each row: stages, rounds");
-  app.add_option("--corrupt", o.corrupt, "Spoil one byte of this implementation's checked output, to see it found");
+      "Formulas and method: docs/benchmark.md");
+  flags.add("--ranks", o.ranks, "Ranks, each a process (or thread) that this program starts")
+      .within(1, 128)
+      .showDefault();
+  flags.add("--nodes", o.nodes, "Emulated nodes: ranks are dealt to them in blocks, on this one machine")
+      .within(1, 128)
+      .showDefault();
+  flags.add("--tokens", tokens, "Tokens of a rank: MIN[:MAX[:FACTOR]] (dispatch, combine)").showDefault();
+  flags.add("--hidden", o.hidden, "Elements of a row").within(1, 1 << 24).showDefault();
+  flags.add("--dtype", type, "uint8 fp8_e4m3 bfloat16 half float").showDefault();
+  const Flags::Flag topk = flags.add("--topk", o.topk, "Experts of a token").within(1, 1024).showDefault();
+  const Flags::Flag experts =
+      flags.add("--experts", o.experts, "Experts of all ranks").within(1, 1 << 20).showDefault();
+  flags.add("--op", ops, "dispatch,combine,alltoallv,gathersend,sendrecv").commas().showDefault();
+  flags.add("-b,--minbytes", from, "Smallest send buffer of a rank (alltoallv, gathersend, sendrecv)").showDefault();
+  flags.add("-e,--maxbytes", to, "Largest send buffer").showDefault();
+  flags.add("-f,--stepfactor", factor, "From one size to the next").showDefault();
+  flags.add("--memory", memory, "window (fuscoMemAlloc) or private (the rank's own, as malloc gives)").showDefault();
+  const Flags::Flag impls =
+      flags
+          .add("--impl", o.impls,
+               "fusco,mpi-alltoallv,mpi-alltoallw,mpi-sendrecv (cuda: fusco,staged,nccl); the limit "
+               "always runs beside them")
+          .commas()
+          .showDefault();
+  flags
+      .add("--routing", o.routing,
+           "uniform | single-node | other-node | imbalanced | masked | one-expert | zipf:S | "
+           "counts:FILE#MODEL/SET/LAYER | "
+           "trace:FILE[#LAYER]")
+      .showDefault();
+  flags.add("--device", o.device, "host or cuda").showDefault();
+  flags.add("--gpus", o.gpus, "cuda: GPUs that ranks are dealt to; 0: all, at most one a rank")
+      .within(0, 64)
+      .showDefault();
+  flags.add("--sms", sms, "cuda: multiprocessors of a GPU that fusco may take, one after the other; 0: all")
+      .commas()
+      .showDefault();
+  flags.add("--graph", o.graph, "cuda: plan in capacity mode, captured in a CUDA graph and replayed");
+  flags.add("--scales", o.scales, "cuda: dispatch brings an FP32 scale for each 128 elements beside the rows");
+  flags.add("--balance", o.balance, "Choice of forwarders between nodes: none paper full").showDefault();
+  flags
+      .add("--dedup", o.dedup,
+           "Copies of a token: none (K), node (one a node), full (one a rank), auto (the library's)")
+      .showDefault();
+  flags
+      .add("--net", o.net,
+           "Between nodes: auto, tcp, shm or verbs (FUSCO_NET); with tcp the MPI peers use it as well; with tcp "
+           "and verbs the wire alone is measured")
+      .showDefault();
+  flags.add("--hca", o.hca,
+            "RDMA devices of each node where one machine stands for several: FUSCO_IB_HCA of the first node / of "
+            "the second ...");
+  flags.add("--netns", o.netns, "bench/cluster gives it: rank r enters the network namespace of its node").hidden();
+  flags.add("--emulated", o.emulated, "bench/cluster gives it: what the nodes and lanes are").hidden();
+  flags.add("--plan-once", o.planOnce, "Make the plan once, outside the timed part of dispatch (peers too)");
+  flags.add("--processes", processes, "Ranks are forked processes (default)");
+  flags.add("--threads", threads, "Ranks are threads of this process").excludes("--processes");
+  flags.add("--seed", o.seed, "Of routing and data").showDefault();
+  flags.add("-w,--warmup_iters", o.warmup, "Untimed iterations before each round").within(0, 10000).showDefault();
+  flags.add("-n,--iters", o.iterations, "Timed iterations of a round").within(1, 10000).showDefault();
+  flags.add("--rounds", o.rounds, "Rounds, in which all implementations take turns").within(1, 1000).showDefault();
+  flags.add("-c,--check", checked, "1: compare every result with the naive shuffle, 0: do not")
+      .within(0, 1)
+      .showDefault();
+  flags.add("--timeout", o.timeoutSeconds, "Seconds that one step may take before all ranks are ended")
+      .within(1, 86400)
+      .showDefault();
+  flags.add("-J,--json", o.jsonFile, "Write the rows to FILE as a JSON array");
+  flags.add("--mpi-peer", o.mpiPeer, "The peer program (default: shuffle_mpi_peer beside this one)");
+  flags.add("-v,--verbose", o.verbose, "A second line for each row: stages, rounds");
+  flags.add("--corrupt", o.corrupt, "Spoil one byte of this implementation's checked output, to see it found");
 
-  try {
-    // CLI11 wants the words without the program's name, last one first.
-    std::vector<std::string> reversed(words.rbegin(), words.rend() - (words.empty() ? 0 : 1));
-    app.parse(reversed);
-    if (o.device == "cuda" && impls->count() == 0) o.impls = {"fusco", "staged", "nccl"};
+  const auto check = [&] {
+    if (o.device == "cuda" && !impls.given()) o.impls = {"fusco", "staged", "nccl"};
     checkTogether(o, tokens, type, memory, ops, from, to, factor);
     o.kind = threads || (o.device == "cuda" && !processes) ? RankKind::threads : RankKind::processes;
     checkCuda(o, sms);
-  } catch (const CLI::ParseError& error) {
-    parsed.leave = true;
-    parsed.exitCode = app.exit(error) == 0 ? 0 : 2;
-    return parsed;
-  }
-  o.check = check != 0;
-  o.topkGiven = topk->count() > 0;
-  o.expertsGiven = experts->count() > 0;
+  };
+  parsed.leave = !flags.parse(words, &parsed.exitCode, check);
+  if (parsed.leave) return parsed;
+  o.check = checked != 0;
+  o.topkGiven = topk.given();
+  o.expertsGiven = experts.given();
   return parsed;
 }
 

@@ -12,17 +12,18 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <csignal>
+#include <cstdio>
 #include <cstring>
 #include <new>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "flags.h"
 #include "fusco/fusco.h"
 
 namespace {
@@ -168,7 +169,7 @@ int run(const Options& options) {
       try {
         runRank(options, page, rank);
       } catch (const std::exception& error) {
-        fmt::format_to_n(page.ranks[rank].error, sizeof(page.ranks[rank].error) - 1, "{}", error.what());
+        std::snprintf(page.ranks[rank].error, sizeof(page.ranks[rank].error), "%s", error.what());
       }
       _exit(page.ranks[rank].error[0] == 0 ? 0 : 1);
     }
@@ -211,15 +212,17 @@ int run(const Options& options) {
 int main(int count, char** arguments) {
   Options options;
   bool header = false;
-  CLI::App app{
+  fusco::bench::Flags flags(
+      "start_perf",
       "Starts ranks as processes, shuffles once, exactly, and stops; the slowest rank's times, median of the rounds; "
-      "descriptors and threads of a rank"};
-  app.add_option("--nodes", options.nodes, "nodes; without an emulated cluster, hosts that are made up, over loopback");
-  app.add_option("--ranks-per-node", options.ranksPerNode);
-  app.add_option("--rounds", options.rounds, "communicators one after the other")->check(CLI::Range(1, kMostRounds));
-  app.add_option("--timeout", options.timeoutS, "seconds");
-  app.add_flag("--header", header, "with the table's head");
-  CLI11_PARSE(app, count, arguments);
+      "descriptors and threads of a rank");
+  flags.add("--nodes", options.nodes, "nodes; without an emulated cluster, hosts that are made up, over loopback");
+  flags.add("--ranks-per-node", options.ranksPerNode);
+  flags.add("--rounds", options.rounds, "communicators one after the other").within(1, kMostRounds);
+  flags.add("--timeout", options.timeoutS, "seconds");
+  flags.add("--header", header, "with the table's head");
+  int exitCode = 0;
+  if (!flags.parse({arguments, arguments + count}, &exitCode)) return exitCode;
   if (options.nodes < 1 || options.ranksPerNode < 1 || options.ranks() > kMostRanks) {
     fmt::print(stderr, "1 to {} ranks\n", kMostRanks);
     return 2;
