@@ -4,26 +4,25 @@
 
 #include <filesystem>
 #include <fstream>
-#include <nlohmann/json.hpp>
 
+#include "bench/json.h"
 #include "bench/program.h"
 
 namespace {
 
-using nlohmann::json;
 using testing::HasSubstr;
 
 const std::string kProgram = FUSCO_DOCTOR;
 
 // Its findings under these settings, and that they are well formed.
-json findingsOf(const std::string& settings, const std::string& arguments = "") {
+Json findingsOf(const std::string& settings, const std::string& arguments = "") {
   const Said said = say(settings + " timeout 100 " + kProgram + " --json " + arguments);
-  const json all = json::parse(said.text, nullptr, false);
-  EXPECT_TRUE(all.is_array()) << said.text;
+  const Json all = Json::parse(said.text);
+  EXPECT_TRUE(all.isArray()) << said.text;
   bool failed = false;
-  for (const json& finding : all) {
-    EXPECT_THAT(finding["status"], testing::AnyOf("PASS", "WARN", "FAIL"));
-    EXPECT_EQ(finding["mend"].get<std::string>().empty(), finding["status"] == "PASS") << finding.dump();
+  for (const Json& finding : all.items()) {
+    EXPECT_THAT(finding["status"].text(), testing::AnyOf("PASS", "WARN", "FAIL"));
+    EXPECT_EQ(finding["mend"].text().empty(), finding["status"] == "PASS") << finding.dump();
     failed = failed || finding["status"] == "FAIL";
   }
   EXPECT_EQ(said.code, failed ? 1 : 0) << said.text;
@@ -31,16 +30,16 @@ json findingsOf(const std::string& settings, const std::string& arguments = "") 
 }
 
 // The text of a check that came out so; "" if none did.
-std::string found(const json& all, const std::string& status, const std::string& check) {
+std::string found(const Json& all, const std::string& status, const std::string& check) {
   std::string text;
-  for (const json& finding : all) {
-    if (finding["status"] == status && finding["check"] == check) text += finding["found"].get<std::string>() + "\n";
+  for (const Json& finding : all.items()) {
+    if (finding["status"] == status && finding["check"] == check) text += finding["found"].text() + "\n";
   }
   return text;
 }
 
 TEST(Doctor, thisMachineShuffles) {
-  const json all = findingsOf("");
+  const Json all = findingsOf("");
   EXPECT_THAT(found(all, "PASS", "trial"), HasSubstr("in one node's memory"));
   EXPECT_THAT(found(all, "PASS", "trial"), HasSubstr("by shared memory"));
   EXPECT_NE(found(all, "PASS", "settings"), "");
@@ -50,7 +49,7 @@ TEST(Doctor, thisMachineShuffles) {
 }
 
 TEST(Doctor, namesWhatIsShort) {
-  const json all = findingsOf("ulimit -n 200; FUSCO_NO_SUCH_THING=1 FUSCO_NCCL_LIB=/nowhere/libnccl.so.2");
+  const Json all = findingsOf("ulimit -n 200; FUSCO_NO_SUCH_THING=1 FUSCO_NCCL_LIB=/nowhere/libnccl.so.2");
   EXPECT_THAT(found(all, "WARN", "open files"), HasSubstr("200"));
   EXPECT_THAT(found(all, "WARN", "settings"), HasSubstr("FUSCO_NO_SUCH_THING"));
   EXPECT_THAT(found(all, "FAIL", "NCCL"), HasSubstr("/nowhere"));
@@ -59,7 +58,7 @@ TEST(Doctor, namesWhatIsShort) {
 TEST(Doctor, trialsAreReal) {
   if (say("unshare -rn true").code != 0) GTEST_SKIP() << "no network namespaces for this user";
   // Nothing is up there, not even loopback.
-  const json all = findingsOf("unshare -rn");
+  const Json all = findingsOf("unshare -rn");
   EXPECT_NE(found(all, "WARN", "network"), "");
   EXPECT_THAT(found(all, "FAIL", "trial"), HasSubstr("by TCP"));
 }
@@ -81,7 +80,7 @@ TEST(Doctor, readsPortsOfDevices) {
     put(std::string(port) + "/gid_attrs/types/0", "RoCE v2");
     put(std::string(port) + "/gid_attrs/ndevs/0", "eth7");
   }
-  const json all = findingsOf("", "--root " + root.string());
+  const Json all = findingsOf("", "--root " + root.string());
   std::filesystem::remove_all(root);
   EXPECT_NE(found(all, "FAIL", "RDMA device") + found(all, "FAIL", "RDMA"), "");
   if (found(all, "FAIL", "RDMA device").empty()) GTEST_SKIP() << "no libibverbs here: ports are not looked at";
@@ -99,7 +98,7 @@ TEST(Doctor, triesGpuMemory) {
   for (const char* name : {"libcuda.so.1", "libibverbs.so.1"})
     std::filesystem::create_symlink(FUSCO_DOCTOR_DOUBLE, root / name);
   const auto memory = [&](const std::string& ways, const std::string& status) {
-    const json all = findingsOf("LD_LIBRARY_PATH=" + root.string() + " " + ways, "--root " + root.string());
+    const Json all = findingsOf("LD_LIBRARY_PATH=" + root.string() + " " + ways, "--root " + root.string());
     return found(all, status, "GPU memory, RDMA");
   };
   EXPECT_THAT(memory("DOUBLE_DMABUF=1", "PASS"), HasSubstr("nosuch_0 by dmabuf; flushed by the driver"));
@@ -118,7 +117,7 @@ TEST(Doctor, tellsOfPathsBetweenGpus) {
   std::filesystem::create_directories(root);
   std::filesystem::create_symlink(FUSCO_DOCTOR_DOUBLE, root / "libcuda.so.1");
   const auto paths = [&](const std::string& letters, const std::string& status, const std::string& more = "") {
-    const json all = findingsOf("LD_LIBRARY_PATH=" + root.string() + " DOUBLE_PATHS=" + letters + " " + more);
+    const Json all = findingsOf("LD_LIBRARY_PATH=" + root.string() + " DOUBLE_PATHS=" + letters + " " + more);
     return found(all, status, "GPU, paths");
   };
   EXPECT_EQ(paths("-", "PASS"), "one GPU: its ranks share it\n");

@@ -6,8 +6,8 @@
 #include <chrono>
 #include <filesystem>
 #include <fstream>
-#include <nlohmann/json.hpp>
 
+#include "bench/json.h"
 #include "bench/program.h"
 
 namespace {
@@ -58,8 +58,7 @@ TEST_F(Measure, SaysWhatWasReachedAndWhatWasMissed) {
   writePerf("0.90");
   EXPECT_THAT(say(kMeasure + " " + folder_ + " --gpus 1 --only 'x 4096' --out " + folder_ + "/out").text,
               testing::ContainsRegex("8 x 4096: dispatch with planning[^\n]*90  NO"));
-  std::ifstream stream(folder_ + "/out/rows.json");
-  const auto rows = nlohmann::json::parse(stream);
+  const Json rows = Json::ofFile(folder_ + "/out/rows.json");
   EXPECT_GE(rows.size(), 8u);
   EXPECT_EQ(rows[0]["part"], "8 ranks x 4096");
 }

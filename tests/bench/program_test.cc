@@ -7,45 +7,44 @@
 
 #include <chrono>
 #include <fstream>
-#include <nlohmann/json.hpp>
 #include <set>
 #include <thread>
 
+#include "bench/json.h"
+
 namespace {
 
-using nlohmann::json;
 using testing::HasSubstr;
 using testing::Not;
 
 const std::string kProgram = SHUFFLE_PERF;
 const std::string kQuick = kProgram + " -w 1 -n 2 --rounds 2 --tokens 33 --hidden 500 --timeout 60 ";
 
-json rowsOf(const std::string& command, int* code = nullptr) {
+Json rowsOf(const std::string& command, int* code = nullptr) {
   std::string file = temporary("rows.json");
   Said said = say(command + " -J " + file);
   if (code != nullptr)
     *code = said.code;
   else
     EXPECT_EQ(said.code, 0) << command << "\n" << said.text;
-  std::ifstream stream(file);
-  json rows = json::parse(stream, nullptr, false);
+  Json rows = Json::ofFile(file);
   std::remove(file.c_str());
-  EXPECT_TRUE(rows.is_array()) << said.text;
+  EXPECT_TRUE(rows.isArray()) << said.text;
   return rows;
 }
 
-std::set<std::string> implsOf(const json& rows) {
+std::set<std::string> implsOf(const Json& rows) {
   std::set<std::string> impls;
-  for (const json& row : rows) impls.insert(row["impl"].get<std::string>());
+  for (const Json& row : rows.items()) impls.insert(row["impl"].text());
   return impls;
 }
 
-void expectAllRight(const json& rows, std::size_t atLeast) {
+void expectAllRight(const Json& rows, std::size_t atLeast) {
   EXPECT_GE(rows.size(), atLeast);
-  for (const json& row : rows) {
-    EXPECT_EQ(row["wrong"], 0) << row.dump();
-    EXPECT_GT(row["p50_us"], 0);
-    EXPECT_GE(row["p99_us"], 0);
+  for (const Json& row : rows.items()) {
+    EXPECT_EQ(row["wrong"].number(), 0) << row.dump();
+    EXPECT_GT(row["p50_us"].number(), 0);
+    EXPECT_GE(row["p99_us"].number(), 0);
   }
 }
 
@@ -57,11 +56,11 @@ TEST(ShufflePerf, Help) {
 }
 
 TEST(ShufflePerf, EveryOperationIsRightForEveryImplementation) {
-  json rows = rowsOf(kQuick + "--ranks 2 --op dispatch,combine,alltoallv,gathersend,sendrecv -b 64K -e 64K");
+  Json rows = rowsOf(kQuick + "--ranks 2 --op dispatch,combine,alltoallv,gathersend,sendrecv -b 64K -e 64K");
   expectAllRight(rows, 10);  // limit and fusco at least
   std::set<std::string> seen;
-  for (const json& row : rows)
-    if (row["impl"] == "fusco") seen.insert(row["op"].get<std::string>());
+  for (const Json& row : rows.items())
+    if (row["impl"] == "fusco") seen.insert(row["op"].text());
   EXPECT_EQ(seen.size(), 5u);
 }
 
@@ -76,18 +75,18 @@ TEST(ShufflePerf, ThreadsPrivateMemoryNodesOddRanks) {
 
 TEST(ShufflePerf, RecordedRouting) {
   std::string data = DATA_FOLDER;
-  json rows = rowsOf(kQuick + "--impl fusco --routing trace:" + data + "/granite-3.0-1b.topk.json");
+  Json rows = rowsOf(kQuick + "--impl fusco --routing trace:" + data + "/granite-3.0-1b.topk.json");
   expectAllRight(rows, 4);
-  EXPECT_EQ(rows[0]["experts"], 32);
+  EXPECT_EQ(rows[0]["experts"].number(), 32);
   Said said = say(kQuick + "--impl fusco --routing counts:" + data + "/expert-counts.json#OLMoE-1B-7B/c4/0");
   EXPECT_EQ(said.code, 0) << said.text;
   EXPECT_THAT(said.text, HasSubstr("which experts go together is lost"));
 }
 
 TEST(ShufflePerf, JsonHasTheKeysThatOthersRead) {
-  json rows = rowsOf(kQuick + "--impl fusco --op dispatch");
+  Json rows = rowsOf(kQuick + "--impl fusco --op dispatch");
   ASSERT_EQ(rows.size(), 2u);
-  for (const json& row : rows)
+  for (const Json& row : rows.items())
     for (const char* key :
          {"impl",       "op",         "device",   "ranks",  "nodes",      "tokens",        "hidden",  "dtype",
           "topk",       "experts",    "routing",  "bytes",  "wire_bytes", "p50_us",        "p99_us",  "algbw_gbps",
@@ -96,22 +95,22 @@ TEST(ShufflePerf, JsonHasTheKeysThatOthersRead) {
           "command",    "date"})
       EXPECT_TRUE(row.contains(key)) << key;
   EXPECT_EQ(rows[0]["impl"], "limit");
-  EXPECT_DOUBLE_EQ(rows[0]["of_limit"], 1.0);
-  EXPECT_GT(rows[1]["plan_us"], 0);
-  EXPECT_EQ(rows[1]["tokens"], 33);
-  EXPECT_THAT(rows[1]["machine"]["cpu"].get<std::string>(), Not(testing::IsEmpty()));
+  EXPECT_DOUBLE_EQ(rows[0]["of_limit"].number(), 1.0);
+  EXPECT_GT(rows[1]["plan_us"].number(), 0);
+  EXPECT_EQ(rows[1]["tokens"].number(), 33);
+  EXPECT_THAT(rows[1]["machine"]["cpu"].text(), Not(testing::IsEmpty()));
 }
 
 TEST(ShufflePerf, OneSpoiltByteIsFound) {
   for (const char* op : {"dispatch", "combine", "alltoallv"})
     for (const char* impl : {"fusco", "limit-nt"}) {
       int code = 0;
-      json rows = rowsOf(kQuick + "-b 64K -e 64K --impl fusco --op " + op + " --corrupt " + impl, &code);
+      Json rows = rowsOf(kQuick + "-b 64K -e 64K --impl fusco --op " + op + " --corrupt " + impl, &code);
       EXPECT_EQ(code, 1) << op << " " << impl;
-      for (const json& row : rows) {
+      for (const Json& row : rows.items()) {
         bool spoilt = row["impl"] == (std::string(impl) == "fusco" ? "fusco" : "limit");
         // One element on each of two ranks, checked before and after.
-        EXPECT_EQ(row["wrong"], spoilt ? 4 : 0) << row.dump();
+        EXPECT_EQ(row["wrong"].number(), spoilt ? 4 : 0) << row.dump();
       }
     }
 }
@@ -135,7 +134,7 @@ TEST(ShufflePerf, SaysThatNodesAreEmulatedAndCudaIsNotThere) {
 TEST(ShufflePerf, RunsUnderMpirun) {
   if (say("command -v mpirun").code != 0) GTEST_SKIP() << "no mpirun: apt-get install openmpi-bin";
   std::string root = geteuid() == 0 ? "--allow-run-as-root " : "";
-  json rows = rowsOf("mpirun -np 2 --oversubscribe " + root + kQuick + "--op dispatch");
+  Json rows = rowsOf("mpirun -np 2 --oversubscribe " + root + kQuick + "--op dispatch");
   expectAllRight(rows, 2);
   EXPECT_EQ(implsOf(rows), (std::set<std::string>{"limit", "fusco"}));
 }

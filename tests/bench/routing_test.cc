@@ -7,8 +7,9 @@
 #include <algorithm>
 #include <cmath>
 #include <fstream>
-#include <nlohmann/json.hpp>
 #include <set>
+
+#include "bench/json.h"
 
 namespace fusco::bench {
 namespace {
@@ -148,16 +149,20 @@ TEST(Routing, CountsFollowTheRecordedWeights) {
   EXPECT_EQ(source.experts(), 8);
   EXPECT_EQ(source.topk(), 2);
   EXPECT_THAT(source.remark(), testing::HasSubstr("which experts go together is lost"));
-  std::ifstream stream(kData + "/expert-counts.json");
-  auto counts = nlohmann::json::parse(stream)["models"]["Mixtral-8x7B"]["counts"]["c4"]["1"].get<std::vector<double>>();
+  std::vector<double> counts;
+  const Json models = Json::ofFile(kData + "/expert-counts.json")["models"];
+  for (const Json& count : models["Mixtral-8x7B"]["counts"]["c4"]["1"].items()) counts.push_back(count.number());
   std::vector<double> drawn = frequency(source, 20000, 2);
   auto order = [](const std::vector<double>& v) { return std::max_element(v.begin(), v.end()) - v.begin(); };
   EXPECT_EQ(order(drawn), order(counts));
 }
 
 TEST(Routing, TraceIsTakenAsRecordedAndRepeated) {
-  std::ifstream stream(kData + "/granite-3.0-1b.topk.json");
-  auto layer = nlohmann::json::parse(stream)["layers"][5].get<std::vector<std::vector<std::int32_t>>>();
+  std::vector<std::vector<double>> layer;
+  for (const Json& token : Json::ofFile(kData + "/granite-3.0-1b.topk.json")["layers"][5].items()) {
+    layer.emplace_back();
+    for (const Json& id : token.items()) layer.back().push_back(id.number());
+  }
   RoutingSource source(options("trace:" + kData + "/granite-3.0-1b.topk.json#5", 2));
   EXPECT_EQ(source.experts(), 32);
   EXPECT_EQ(source.topk(), 8);
