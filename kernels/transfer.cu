@@ -131,11 +131,13 @@ __device__ void copyUnit(const Piece& piece, unsigned unit, int lane) {
 __global__ void __launch_bounds__(kThreads) copyPieces(const __grid_constant__ Pieces args) {
   ptx::waitForPreviousLaunch();
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const unsigned warps = gridDim.x * (kThreads / kWarp);
-  // Neighbouring units go to different blocks.
-  unsigned unit = threadIdx.x / kWarp * gridDim.x + blockIdx.x;
+  // Each block has a part of the units to itself, so that all copies, and with them all links, are worked on at once.
+  const auto begins = [&](unsigned block) {
+    return static_cast<unsigned>(static_cast<unsigned long long>(args.units) * block / gridDim.x);
+  };
+  const unsigned end = begins(blockIdx.x + 1);
   int at = 0;
-  for (; unit < args.units; unit += warps) {
+  for (unsigned unit = begins(blockIdx.x) + threadIdx.x / kWarp; unit < end; unit += kThreads / kWarp) {
     while (at + 1 < args.count && args.pieces[at + 1].firstUnit <= unit) ++at;
     const Piece& piece = args.pieces[at];
     const unsigned mine = unit - piece.firstUnit;
