@@ -202,7 +202,6 @@ __global__ void __launch_bounds__(kWarps* kWarp) placeBulk(const __grid_constant
     }
     const unsigned same = __match_any_sync(0xffffffffu, reinterpret_cast<unsigned long long>(arrivals));
     if (arrivals != nullptr && lane == __ffs(static_cast<int>(same)) - 1) {
-      __threadfence_system();
       ptx::storeRelease(arrivals + meta.arrival, 1);
     }
     __syncwarp();
