@@ -13,9 +13,15 @@ struct Bf16 {
   using Element = unsigned short;
   __device__ static float load(Element x) { return __uint_as_float(static_cast<unsigned>(x) << 16); }
   __device__ static Element round(float x) {
+#if __CUDA_ARCH__ >= 900
+    Element bits;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+    return x != x ? Element{0x7fc0} : bits;
+#else
     if (x != x) return 0x7fc0;
     const unsigned bits = __float_as_uint(x);
     return static_cast<Element>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+#endif
   }
 };
 
