@@ -26,18 +26,27 @@ __device__ bool waitUntil(const There& there, const ArrivalWait& wait) {
   return true;
 }
 
-// A word that another GPU sets: seen set, and set back; or false after the bound. For a whole warp. What the other GPU
-// has written before is visible then.
-__device__ inline bool waitForArrival(std::uint32_t* word, const ArrivalWait& wait) {
-  const bool first = threadIdx.x % kWarpThreads == 0;
+// Words that other GPUs set, one for each lane or null: all seen set, and set back; or false after the bound. For a
+// whole warp. What the other GPUs have written before is visible then.
+__device__ inline bool waitForArrivals(std::uint32_t* mine, const ArrivalWait& wait) {
   bool there = true;
-  if (first) {
-    there = waitUntil([&] { return ptx::loadAcquire(word) != 0; }, wait);
-    if (there) *reinterpret_cast<volatile std::uint32_t*>(word) = 0;
+  if (mine != nullptr) {
+    there = waitUntil([&] { return ptx::loadAcquire(mine) != 0; }, wait);
+    if (there) *reinterpret_cast<volatile std::uint32_t*>(mine) = 0;
   }
-  there = __shfl_sync(0xffffffffu, there ? 1 : 0, 0) != 0;
-  __syncwarp();
-  return there;
+  return __all_sync(0xffffffffu, there) != 0;
+}
+__device__ inline bool waitForArrival(std::uint32_t* word, const ArrivalWait& wait) {
+  return waitForArrivals(threadIdx.x % kWarpThreads == 0 ? word : nullptr, wait);
+}
+// The same without waiting: whether it has been seen.
+__device__ inline bool takeArrival(std::uint32_t* word) {
+  bool there = false;
+  if (threadIdx.x % kWarpThreads == 0 && ptx::loadAcquire(word) != 0) {
+    there = true;
+    *reinterpret_cast<volatile std::uint32_t*>(word) = 0;
+  }
+  return __any_sync(0xffffffffu, there) != 0;
 }
 
 // Copies of each source, by the first warp of a block; the caller synchronises.
@@ -71,6 +80,7 @@ struct SourceUnit {
   unsigned firstEntry;
   bool held;  // this lane has an entry
   plan::Entry entry;
+  float weight;  // of it; 1 where nobody asks for weights
 };
 
 // A warp's units in the order in which sources send them, all sources in turn. What it reads over links is under way
@@ -79,8 +89,8 @@ template <typename At>
 class SourceReader {
  public:
   __device__ SourceReader(const SourceMap& map, int sources, unsigned pieces, unsigned first, unsigned stride,
-                          const At& at)
-      : map_(map), sources_(sources), pieces_(pieces), index_(first), stride_(stride), at_(at) {
+                          bool weighted, const At& at)
+      : map_(map), sources_(sources), pieces_(pieces), index_(first), stride_(stride), weighted_(weighted), at_(at) {
     readCopy();
     readEntries();
     readCopy();
@@ -123,7 +133,11 @@ class SourceReader {
     const unsigned end = __shfl_sync(0xffffffffu, pair_.firstEntry, 1);
     const unsigned lane = threadIdx.x % kWarpThreads;
     ready_.held = ready_.firstEntry + lane < end;
-    if (ready_.held) ready_.entry = at_(ready_.source).plan.entries[ready_.firstEntry + lane];
+    ready_.weight = 1.0f;
+    if (!ready_.held) return;
+    const PlanPointers& plan = at_(ready_.source).plan;
+    ready_.entry = plan.entries[ready_.firstEntry + lane];
+    if (weighted_) ready_.weight = plan.weights[ready_.firstEntry + lane];
   }
 
   const SourceMap& map_;
@@ -131,6 +145,7 @@ class SourceReader {
   const unsigned pieces_;
   unsigned long long index_;
   const unsigned stride_;
+  const bool weighted_;
   const At& at_;
   SourceUnit coming_, ready_;
   plan::Copy pair_{};

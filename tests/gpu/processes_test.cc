@@ -33,8 +33,9 @@ class GpuProcesses : public ::testing::Test {
   }
 };
 
-fuscoConfig_t onGpu(const Rank& self) {
+fuscoConfig_t onGpu(const Rank& self, int maxSms = 0) {
   fuscoConfig_t config = self.config();
+  config.maxSms = maxSms;
   config.device = fuscoDeviceCuda;
   CUDA_OK(cudaSetDevice(gpuOfRank(self.rank(), self.ranks())));
   return config;
@@ -119,13 +120,13 @@ class PieceSpace : public GpuSpace {
 void apartFromNow() { setenv("FUSCO_GPU_APART", "1", 1); }
 
 template <typename SomeSpace = GpuSpace>
-void runWorld(const World& world, std::int64_t cases, bool apart = false) {
+void runWorld(const World& world, std::int64_t cases, bool apart = false, int maxSms = 0) {
   const Cases some(cases, 600 + world.ranks);
   const std::vector<std::string> wrong = runRanks(
       world,
       [&](Rank& self) {
         if (apart) apartFromNow();
-        fuscoComm_t comm = self.connect(0, onGpu(self));
+        fuscoComm_t comm = self.connect(0, onGpu(self, maxSms));
         {
           SomeSpace space;
           if (!world.multiNode()) space.setRanks(world.ranks, world.threadsPerProcess);
@@ -157,6 +158,7 @@ TEST_F(GpuProcesses, TwoRanksWhoseMemoryIsMappedInPieces) { runWorld<PieceSpace>
 
 TEST_F(GpuProcesses, TwoRanksAsOnGpusOfTheirOwn) { runWorld({"two, apart", 2, 1, {}, true, 16384}, 30, true); }
 TEST_F(GpuProcesses, FourRanksAsOnGpusOfTheirOwn) { runWorld({"four, apart", 4, 1, {}, true, 16384}, 12, true); }
+TEST_F(GpuProcesses, TwoRanksOfFewMultiprocessors) { runWorld({"two, few", 2, 1, {}, true, 16384}, 20, true, 9); }
 
 TEST_F(GpuProcesses, TwoNodesOfTwoProcesses) { runWorld({"two nodes of two", 4, 1, {0, 0, 1, 1}, true, 16384}, 20); }
 
