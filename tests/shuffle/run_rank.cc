@@ -91,9 +91,11 @@ class CaseRun {
     (out_ << ... << parts);
   }
   const Expected& own() const { return all_[static_cast<std::size_t>(rank_)]; }
-  // What was called for has happened. A GPU that waited in vain says so only afterwards, and left its outputs alone.
+  // What was called for has happened. A GPU that waited in vain says so only afterwards, and left its outputs alone; on
+  // the host a call that succeeded has its outputs, and who dies after it is told of by the next one.
   void settle() {
     space_.settle();
+    if (!space_.gpu()) return;
     fuscoResult_t state = fuscoSuccess;
     FUSCO_OK(fuscoCommGetAsyncError(comm_, &state));
     if (state != fuscoSuccess) throw std::runtime_error(c_.describe() + ": " + fuscoGetLastError(comm_));
