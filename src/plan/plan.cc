@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <string>
 
 #include "base/status.h"
@@ -19,12 +20,6 @@ constexpr std::int64_t kMaxRows = std::numeric_limits<std::int32_t>::max();
   fail(Code::invalidArgument, "plan of rank " + std::to_string(rank) + ": " + what);
 }
 
-// Two 32-bit halves in one store; the first half lies lower, as in Copy and Entry.
-void storePair(void* to, std::uint32_t first, std::uint32_t second) {
-  const std::uint64_t both = first | std::uint64_t{second} << 32;
-  std::memcpy(to, &both, sizeof both);
-}
-
 template <typename T>
 T* at(std::byte* arena, std::uint64_t offset) {
   return reinterpret_cast<T*>(arena + offset);
@@ -33,57 +28,6 @@ T* at(std::byte* arena, std::uint64_t offset) {
 void zero(std::byte* arena, std::uint64_t begin, std::uint64_t end) { std::memset(arena + begin, 0, end - begin); }
 
 }  // namespace
-
-// Visits the entries in the order of tokens, then slots: visit(copy, whether the entry is its first, entry, token,
-// place in the routing map, rank and slot as an Entry has them, row); copy and entry are the next of their node.
-// `visit` is taken by value, so that what it holds can stay in registers. nextRow_ holds each key's first row and is
-// used up.
-template <typename Id, bool kByRank, bool kLimited, typename Visit>
-void Planner::walk(const RoutingMap& map, bool copyPerEntry, Visit visit) {
-  const Id* id = static_cast<const Id*>(map.ids);
-  const std::uint64_t experts = map.experts;
-  const bool perEntry = copyPerEntry;
-  const std::uint32_t duplicateMark = copyPerEntry ? 0 : kDuplicate;
-  const Home* homes = homes_.data();
-  Cursor* cursors = cursors_.data();
-  std::uint32_t* rankStamp = rankStamp_.data();
-  std::uint32_t* nextRow = nextRow_.data();
-  const std::uint32_t* endRow = endRow_.data();
-  std::fill(rankStamp_.begin(), rankStamp_.end(), 0);
-  const std::uint32_t topk = map.topk;
-  const std::int64_t tokens = map.tokens;
-  std::size_t at = 0;
-  for (std::int64_t token = 0; token < tokens; ++token) {
-    const auto stamp = static_cast<std::uint32_t>(token + 1);
-    for (std::uint32_t slot = 0; slot < topk; ++slot, ++at) {
-      const std::int64_t expert = id[at];
-      if (static_cast<std::uint64_t>(expert) >= experts) [[unlikely]]
-        continue;  // -1: analyse has refused all others
-      const Home home = homes[expert];
-      std::uint32_t markedSlot = slot;
-      std::uint32_t row;
-      if constexpr (kByRank) {
-        if (rankStamp[home.rank] == stamp) continue;
-        rankStamp[home.rank] = stamp;
-        row = nextRow[home.rank]++;
-        if (kLimited && row >= endRow[home.rank]) continue;
-      } else {
-        row = nextRow[expert]++;
-        if (kLimited && row >= endRow[expert]) continue;
-        markedSlot |= duplicateMark & (0u - (rankStamp[home.rank] == stamp));
-        rankStamp[home.rank] = stamp;
-      }
-      // What is left to fill of the node is read and written in one piece each: stores are what this loop is made of.
-      Cursor& cursor = cursors[home.node];
-      std::uint64_t both;
-      std::memcpy(&both, &cursor, sizeof both);
-      const bool isNewCopy = perEntry | (static_cast<std::uint32_t>(both) != stamp);
-      const auto copy = static_cast<std::uint32_t>(both >> 32);
-      storePair(&cursor, stamp, copy + isNewCopy);
-      visit(copy, isNewCopy, cursor.entry++, static_cast<std::uint32_t>(token), at, home.local | markedSlot << 16, row);
-    }
-  }
-}
 
 // Rows of the output as this rank sees it as receiver, and the first row of each key as it sees it as sender. Returns
 // the rows that this rank receives.
@@ -101,7 +45,7 @@ std::int64_t Planner::layRows(const RoutingMap& map, const Options& options, con
   int expert = 0;
   std::int64_t receiveRows = 0;
   for (int rank = 0; rank < ranks && expert < map.experts; ++rank) {
-    const int end = expert + topology_->expertsOf(rank, map.experts);
+    const int end = firstExpert_[rank + 1];
     std::int64_t start = 0;
     for (int local = 0; expert < end; ++expert, ++local) {
       std::int64_t rows = 0;
@@ -159,92 +103,25 @@ void Planner::checkExchanged(const Options& options, const Analysis& analysis, c
   }
 }
 
-template <typename Id, bool kByRank>
-void Planner::lay(const RoutingMap& map, const Options& options, const Analysis& analysis, const ArenaOffsets& offsets,
-                  std::byte* arena) {
-  auto* header = at<ArenaHeader>(arena, 0);
-  const auto* rowBase = at<const std::int32_t>(arena, offsets.rowBase);
-  const int nodes = topology_->nodes();
-  const bool copyPerEntry = options.dedup == Dedup::none;
+// The first entry of each key, and where the rows of a key end. Returns whether any runs past its end.
+bool Planner::beginRows(const Options& options, const Analysis& analysis, const std::int32_t* rowBase) {
   const int keys = static_cast<int>(analysis.rowsOfKey.size());
-
-  // Which keys run past their end. In the slotted layout an expert that one token names twice may fill its block.
   const std::int64_t capacity = options.capacityRows > 0 ? options.capacityRows : kMaxRows;
+  // In the slotted layout an expert that one token names twice may fill its block.
   const std::int64_t block = options.layout == Layout::slotted ? options.maxTokens : kMaxRows;
   bool limited = false;
-  nextRow_.assign(rowBase, rowBase + keys);
+  nextEntry_.resize(keys);
   for (int key = 0; key < keys; ++key) {
+    nextEntry_[key] = localOfKey_[key] | std::uint32_t{kDuplicate} << 16 |
+                      std::uint64_t{static_cast<std::uint32_t>(rowBase[key])} << 32;
     limited |= analysis.rowsOfKey[key] > std::min(block, std::max<std::int64_t>(capacity - rowBase[key], 0));
   }
-  std::fill(cursors_.begin(), cursors_.end(), Cursor{});
-  std::int64_t dropped = 0;
-  if (limited) {
-    endRow_.resize(keys);
-    std::int64_t wanted = 0, kept = 0;
-    for (int key = 0; key < keys; ++key) {
-      endRow_[key] = static_cast<std::uint32_t>(std::min(capacity, rowBase[key] + block));
-      wanted += analysis.rowsOfKey[key];
-    }
-    walk<Id, kByRank, true>(
-        map, copyPerEntry,
-        [&](std::uint32_t, bool, std::uint32_t, std::uint32_t, std::size_t, std::uint32_t, std::uint32_t) { ++kept; });
-    dropped = wanted - kept;
-    nextRow_.assign(rowBase, rowBase + keys);
-  } else {
-    for (int node = 0; node < nodes; ++node) {
-      cursors_[node].copy = analysis.copiesOfNode[node];
-      cursors_[node].entry = analysis.entriesOfNode[node];
-    }
+  if (!limited) return false;
+  endRow_.resize(keys);
+  for (int key = 0; key < keys; ++key) {
+    endRow_[key] = static_cast<std::uint32_t>(std::min(capacity, rowBase[key] + block));
   }
-
-  // Flows, and from counts to first places.
-  Flow* flow = at<Flow>(arena, offsets.flows);
-  std::uint32_t copies = 0, entries = 0;
-  for (int node = 0; node < nodes; ++node) {
-    const std::uint32_t copiesOfNode = cursors_[node].copy, entriesOfNode = cursors_[node].entry;
-    if (node == topology_->nodeOf(rank_)) {
-      *flow++ = {node, rank_, 0, copies, copies + copiesOfNode};
-    } else {
-      std::uint64_t cumulated = 0;
-      std::uint32_t begin = copies;
-      for (const FlowShare& share : topology_->flowsTo(rank_, node)) {
-        cumulated += share.share;
-        const std::uint32_t end = copies + static_cast<std::uint32_t>(copiesOfNode * cumulated / 65536);
-        *flow++ = {node, share.forwarder, share.lane, begin, end};
-        begin = end;
-      }
-    }
-    cursors_[node] = {0, copies, entries};
-    copies += copiesOfNode;
-    entries += entriesOfNode;
-  }
-
-  Copy* const copyList = at<Copy>(arena, offsets.copies);
-  Entry* const entryList = at<Entry>(arena, offsets.entries);
-  float* const weightList = at<float>(arena, offsets.weights);
-  const float* const weights = map.weights;
-  const auto put = [=](std::uint32_t copy, bool isNewCopy, std::uint32_t entry, std::uint32_t token, std::size_t at,
-                       std::uint32_t rankAndSlot, std::uint32_t row) {
-    // An entry of a copy that is there already writes to the sentinel, which is set last. Masks, since a branch would
-    // be a coin toss: it is taken by 2 of 3 entries at top-8 and 8 nodes.
-    const std::uint32_t place = copies ^ ((copies ^ copy) & (0u - isNewCopy));
-    storePair(copyList + place, token, entry);
-    storePair(entryList + entry, rankAndSlot, row);
-    if (weights != nullptr) weightList[entry] = weights[at];
-  };
-  if (limited) {
-    walk<Id, kByRank, true>(map, copyPerEntry, put);
-  } else {
-    walk<Id, kByRank, false>(map, copyPerEntry, put);
-  }
-  if (weights == nullptr) std::fill_n(weightList, entries, 1.0f);
-  copyList[copies] = {0, entries};
-  zero(arena, offsets.copies + sizeof(Copy) * (copies + 1ull), offsets.entries);
-  zero(arena, offsets.entries + sizeof(Entry) * entries, offsets.weights);
-  zero(arena, offsets.weights + sizeof(float) * entries, offsets.end);
-  header->copies = copies;
-  header->entries = entries;
-  header->dropped = dropped;
+  return true;
 }
 
 std::uint64_t Planner::arenaBytes(const RoutingMap& map, const Options& options) const {
@@ -257,10 +134,9 @@ std::uint64_t Planner::arenaBytes(const RoutingMap& map, const Options& options)
 void Planner::makePlan(const RoutingMap& map, const Options& options, const Analysis& analysis,
                        const Exchanged& exchanged, void* arena) {
   checkShape(map, options);
-  useExperts(map.experts);
+  useKeys(map, options);
   const int keys = keyCount(map, *topology_, options);
   checkExchanged(options, analysis, exchanged, keys);
-  rankStamp_.resize(topology_->ranks());
 
   ArenaHeader header{};
   header.magic = kArenaMagic;
@@ -289,14 +165,21 @@ void Planner::makePlan(const RoutingMap& map, const Options& options, const Anal
   header.receiveRows =
       layRows(map, options, exchanged, at<std::int32_t>(bytes, offsets.rowBase),
               at<std::int32_t>(bytes, offsets.localExpertRows), at<std::int32_t>(bytes, offsets.localExpertStart));
+
+  const bool limited = beginRows(options, analysis, at<std::int32_t>(bytes, offsets.rowBase));
+  const Lists lists{at<Copy>(bytes, offsets.copies), at<Entry>(bytes, offsets.entries),
+                    at<float>(bytes, offsets.weights)};
+  const Made made = makeLists(map, options, analysis, limited, lists, at<Flow>(bytes, offsets.flows));
+  if (map.weights == nullptr) std::fill_n(lists.weights, made.entries, 1.0f);
+  lists.copies[made.copies] = {0, made.entries};
+  zero(bytes, offsets.copies + sizeof(Copy) * (made.copies + 1ull), offsets.entries);
+  zero(bytes, offsets.entries + sizeof(Entry) * made.entries, offsets.weights);
+  zero(bytes, offsets.weights + sizeof(float) * made.entries, offsets.end);
+  header.copies = made.copies;
+  header.entries = made.entries;
+  header.dropped =
+      std::accumulate(analysis.entriesOfNode.begin(), analysis.entriesOfNode.end(), std::int64_t{0}) - made.entries;
   std::memcpy(bytes, &header, sizeof header);
-  if (options.layout == Layout::rankOrder) {
-    map.idBytes == 4 ? lay<std::int32_t, true>(map, options, analysis, offsets, bytes)
-                     : lay<std::int64_t, true>(map, options, analysis, offsets, bytes);
-  } else {
-    map.idBytes == 4 ? lay<std::int32_t, false>(map, options, analysis, offsets, bytes)
-                     : lay<std::int64_t, false>(map, options, analysis, offsets, bytes);
-  }
 }
 
 std::uint64_t arenaBytes(const RoutingMap& map, const Topology& topology, int rank, const Options& options) {

@@ -1,5 +1,6 @@
 #include "plan/planner.h"
 
+#include <algorithm>
 #include <limits>
 #include <string>
 
@@ -18,7 +19,10 @@ Planner::Planner(const Topology& topology, int rank) : topology_(&topology), ran
     fail(Code::invalidArgument, "plan: rank " + std::to_string(rank) + " is not one of the topology's " +
                                     std::to_string(topology.ranks()) + " ranks");
   }
-  cursors_.resize(topology.nodes());
+  mostRanksOfNode_ = 0;
+  for (int node = 0; node < topology.nodes(); ++node) {
+    mostRanksOfNode_ = std::max(mostRanksOfNode_, static_cast<int>(topology.ranksOf(node).size()));
+  }
 }
 
 void Planner::checkShape(const RoutingMap& map, const Options& options) const {
@@ -66,16 +70,28 @@ void Planner::checkShape(const RoutingMap& map, const Options& options) const {
   }
 }
 
-void Planner::useExperts(int experts) {
-  if (experts == experts_) return;
-  homes_.resize(experts);
-  int expert = 0;
-  for (int rank = 0; rank < topology_->ranks() && expert < experts; ++rank) {
-    const Home home{static_cast<std::uint32_t>(rank), static_cast<std::uint16_t>(topology_->nodeOf(rank)),
-                    static_cast<std::uint16_t>(topology_->localIndex(rank))};
-    for (const int end = expert + topology_->expertsOf(rank, experts); expert < end; ++expert) homes_[expert] = home;
+void Planner::useKeys(const RoutingMap& map, const Options& options) {
+  const bool byRank = options.layout == Layout::rankOrder;
+  const int keys = keyCount(map, *topology_, options);
+  if (map.experts == experts_ && byRank == byRank_) return;
+  experts_ = map.experts;
+  byRank_ = byRank;
+  rankOfExpert_.assign(1 + map.experts, -1);
+  nodeOfKey_.assign(1 + keys, nowhere());
+  localOfKey_.assign(keys, 0);
+  nodeBytes_.assign(1 + keys, 0);
+  firstExpert_.assign(1, 0);
+  for (int rank = 0; rank < topology_->ranks(); ++rank) {
+    const int first = firstExpert_.back(), end = first + topology_->expertsOf(rank, map.experts);
+    firstExpert_.push_back(end);
+    std::fill(rankOfExpert_.begin() + 1 + first, rankOfExpert_.begin() + 1 + end, rank);
+    const int node = topology_->nodeOf(rank);
+    for (int key = byRank ? rank : first; key < (byRank ? rank + 1 : end); ++key) {
+      nodeOfKey_[1 + key] = static_cast<std::uint32_t>(node);
+      localOfKey_[key] = static_cast<std::uint16_t>(topology_->localIndex(rank));
+      nodeBytes_[1 + key] = node < 8 ? std::uint64_t{1} << (8 * node) : 0;
+    }
   }
-  experts_ = experts;
 }
 
 int keyCount(const RoutingMap& map, const Topology& topology, const Options& options) {

@@ -24,40 +24,66 @@ class Planner {
                 void* arena);
 
  private:
-  // Where an expert lives.
-  struct Home {
-    std::uint32_t rank;
-    std::uint16_t node;
-    std::uint16_t local;  // index of the rank in its node
+  static constexpr int kUsualTopk = 8;  // the one for which loops over a token's slots are unrolled
+
+  // The sections of an arena that hold lists, and how much of them there is already.
+  struct Lists {
+    Copy* copies;
+    Entry* entries;
+    float* weights;
   };
-  // What is left to fill of one node: the last token seen (plus 1), the next copy and the next entry.
-  struct alignas(16) Cursor {
-    std::uint32_t stamp;
-    std::uint32_t copy;
-    std::uint32_t entry;
+  struct Made {
+    std::uint32_t copies;
+    std::uint32_t entries;
   };
 
   void checkShape(const RoutingMap& map, const Options& options) const;
-  void useExperts(int experts);
-  template <typename Id, bool kByRank>
-  void count(const RoutingMap& map, bool copyPerEntry, Analysis& result);
-  template <typename Id, bool kByRank, bool kLimited, typename Visit>
-  void walk(const RoutingMap& map, bool copyPerEntry, Visit visit);
-  template <typename Id, bool kByRank>
-  void lay(const RoutingMap& map, const Options& options, const Analysis& analysis, const ArenaOffsets& offsets,
-           std::byte* arena);
+  void useKeys(const RoutingMap& map, const Options& options);
+  // The node of slots that go nowhere: behind all others.
+  std::uint32_t nowhere() const { return static_cast<std::uint32_t>(topology_->nodes()); }
+
+  template <typename Id, bool kByRank, int kTopk, typename Copies>
+  void count(const RoutingMap& map, Copies copies);
+  template <typename Id, bool kByRank, int kTopk>
+  void dealSlots(const RoutingMap& map, const Lists& lists);
+  template <bool kLimited, bool kDeduped, int kTopk>
+  void layNode(const RoutingMap& map, std::uint32_t begin, std::uint32_t end, const Lists& lists, Made& made);
+  template <bool kLimited, int kTopk>
+  Made layNodes(const RoutingMap& map, bool copyPerEntry, const Analysis& analysis, const Lists& lists, Flow* flow);
+  void layFlows(int node, std::uint32_t begin, std::uint32_t end, Flow*& flow) const;
+  template <typename Id, int kTopk>
+  Made makeLists(const RoutingMap& map, const Options& options, const Analysis& analysis, bool limited,
+                 const Lists& lists, Flow* flows);
+  Made makeLists(const RoutingMap& map, const Options& options, const Analysis& analysis, bool limited,
+                 const Lists& lists, Flow* flows);
+  bool beginRows(const Options& options, const Analysis& analysis, const std::int32_t* rowBase);
   std::int64_t layRows(const RoutingMap& map, const Options& options, const Exchanged& exchanged, std::int32_t* rowBase,
                        std::int32_t* localExpertRows, std::int32_t* localExpertStart);
   void checkExchanged(const Options& options, const Analysis& analysis, const Exchanged& exchanged, int keys) const;
 
   const Topology* topology_;
   int rank_;
+  int mostRanksOfNode_;
+
+  // Tables. The first place of some is that of expert or rank -1, which is nowhere, so that nobody has to ask for it.
   int experts_ = -1;
-  std::vector<Home> homes_;               // [experts]
-  std::vector<Cursor> cursors_;           // [nodes]
-  std::vector<std::uint32_t> rankStamp_;  // [ranks], the last token (plus 1) that went to a rank
-  std::vector<std::uint32_t> nextRow_;    // [keys]
-  std::vector<std::uint32_t> endRow_;     // [keys], the first row that is out of bounds
+  bool byRank_ = false;
+  std::vector<std::int32_t> firstExpert_;   // [ranks + 1]
+  std::vector<std::int32_t> rankOfExpert_;  // [1 + experts]
+  std::vector<std::uint32_t> nodeOfKey_;    // [1 + keys]
+  std::vector<std::uint16_t> localOfKey_;   // [keys], index of the rank in its node
+
+  // Scratch.
+  std::vector<std::int32_t> rows_;         // [1 + keys]
+  std::vector<std::uint32_t> rankStamp_;   // [1 + ranks], the last token (plus 1) that went to a rank
+  std::vector<std::uint32_t> nodeStamp_;   // [nodes + 1], the same of nodes
+  std::vector<std::int32_t> nodeCopies_;   // [nodes + 1]
+  std::vector<std::uint64_t> nodeBytes_;   // [1 + keys], 1 in the byte of the key's node
+  std::vector<std::uint32_t> nextItem_;    // [nodes + 1]
+  std::vector<std::uint32_t> places_;      // of the items of a batch
+  std::vector<std::uint64_t> nextEntry_;   // [keys], an Entry of slot 0 with kDuplicate set
+  std::vector<std::uint32_t> endRow_;      // [keys], the first row that is out of bounds
+  std::vector<std::uint32_t> lastCopyTo_;  // [ranks of the node], the number of the last copy (plus 1) to a rank
 };
 
 }  // namespace fusco::plan

@@ -236,5 +236,51 @@ TEST(Plan, ManySlots) {
   checkWorld(world);
 }
 
+// What random worlds are too small for: planning has ways of its own for top-8, for more than eight nodes, and where a
+// byte counts the tokens of a node.
+World largerWorld(std::mt19937& random) {
+  const auto pick = [&](int low, int high) { return std::uniform_int_distribution<int>(low, high)(random); };
+  World world;
+  const int ranks = pick(1, 24), nodes = pick(0, 1) != 0 ? pick(1, 8) : 24;
+  std::vector<int> nodeOf(ranks);
+  for (int& node : nodeOf) node = pick(0, nodes - 1);
+  world.topology = Topology(nodeOf);
+  world.topk = pick(0, 2) != 0 ? 8 : pick(0, 1) != 0 ? pick(7, 9) : 70;
+  world.experts = pick(1, 40);
+  world.idBytes = pick(0, 1) != 0 ? 8 : 4;
+  world.weighted = pick(0, 3) != 0;
+  world.options.layout = static_cast<Layout>(pick(0, 2));
+  world.options.dedup = static_cast<Dedup>(pick(0, 2));
+  const int masked = pick(0, 3) * 33;
+  for (int rank = 0; rank < ranks; ++rank) {
+    world.tokens.push_back(rank == 0 ? pick(0, 600) : pick(0, 3));
+    std::vector<std::int64_t> ids(world.tokens.back() * world.topk);
+    for (std::int64_t& id : ids) id = pick(1, 100) <= masked ? -1 : pick(0, world.experts - 1);
+    world.narrow.emplace_back(ids.begin(), ids.end());
+    world.weights.emplace_back(ids.size());
+    for (float& weight : world.weights.back()) weight = static_cast<float>(pick(1, 1000));
+    world.wide.push_back(std::move(ids));
+  }
+  if (world.options.layout == Layout::slotted) world.options.maxTokens = 600;
+  if (pick(0, 2) == 0) world.options.capacityRows = pick(1, 400);
+  return world;
+}
+
+TEST(Plan, AgreesWithTheOracleOnLargerShuffles) {
+  std::map<std::string, int> seen;
+  for (unsigned seed = 1; seed <= 150; ++seed) {
+    std::mt19937 random(seed);
+    const World world = largerWorld(random);
+    SCOPED_TRACE("seed " + std::to_string(seed) + ": " + describe(world));
+    checkWorld(world);
+    if (HasFatalFailure()) return;
+    const bool many = world.topology.nodes() > 8, tokens = world.tokens[0] > 255;
+    seen[std::string(world.topk == 8 ? "top-8" : "another top-k") + (many ? ", many nodes" : ", few nodes")] += tokens;
+    seen["capacity"] += world.options.capacityRows > 0;
+  }
+  EXPECT_EQ(seen.size(), 5u);
+  for (const auto& [what, times] : seen) EXPECT_GT(times, 3) << what;
+}
+
 }  // namespace
 }  // namespace fusco::plan::testing
