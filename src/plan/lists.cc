@@ -33,15 +33,21 @@ void store64(void* to, std::uint64_t word) { std::memcpy(to, &word, sizeof word)
 // bits: tokens x top-k is less than 2^31, and the power of two that holds top-k is less than twice top-k.
 class Items {
  public:
-  explicit Items(int topk) : bits_(std::bit_width(static_cast<unsigned>(topk - 1))) {}
+  explicit Items(int topk) : topk_(static_cast<unsigned>(topk)), bits_(std::bit_width(topk_ - 1)) {}
   std::uint64_t of(std::uint64_t key, std::int64_t token, int slot) const {
     return (key << 32) + (static_cast<std::uint64_t>(token + 1) << bits_) + slot;
   }
   static std::uint32_t key(std::uint64_t item) { return static_cast<std::uint32_t>(item >> 32); }
   std::uint32_t stamp(std::uint64_t item) const { return static_cast<std::uint32_t>(item) >> bits_; }
   std::uint32_t slot(std::uint64_t item) const { return static_cast<std::uint32_t>(item) & ((1u << bits_) - 1); }
+  // In the routing map.
+  std::size_t place(std::uint64_t item) const {
+    if (topk_ == 1u << bits_) return static_cast<std::uint32_t>(item) - topk_;
+    return std::size_t{stamp(item) - 1} * topk_ + slot(item);
+  }
 
  private:
+  unsigned topk_;
   int bits_;
 };
 
@@ -60,9 +66,7 @@ void Planner::dealSlots(const RoutingMap& map, const Lists& lists) {
   const std::int64_t step = std::max(1, kBatch / topk);
   places_.resize(static_cast<std::size_t>(step) * topk);
   const Id* id = static_cast<const Id*>(map.ids);
-  const float* weight = map.weights;
   Entry* const itemList = lists.entries;
-  float* const weightList = lists.weights;
   for (std::int64_t begin = 0; begin < map.tokens; begin += step) {
     const std::int64_t end = std::min(map.tokens, begin + step);
     std::uint32_t* place = places_.data();
@@ -85,21 +89,19 @@ void Planner::dealSlots(const RoutingMap& map, const Lists& lists) {
       for (int slot = 0; slot < topk; ++slot) {
         store64(itemList + place[slot], items.of(keyOf(id[slot]), token, slot));
       }
-      if (weight == nullptr) continue;
-      for (int slot = 0; slot < topk; ++slot) weightList[place[slot]] = weight[slot];
-      weight += topk;
     }
   }
 }
 
 // The items [begin, end) become the next entries, and the next copies are made of them. kDeduped: a copy holds all
 // entries of its token, else one.
-template <bool kLimited, bool kDeduped, int kTopk>
+template <bool kLimited, bool kDeduped, bool kWeighted, int kTopk>
 void Planner::layNode(const RoutingMap& map, std::uint32_t begin, std::uint32_t end, const Lists& lists, Made& made) {
   const Items items(kTopk != 0 ? kTopk : map.topk);
   Entry* const entries = lists.entries;
   Copy* const copies = lists.copies - 1;  // numbered from 1 here, so that 0 is none
-  float* const weights = kLimited && map.weights != nullptr ? lists.weights : nullptr;
+  float* const weights = lists.weights;
+  const float* const weightOf = map.weights;
   const std::uint16_t* localOf = localOfKey_.data();
   const std::uint32_t* endRow = endRow_.data();
   std::uint64_t* next = nextEntry_.data();
@@ -124,7 +126,7 @@ void Planner::layNode(const RoutingMap& map, std::uint32_t begin, std::uint32_t 
     const std::uint32_t local = localOf[key];
     const std::uint32_t isFresh = 0u - (lastCopyTo[local] < static_cast<std::uint32_t>(copy));
     lastCopyTo[local] = static_cast<std::uint32_t>(copy);
-    if (kLimited && weights != nullptr) weights[entry] = weights[at];
+    if (kWeighted) weights[kLimited ? entry : at] = weightOf[items.place(item)];
     store64(entries + (kLimited ? entry : at), (row | std::uint64_t{items.slot(item)} << 16) ^ (kMark & isFresh));
     if (kLimited) ++entry;
     ofNext += kNextRow;
@@ -153,14 +155,18 @@ void Planner::layFlows(int node, std::uint32_t begin, std::uint32_t end, Flow*& 
 template <bool kLimited, int kTopk>
 Planner::Made Planner::layNodes(const RoutingMap& map, bool copyPerEntry, const Analysis& analysis, const Lists& lists,
                                 Flow* flow) {
+  const bool weighted = map.weights != nullptr;
+  const auto layOne = copyPerEntry ? (weighted ? &Planner::layNode<kLimited, false, true, kTopk>
+                                               : &Planner::layNode<kLimited, false, false, kTopk>)
+                                   : (weighted ? &Planner::layNode<kLimited, true, true, kTopk>
+                                               : &Planner::layNode<kLimited, true, false, kTopk>);
   lastCopyTo_.assign(mostRanksOfNode_, 0);
   Made made{};
   std::uint32_t begin = 0;
   for (int node = 0; node < topology_->nodes(); ++node) {
     const std::uint32_t end = begin + static_cast<std::uint32_t>(analysis.entriesOfNode[node]);
     const std::uint32_t copies = made.copies;
-    copyPerEntry ? layNode<kLimited, false, kTopk>(map, begin, end, lists, made)
-                 : layNode<kLimited, true, kTopk>(map, begin, end, lists, made);
+    (this->*layOne)(map, begin, end, lists, made);
     layFlows(node, copies, made.copies, flow);
     begin = end;
   }

@@ -46,7 +46,7 @@ class Planner {
   void count(const RoutingMap& map, Copies copies);
   template <typename Id, bool kByRank, int kTopk>
   void dealSlots(const RoutingMap& map, const Lists& lists);
-  template <bool kLimited, bool kDeduped, int kTopk>
+  template <bool kLimited, bool kDeduped, bool kWeighted, int kTopk>
   void layNode(const RoutingMap& map, std::uint32_t begin, std::uint32_t end, const Lists& lists, Made& made);
   template <bool kLimited, int kTopk>
   Made layNodes(const RoutingMap& map, bool copyPerEntry, const Analysis& analysis, const Lists& lists, Flow* flow);
