@@ -12,9 +12,9 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <nlohmann/json.hpp>
 
 #include "fusco/fusco.h"
-#include "json_text.h"
 
 namespace fusco::bench::doctor {
 
@@ -38,15 +38,11 @@ std::string Report::text() const {
 }
 
 std::string Report::json() const {
-  std::vector<JsonObject> all;
+  nlohmann::json all = nlohmann::json::array();
   for (const Finding& f : findings_) {
-    JsonObject& finding = all.emplace_back();
-    finding.add("status", nameOf(f.status));
-    finding.add("check", f.check);
-    finding.add("found", f.found);
-    finding.add("mend", f.mend);
+    all.push_back({{"status", nameOf(f.status)}, {"check", f.check}, {"found", f.found}, {"mend", f.mend}});
   }
-  return jsonArray(all);
+  return all.dump(2) + "\n";
 }
 
 std::string Report::line(const std::string& path) const {

@@ -1,100 +1,92 @@
 #include "shuffle/json.h"
 
 #include <fstream>
+#include <nlohmann/json.hpp>
 #include <stdexcept>
-
-#include "json_text.h"
 
 namespace fusco::bench {
 
+using nlohmann::ordered_json;
+
 std::string jsonOf(const Options& o, const Header& h, const std::vector<Row>& rows) {
-  JsonObject machine;
-  machine.add("cpu", h.machine.cpu);
-  machine.add("cores", h.machine.cores);
-  machine.add("memory_gb", h.machine.memoryGb);
-  machine.add("load", h.machine.load);
-  machine.add("kernel", h.machine.kernel);
-  machine.add("os", h.machine.os);
-  machine.add("host", h.machine.host);
-  machine.add("limit_stores", h.machine.stores);
+  ordered_json machine = {
+      {"cpu", h.machine.cpu},   {"cores", h.machine.cores},        {"memory_gb", h.machine.memoryGb},
+      {"load", h.machine.load}, {"kernel", h.machine.kernel},      {"os", h.machine.os},
+      {"host", h.machine.host}, {"limit_stores", h.machine.stores}};
   if (o.device == "cuda") {
-    machine.add("gpu", h.machine.gpu);
-    machine.add("driver", h.machine.driver);
+    machine["gpu"] = h.machine.gpu;
+    machine["driver"] = h.machine.driver;
   }
-  JsonObject versions;
-  versions.add("library", h.versions.library);
-  versions.add("compiler", h.versions.compiler);
-  versions.add("mpi", h.versions.mpi);
-  if (o.device == "cuda") versions.add("nccl", h.versions.nccl);
-  std::vector<JsonObject> objects;
+  ordered_json versions = {{"library", h.versions.library}, {"compiler", h.versions.compiler}, {"mpi", h.versions.mpi}};
+  if (o.device == "cuda") versions["nccl"] = h.versions.nccl;
+  ordered_json array = ordered_json::array();
   for (const Row& row : rows) {
-    JsonObject j;
-    j.add("impl", row.impl);
-    j.add("op", nameOf(row.which.op));
-    j.add("device", o.device);
-    j.add("ranks", o.ranks);
-    j.add("nodes", o.nodes);
-    j.add("nodes_emulated", o.nodes > 1);
-    j.add("rank_kind", o.kind == RankKind::threads ? "threads" : "processes");
-    j.add("tokens", row.which.tokens);
-    j.add("hidden", o.hidden);
-    j.add("dtype", nameOf(o.type));
-    j.add("topk", h.topk);
-    j.add("experts", h.experts);
-    j.add("routing", o.routing);
-    j.add("routing_remark", h.routingRemark);
-    j.add("seed", o.seed);
-    j.add("memory", nameOf(o.memory));
-    j.add("dedup", o.dedup);
-    j.add("net", o.net);
-    j.add("cluster_emulated", o.emulated);
-    j.add("balance", o.balance);
-    j.add("plan_included", row.which.op == Op::dispatch && !o.planOnce);
-    j.add("bytes", row.bytes);
-    j.add("count", row.count);
-    j.add("wire_bytes", row.wireBytes);
-    j.add("across_bytes", row.acrossBytes);
-    j.add("across_busiest_node", row.acrossBusiest);
-    j.add("p50_us", row.p50Us);
-    j.add("p99_us", row.p99Us);
-    j.add("round_p50_us", row.roundP50Us);
-    j.add("rounds", o.rounds);
-    j.add("iterations", o.iterations);
-    j.add("algbw_gbps", row.algbw);
-    j.add("busbw_gbps", row.busbw);
-    j.add("limit_gbps", row.limit);
-    j.add("of_limit", row.ofLimit);
-    j.addText("wrong", row.checked ? jsonText(row.wrong) : "null");
-    j.add("plan_us", row.planUs);
-    j.add("extract_us", row.extractUs);
-    j.add("wire_us", row.wireUs);
-    j.add("place_us", row.placeUs);
-    j.add("sum_us", row.sumUs);
-    j.add("wait_us", row.waitUs);
+    ordered_json j = {{"impl", row.impl},
+                      {"op", nameOf(row.which.op)},
+                      {"device", o.device},
+                      {"ranks", o.ranks},
+                      {"nodes", o.nodes},
+                      {"nodes_emulated", o.nodes > 1},
+                      {"rank_kind", o.kind == RankKind::threads ? "threads" : "processes"},
+                      {"tokens", row.which.tokens},
+                      {"hidden", o.hidden},
+                      {"dtype", nameOf(o.type)},
+                      {"topk", h.topk},
+                      {"experts", h.experts},
+                      {"routing", o.routing},
+                      {"routing_remark", h.routingRemark},
+                      {"seed", o.seed},
+                      {"memory", nameOf(o.memory)},
+                      {"dedup", o.dedup},
+                      {"net", o.net},
+                      {"cluster_emulated", o.emulated},
+                      {"balance", o.balance},
+                      {"plan_included", row.which.op == Op::dispatch && !o.planOnce},
+                      {"bytes", row.bytes},
+                      {"count", row.count},
+                      {"wire_bytes", row.wireBytes},
+                      {"across_bytes", row.acrossBytes},
+                      {"across_busiest_node", row.acrossBusiest},
+                      {"p50_us", row.p50Us},
+                      {"p99_us", row.p99Us},
+                      {"round_p50_us", row.roundP50Us},
+                      {"rounds", o.rounds},
+                      {"iterations", o.iterations},
+                      {"algbw_gbps", row.algbw},
+                      {"busbw_gbps", row.busbw},
+                      {"limit_gbps", row.limit},
+                      {"of_limit", row.ofLimit}};
+    j["wrong"] = row.checked ? ordered_json(row.wrong) : ordered_json(nullptr);
+    j["plan_us"] = row.planUs;
+    j["extract_us"] = row.extractUs;
+    j["wire_us"] = row.wireUs;
+    j["place_us"] = row.placeUs;
+    j["sum_us"] = row.sumUs;
+    j["wait_us"] = row.waitUs;
     if (o.device == "cuda") {
-      j.add("gpus", h.machine.gpus);
-      j.add("sms", row.which.sms);
-      j.add("graph", o.graph);
-      j.add("scales", o.scales);
-      j.add("write_gbps", row.writeGbps);
-      j.add("read_gbps", row.readGbps);
-      for (const auto& [name, value] : row.figures) j.add(name, value);
-      j.add("remark", row.remark);
+      j["gpus"] = h.machine.gpus;
+      j["sms"] = row.which.sms;
+      j["graph"] = o.graph;
+      j["scales"] = o.scales;
+      j["write_gbps"] = row.writeGbps;
+      j["read_gbps"] = row.readGbps;
+      for (const auto& [name, value] : row.figures) j[name] = value;
+      j["remark"] = row.remark;
     } else if (row.impl == "limit") {
-      j.add("read_gbps", row.readGbps);
-      j.add("write_gbps", row.writeGbps);
-      j.add("fill_gbps", row.fillGbps);
-      j.add("stores", row.stores);
-      if (row.wireAloneUs > 0) j.add("wire_alone_us", row.wireAloneUs);
+      j["read_gbps"] = row.readGbps;
+      j["write_gbps"] = row.writeGbps;
+      j["fill_gbps"] = row.fillGbps;
+      j["stores"] = row.stores;
+      if (row.wireAloneUs > 0) j["wire_alone_us"] = row.wireAloneUs;
     }
-    j.addText("machine", machine.text());
-    j.addText("versions", versions.text());
-    j.add("command", h.command);
-    j.add("peer_command", h.peerCommand);
-    j.add("date", h.date);
-    objects.push_back(std::move(j));
+    j["machine"] = machine;
+    j["versions"] = versions;
+    j["command"] = h.command;
+    j["peer_command"] = h.peerCommand;
+    j["date"] = h.date;
+    array.push_back(std::move(j));
   }
-  return jsonArray(objects);
+  return array.dump(1) + "\n";
 }
 
 void writeJson(const std::string& file, const std::string& text) {
