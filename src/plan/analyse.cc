@@ -74,7 +74,7 @@ void Planner::count(const RoutingMap& map, Copies copies) {
   for (std::int64_t token = 0; token < map.tokens; ++token, id += topk) {
     for (int slot = 0; slot < topk; ++slot) {
       const std::int64_t expert = id[slot];
-      if (static_cast<std::uint64_t>(expert + 1) > experts) [[unlikely]]
+      if (static_cast<std::uint64_t>(expert) + 1 > experts) [[unlikely]]
         refuseId(rank_, token, slot, expert, map.experts);
       if constexpr (kByRank) {
         const std::int32_t rank = rankOf[expert];
