@@ -12,9 +12,11 @@ namespace fusco::kernels {
 // Until `there` says so; or false after the bound. For one thread.
 template <typename There>
 __device__ bool waitUntil(const There& there, const ArrivalWait& wait) {
-  constexpr std::uint64_t kLook = 1000000;  // memory of the host, so seldom
+  constexpr unsigned kTries = 1024;         // between looks at the clock, each of which takes as long as many tries
+  constexpr std::uint64_t kLook = 1000000;  // between those at the host's memory, ns
   std::uint64_t begin = 0, looked = 0;
-  while (!there()) {
+  for (unsigned tries = 1; !there(); ++tries) {
+    if (tries % kTries != 0) continue;
     const std::uint64_t now = ptx::nanoseconds();
     if (begin == 0) begin = looked = now;
     if (now - looked < kLook) continue;
@@ -39,14 +41,14 @@ __device__ inline bool waitForArrivals(std::uint32_t* mine, const ArrivalWait& w
 __device__ inline bool waitForArrival(std::uint32_t* word, const ArrivalWait& wait) {
   return waitForArrivals(threadIdx.x % kWarpThreads == 0 ? word : nullptr, wait);
 }
-// The same without waiting: whether it has been seen.
+// The same without waiting: whether all have been seen; else none is set back.
+__device__ inline bool takeArrivals(std::uint32_t* mine) {
+  if (__any_sync(0xffffffffu, mine != nullptr && ptx::loadAcquire(mine) == 0) != 0) return false;
+  if (mine != nullptr) *reinterpret_cast<volatile std::uint32_t*>(mine) = 0;
+  return true;
+}
 __device__ inline bool takeArrival(std::uint32_t* word) {
-  bool there = false;
-  if (threadIdx.x % kWarpThreads == 0 && ptx::loadAcquire(word) != 0) {
-    there = true;
-    *reinterpret_cast<volatile std::uint32_t*>(word) = 0;
-  }
-  return __any_sync(0xffffffffu, there) != 0;
+  return takeArrivals(threadIdx.x % kWarpThreads == 0 ? word : nullptr);
 }
 
 // Copies of each source, by the first warp of a block; the caller synchronises.

@@ -7,6 +7,7 @@ namespace fusco::kernels {
 
 namespace {
 
+// What launches before this one have written is visible to whoever sees a word that is released here.
 constexpr int kThreads = (kMaxNodeRanks + kWarpThreads - 1) / kWarpThreads * kWarpThreads;
 
 // Whether `word` gets as far as `count`, within the bound.
@@ -19,7 +20,6 @@ __global__ void __launch_bounds__(kThreads) meetOthers(const __grid_constant__ M
   const std::uint32_t count = *args.count + 1;
   const int other = static_cast<int>(threadIdx.x);
   if (other < kMaxNodeRanks && args.theirs[other] != nullptr) {
-    __threadfence_system();
     ptx::storeRelease(args.theirs[other], count);
     comesTo(args.mine + other, count, args.wait);
   }
@@ -33,7 +33,6 @@ __global__ void __launch_bounds__(kThreads) tellOthers(const __grid_constant__ T
   if (other >= kMaxNodeRanks || args.more[other] == 0) return;
   const std::uint32_t count = args.told[other] + args.more[other];
   args.told[other] = count;
-  __threadfence_system();
   ptx::storeRelease(args.theirs[other], count);
 }
 
