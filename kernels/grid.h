@@ -28,6 +28,12 @@ inline DeviceShape deviceShape() {
   return shape;
 }
 
+// Dynamic shared memory with which a block has a multiprocessor to itself: more than half of what there is.
+inline std::size_t aloneBytes(std::size_t needed) {
+  const std::size_t alone = static_cast<std::size_t>(deviceShape().sharedBytes) / 2 + 128;
+  return needed < alone ? alone : needed;
+}
+
 // Launches kernel(arguments). On Hopper and later the kernel may begin while the previous launch of the stream ends:
 // it must call ptx::waitForPreviousLaunch() before it reads or writes what others may use.
 template <typename Arguments>

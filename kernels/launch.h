@@ -111,6 +111,9 @@ struct SumArgs {
   ArrivalWait wait;
 };
 int launchSum(const SumArgs& args, const Budget& budget, void* stream);
+// Whether a launch within a budget, and one of launchPartial for the same rows, makes the most of the multiprocessors that
+// it is given on the current GPU.
+bool sumFillsMultiprocessors(const SumArgs& args);
 
 // Sums of rows that lie anywhere and may differ in type (partial sums of other nodes): exec::SumArgs as it is, with its
 // lists in memory of the GPU. The same arithmetic as launchSum.

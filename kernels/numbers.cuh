@@ -12,6 +12,19 @@ struct Bf16 {
   static constexpr int kPerVector = 8;
   using Element = unsigned short;
   __device__ static float load(Element x) { return __uint_as_float(static_cast<unsigned>(x) << 16); }
+  // The first and the second number of a word: one instruction each.
+  __device__ static float low(unsigned word) { return __uint_as_float(word << 16); }
+  __device__ static float high(unsigned word) { return __uint_as_float(word & 0xffff0000u); }
+  // Both rounded; neither is a NaN.
+  __device__ static unsigned roundPair(float first, float second) {
+#if __CUDA_ARCH__ >= 900
+    unsigned word;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
+    return word;
+#else
+    return round(first) | static_cast<unsigned>(round(second)) << 16;
+#endif
+  }
   __device__ static Element round(float x) {
 #if __CUDA_ARCH__ >= 900
     Element bits;
@@ -29,6 +42,11 @@ struct F16 {
   static constexpr int kPerVector = 8;
   using Element = unsigned short;
   __device__ static float load(Element x) { return __half2float(__ushort_as_half(x)); }
+  __device__ static float low(unsigned word) { return load(static_cast<Element>(word & 0xffffu)); }
+  __device__ static float high(unsigned word) { return load(static_cast<Element>(word >> 16)); }
+  __device__ static unsigned roundPair(float first, float second) {
+    return round(first) | static_cast<unsigned>(round(second)) << 16;
+  }
   __device__ static Element round(float x) {
     if (x != x) return 0x7e00;
     return __half_as_ushort(__float2half_rn(x));
@@ -48,7 +66,9 @@ struct Anywhere : Number {
   static constexpr bool kAnywhere = true;
 };
 template <typename Number>
-constexpr bool kIsAnywhere = requires { Number::kAnywhere; };
+constexpr bool kIsAnywhere = requires {
+  Number::kAnywhere;
+};
 
 // kBytes of a row: 16 where the row allows it, else one element.
 template <typename Number, int kBytes>
@@ -59,6 +79,28 @@ struct Pack {
     uint4 whole;
     Element elements[16 / sizeof(Element)];
   };
+  __device__ float at(int i) const {
+    if constexpr (kBytes == 16 && sizeof(Element) == 2) {
+      const unsigned word = i / 2 == 0 ? whole.x : i / 2 == 1 ? whole.y : i / 2 == 2 ? whole.z : whole.w;
+      return i % 2 == 0 ? Number::low(word) : Number::high(word);
+    } else {
+      return Number::load(elements[i]);
+    }
+  }
+  __device__ void round(const float (&numbers)[kCount]) {
+    if constexpr (kBytes == 16 && sizeof(Element) == 2) {
+      bool isNan = false;
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) isNan |= numbers[i] != numbers[i];
+      if (!isNan) {
+        whole = {Number::roundPair(numbers[0], numbers[1]), Number::roundPair(numbers[2], numbers[3]),
+                 Number::roundPair(numbers[4], numbers[5]), Number::roundPair(numbers[6], numbers[7])};
+        return;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) elements[i] = Number::round(numbers[i]);
+  }
   __device__ void read(const std::byte* from) {
     if constexpr (kBytes == 16) {
       whole = __ldcs(reinterpret_cast<const uint4*>(from));

@@ -283,11 +283,9 @@ cudaError_t launchBulk(PlaceKernelArgs args, int blocks, cudaStream_t stream) {
   const std::int64_t units = copies * args.pieces;
   const int used = static_cast<int>(std::clamp<std::int64_t>(units, 1, blocks));
   // A block begins while the planning kernel before it still holds some SMs. One that may share an SM would settle on
-  // those that are free, two or three together, and leave the others idle for the whole launch: more than half of an
-  // SM's shared memory keeps them apart.
+  // those that are free, two or three together, and leave the others idle for the whole launch.
   const auto needed = static_cast<std::size_t>(args.bufferBytes) * kStages * kWarps;
-  const std::size_t alone = static_cast<std::size_t>(deviceShape().sharedBytes) / 2 + 128;
-  return launch(placeBulk<kStages, kWarps, kTells>, args, used, kWarps * kWarp, std::max(needed, alone), stream);
+  return launch(placeBulk<kStages, kWarps, kTells>, args, used, kWarps * kWarp, aloneBytes(needed), stream);
 }
 
 std::uint64_t bitsOf(const PlaceArgs& place) {

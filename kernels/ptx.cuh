@@ -44,6 +44,25 @@ __device__ inline void storeRelease(std::uint32_t* word, std::uint32_t value) {
   asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(word), "r"(value) : "memory");
 #endif
 }
+// In the order that a fence before it gives.
+__device__ inline void storeRelaxed(std::uint32_t* word, std::uint32_t value) {
+#if __CUDA_ARCH__ >= 700
+  asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(word), "r"(value) : "memory");
+#endif
+}
+// Words in shared memory, between warps of a block.
+__device__ inline std::uint32_t loadAcquireShared(const std::uint32_t* word) {
+  std::uint32_t value = 0;
+#if __CUDA_ARCH__ >= 700
+  asm volatile("ld.acquire.cta.shared.u32 %0, [%1];" : "=r"(value) : "r"(sharedAddress(word)) : "memory");
+#endif
+  return value;
+}
+__device__ inline void storeReleaseShared(std::uint32_t* word, std::uint32_t value) {
+#if __CUDA_ARCH__ >= 700
+  asm volatile("st.release.cta.shared.u32 [%0], %1;" ::"r"(sharedAddress(word)), "r"(value) : "memory");
+#endif
+}
 __device__ inline std::uint32_t loadVolatile(const std::uint32_t* word) {
   return *const_cast<const volatile std::uint32_t*>(word);
 }
@@ -61,30 +80,48 @@ __device__ inline void barrierInit(std::uint64_t* barrier, std::uint32_t arrival
 }
 // Makes initialised barriers visible to the copy engine.
 __device__ inline void barrierInitFence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
-__device__ inline void barrierExpect(std::uint64_t* barrier, std::uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(sharedAddress(barrier)), "r"(bytes)
-               : "memory");
+// Barriers and buffers in shared memory by their addresses there.
+__device__ inline void barrierExpect(std::uint32_t barrier, std::uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
-__device__ inline void barrierWait(std::uint64_t* barrier, std::uint32_t parity) {
+__device__ inline void barrierExpect(std::uint64_t* barrier, std::uint32_t bytes) {
+  barrierExpect(sharedAddress(barrier), bytes);
+}
+__device__ inline void barrierWait(std::uint32_t barrier, std::uint32_t parity) {
   asm volatile(
       "{\n"
       ".reg .pred done;\n"
       "again:\n"
       "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
       "@!done bra again;\n"
-      "}\n" ::"r"(sharedAddress(barrier)),
+      "}\n" ::"r"(barrier),
       "r"(parity)
       : "memory");
 }
+__device__ inline void barrierWait(std::uint64_t* barrier, std::uint32_t parity) {
+  barrierWait(sharedAddress(barrier), parity);
+}
 
 // 16-byte aligned, a multiple of 16 bytes. What is loaded will not be read again.
-__device__ inline void bulkLoad(void* shared, const void* global, std::uint32_t bytes, std::uint64_t* barrier,
+__device__ inline void bulkLoad(std::uint32_t shared, const void* global, std::uint32_t bytes, std::uint32_t barrier,
                                 std::uint64_t policy) {
   asm volatile(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::
-          "r"(sharedAddress(shared)),
-      "l"(global), "r"(bytes), "r"(sharedAddress(barrier)), "l"(policy)
+          "r"(shared),
+      "l"(global), "r"(bytes), "r"(barrier), "l"(policy)
       : "memory");
+}
+__device__ inline void bulkLoad(void* shared, const void* global, std::uint32_t bytes, std::uint64_t* barrier,
+                                std::uint64_t policy) {
+  bulkLoad(sharedAddress(shared), global, bytes, sharedAddress(barrier), policy);
+}
+__device__ inline uint4 loadShared(std::uint32_t address) {
+  uint4 value;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "r"(address)
+               : "memory");
+  return value;
 }
 __device__ inline void bulkStore(void* global, const void* shared, std::uint32_t bytes) {
   asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(global), "r"(sharedAddress(shared)),

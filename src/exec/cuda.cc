@@ -307,6 +307,7 @@ void place(const kernels::PlaceArgs& args, const kernels::Budget& budget, Stream
   check(kernels::launchPlace(args, budget, stream), "launch of the dispatch kernel");
 }
 bool placesAcross(const kernels::PlaceArgs& args) { return kernels::placesAcross(args); }
+bool sumFillsMultiprocessors(const kernels::SumArgs& args) { return kernels::sumFillsMultiprocessors(args); }
 void expand(const kernels::ExpandArgs& args, const kernels::Budget& budget, Stream stream) {
   check(kernels::launchExpand(args, budget, stream), "launch of the kernel that copies rows where they have come");
 }

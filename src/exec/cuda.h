@@ -116,6 +116,7 @@ void plan(const kernels::PlanArgs& args, Stream stream);
 void place(const kernels::PlaceArgs& args, const kernels::Budget& budget, Stream stream);
 // Whether launches of this shape can bring rows over links once, on the current GPU.
 bool placesAcross(const kernels::PlaceArgs& args);
+bool sumFillsMultiprocessors(const kernels::SumArgs& args);
 void expand(const kernels::ExpandArgs& args, const kernels::Budget& budget, Stream stream);
 void meet(const kernels::MeetArgs& args, Stream stream);
 void tell(const kernels::TellArgs& args, Stream stream);

@@ -53,6 +53,7 @@ void planLay(const kernels::PlanArgs&, Stream) { none(); }
 void plan(const kernels::PlanArgs&, Stream) { none(); }
 void place(const kernels::PlaceArgs&, const kernels::Budget&, Stream) { none(); }
 bool placesAcross(const kernels::PlaceArgs&) { none(); }
+bool sumFillsMultiprocessors(const kernels::SumArgs&) { none(); }
 void expand(const kernels::ExpandArgs&, const kernels::Budget&, Stream) { none(); }
 void meet(const kernels::MeetArgs&, Stream) { none(); }
 void tell(const kernels::TellArgs&, Stream) { none(); }

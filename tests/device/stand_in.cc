@@ -347,6 +347,7 @@ void planCount(const kernels::PlanArgs&, Stream) { notHere("the planner"); }
 void planLay(const kernels::PlanArgs&, Stream) { notHere("the planner"); }
 void plan(const kernels::PlanArgs&, Stream) { notHere("the planner"); }
 bool placesAcross(const kernels::PlaceArgs&) { return false; }
+bool sumFillsMultiprocessors(const kernels::SumArgs&) { return false; }
 void expand(const kernels::ExpandArgs&, const kernels::Budget&, Stream) { notHere("expand"); }
 void meet(const kernels::MeetArgs&, Stream) { notHere("meet"); }
 void tell(const kernels::TellArgs&, Stream) { notHere("tell"); }

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 
 namespace fusco::engine {
 
@@ -20,13 +21,13 @@ int mostTokens(const std::vector<DeviceOperation*>& all) {
 // Rows that cross a link once cost more launches and waits: about what so many bytes take on a link.
 constexpr double kOverheadOfDispatch = 4 << 20, kOverheadOfCombine = 8 << 20;
 
-// The cost rule: whether rows of `rowBytes` had better cross links once. With uniform routing a token has experts on
-// P (1 - (1 - 1/P)^K) of P parts.
+// Of `parts` parts, on how many a token has experts, with uniform routing.
+double partsOfToken(int topk, int parts) { return parts * (1 - std::pow(1 - 1.0 / parts, topk)); }
+
+// The cost rule: whether rows of `rowBytes` had better cross links once.
 bool savesEnough(const PlanRequest& request, int parts, std::int64_t tokens, std::size_t rowBytes, double overhead) {
   if (parts < 2) return false;
-  double elsewhere = 1;
-  for (int k = 0; k < request.map.topk; ++k) elsewhere *= 1.0 - 1.0 / parts;
-  const double rows = request.map.topk - parts * (1 - elsewhere);
+  const double rows = request.map.topk - partsOfToken(request.map.topk, parts);
   return static_cast<double>(tokens) * rows * (parts - 1) / parts * static_cast<double>(rowBytes) > overhead;
 }
 
@@ -37,10 +38,24 @@ constexpr std::uint32_t kBesideFlags = kWantsTickets | kCounterFlags;
 // Where launches wait beside others both want some multiprocessors.
 constexpr int kLeastBlocks = 4;
 
-// Of a budget, what goes to those who send; the rest to those who take. Of 24 multiprocessors, 4096 tokens: 50 to 60 in
-// a hundred are within a tenth of the best on 2 and on 4 GPUs, in both operations.
-kernels::Budget senders(const kernels::Budget& budget) { return {(budget.blocks * 11 + 19) / 20}; }
-kernels::Budget takers(const kernels::Budget& budget) { return {budget.blocks - senders(budget).blocks}; }
+// A budget, between those who send rows to other GPUs and those who take what comes.
+struct Divided {
+  kernels::Budget senders, takers;
+};
+Divided divide(const kernels::Budget& budget, double share) {
+  const auto senders = static_cast<int>(std::ceil(budget.blocks * share));
+  return {{senders}, {budget.blocks - senders}};
+}
+// In dispatch. Of 24 multiprocessors, 4096 tokens: 50 to 60 in a hundred are within a tenth of the best on 2 and 4
+// GPUs.
+constexpr double kSendersOfDispatch = 0.55;
+// In combine, of a token's rows those who send read all that lie elsewhere and write a sum for each part; those who
+// take read the rest and the sums, and write one. A multiprocessor reads twice as fast as it writes.
+double sendersOfCombine(int topk, int parts) {
+  const double each = static_cast<double>(topk) / parts, sums = partsOfToken(topk, parts) * (parts - 1) / parts;
+  const double senders = topk - each + 2 * sums, takers = each + sums + 2;
+  return senders / (senders + takers);
+}
 
 }  // namespace
 
@@ -276,8 +291,9 @@ void DeviceDispatch::launchAll(const std::vector<DeviceOperation*>& all, const k
         cuda::place(args, budget, stream);
       } else {
         const cuda::Stream beside = domain_.beside(stream, capturing());
-        cuda::place(args, senders(budget), stream);
-        expand(takers(budget), beside);
+        const Divided divided = divide(budget, kSendersOfDispatch);
+        cuda::place(args, divided.senders, stream);
+        expand(divided.takers, beside);
         domain_.joinBeside(stream, capturing());
       }
     }
@@ -399,20 +415,25 @@ void DeviceCombine::announceCrossing(Meeting::Announcement& announcement) {
 void DeviceCombine::launchAll(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget,
                               cuda::Stream stream) {
   if (crossing_.across() == Across::no) {
-    sumRows(all, budget, stream);
+    cuda::sum(sumArgs(all), budget, stream);
   } else if (crossing_.across() == Across::behind) {
     bringPartials(budget, stream);
   } else {
+    const kernels::SumArgs sums = sumArgs(all);
     const cuda::Stream beside = domain_.beside(stream, capturing());
-    bringPartials(senders(budget), stream);
-    sumRows(all, takers(budget), beside);
+    // Each has multiprocessors of its own where both fill those that they have.
+    const bool takesAll = budget.blocks == 0 && cuda::sumFillsMultiprocessors(sums);
+    const Divided divided = divide(takesAll ? kernels::Budget{cuda::multiprocessors(domain_.device())} : budget,
+                                   sendersOfCombine(sums.topk, domain_.parts()));
+    bringPartials(divided.senders, stream);
+    cuda::sum(sums, divided.takers, beside);
     domain_.joinBeside(stream, capturing());
   }
 }
 
 void DeviceCombine::launchRest(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget,
                                cuda::Stream stream) {
-  sumRows(all, budget, stream);
+  cuda::sum(sumArgs(all), budget, stream);
 }
 
 void DeviceCombine::bringPartials(const kernels::Budget& budget, cuda::Stream stream) const {
@@ -434,8 +455,7 @@ void DeviceCombine::bringPartials(const kernels::Budget& budget, cuda::Stream st
   cuda::partial(args, budget, stream);
 }
 
-void DeviceCombine::sumRows(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget,
-                            cuda::Stream stream) const {
+kernels::SumArgs DeviceCombine::sumArgs(const std::vector<DeviceOperation*>& all) const {
   kernels::SumArgs args{};
   args.rankCount = static_cast<int>(all.size());
   args.maxTokens = mostTokens(all);
@@ -460,7 +480,7 @@ void DeviceCombine::sumRows(const std::vector<DeviceOperation*>& all, const kern
     args.wait = domain_.arrivalWait();
     for (int i = 0; i < engine_.nodeRanks(); ++i) args.brings[i] = domain_.partOf(i) != domain_.part();
   }
-  cuda::sum(args, budget, stream);
+  return args;
 }
 
 std::unique_ptr<Operation> makeDeviceDispatch(Engine& engine, std::shared_ptr<PlanState> plan,

@@ -98,8 +98,7 @@ class DeviceCombine : public DeviceOperation {
   int mostPartials() const;
   kernels::RowPieces pieces() const;
   void bringPartials(const kernels::Budget& budget, exec::cuda::Stream stream) const;
-  void sumRows(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget,
-               exec::cuda::Stream stream) const;
+  kernels::SumArgs sumArgs(const std::vector<DeviceOperation*>& all) const;
 
   CombineRequest request_;
   std::vector<std::byte*> bases_;
