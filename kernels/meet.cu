@@ -15,9 +15,8 @@ __device__ bool comesTo(const std::uint32_t* word, std::uint32_t count, const Ar
   return waitUntil([&] { return static_cast<std::int32_t>(ptx::loadAcquire(word) - count) >= 0; }, wait);
 }
 
-__global__ void __launch_bounds__(kThreads) meetOthers(const __grid_constant__ MeetArgs args) {
-  ptx::waitForPreviousLaunch();
-  const std::uint32_t count = *args.count + 1;
+// The meeting of this number. What the block's threads have written before they synchronised is visible behind it.
+__device__ void meet(const MeetArgs& args, std::uint32_t count) {
   const int other = static_cast<int>(threadIdx.x);
   if (other < kMaxNodeRanks && args.theirs[other] != nullptr) {
     ptx::storeRelease(args.theirs[other], count);
@@ -25,6 +24,39 @@ __global__ void __launch_bounds__(kThreads) meetOthers(const __grid_constant__ M
   }
   __syncthreads();
   if (other == 0) *args.count = count;
+}
+
+__global__ void __launch_bounds__(kThreads) meetOthers(const __grid_constant__ MeetArgs args) {
+  ptx::waitForPreviousLaunch();
+  meet(args, *args.count + 1);
+}
+
+constexpr int kMapThreads = 512;
+
+template <typename Id>
+__device__ void bringMap(const BringMapsArgs& args, const BringMapsArgs::Map& map, std::size_t offset) {
+  std::int64_t used = map.tokensUsed == nullptr ? map.tokens : *map.tokensUsed;
+  if (used < 0 || used > map.tokens) used = 0;  // which its planner tells
+  for (std::int64_t i = threadIdx.x; i < map.tokens * args.topk; i += kMapThreads) {
+    const Id id = i < used * args.topk ? static_cast<const Id*>(map.ids)[i] : Id{-1};
+    for (int k = 0; k < args.others; ++k) reinterpret_cast<Id*>(args.maps[k] + offset)[i] = id;
+  }
+}
+
+__global__ void __launch_bounds__(kMapThreads) bringMaps(const __grid_constant__ BringMapsArgs args) {
+  ptx::waitForPreviousLaunch();
+  const std::uint32_t count = *args.meet.count + 1;
+  for (int r = 0; r < args.ownCount; ++r) {
+    const BringMapsArgs::Map& map = args.own[r];
+    const std::size_t offset = (static_cast<std::size_t>(count % 2 * args.ranks) + map.number) * kMapBytes;
+    if (args.idBytes == 4) {
+      bringMap<std::int32_t>(args, map, offset);
+    } else {
+      bringMap<std::int64_t>(args, map, offset);
+    }
+  }
+  __syncthreads();
+  meet(args.meet, count);
 }
 
 __global__ void __launch_bounds__(kThreads) tellOthers(const __grid_constant__ TellArgs args) {
@@ -49,6 +81,9 @@ __global__ void __launch_bounds__(kThreads) awaitOthers(const __grid_constant__ 
 
 int launchMeet(const MeetArgs& args, void* stream) {
   return launch(meetOthers, args, 1, kThreads, 0, static_cast<cudaStream_t>(stream));
+}
+int launchBringMaps(const BringMapsArgs& args, void* stream) {
+  return launch(bringMaps, args, 1, kMapThreads, 0, static_cast<cudaStream_t>(stream));
 }
 int launchTell(const TellArgs& args, void* stream) {
   return launch(tellOthers, args, 1, kThreads, 0, static_cast<cudaStream_t>(stream));

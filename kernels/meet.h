@@ -20,6 +20,29 @@ struct MeetArgs {
 };
 int launchMeet(const MeetArgs& args, void* stream);
 
+// A meeting that brings small routing maps along: every GPU writes the ids of its ranks to memory of the others, -1 for
+// tokens that are not used, and behind it reads those of all ranks in its own. There are two places for each, and
+// meetings take turns: who reads what one has brought is done before it comes to another one, which all go through before
+// the next but one. So nobody has to wait behind the reading.
+inline constexpr std::size_t kMapIds = 1024;  // of a rank
+inline constexpr std::size_t kMapBytes = kMapIds * sizeof(std::int64_t);
+struct BringMapsArgs {
+  MeetArgs meet;
+  struct Map {
+    const void* ids;                 // [tokens, topk], at most kMapIds
+    const std::int64_t* tokensUsed;  // in device memory; null: all
+    std::int64_t tokens;
+    int number;  // of the rank, in `maps`
+  };
+  Map own[kMaxLocalRanks];
+  int ownCount;
+  int topk, idBytes;
+  int ranks;                        // whose maps lie there
+  std::byte* maps[kMaxNodeRanks];   // [2][ranks] maps of kMapBytes on each other GPU, by the meeting's count, odd or even
+  int others;
+};
+int launchBringMaps(const BringMapsArgs& args, void* stream);
+
 // Pair by pair: one GPU tells others how much has come to pass on its stream, others wait for as much. Both ends count
 // by themselves, so that this can be captured, too.
 struct TellArgs {

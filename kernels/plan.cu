@@ -1,6 +1,7 @@
 // The planning kernels and their launches. A block plans a chunk of one rank's routing map; blockIdx.y is the rank.
 #include <algorithm>
 
+#include "kernels/meet.h"
 #include "kernels/plan_head.cuh"
 
 namespace fusco::kernels {
@@ -14,6 +15,7 @@ constexpr int kWholeApart = 16384;     // the same where ranks on several GPUs w
 constexpr int kOwnInBlock = 1024;      // and of its own rank
 constexpr int kSlottedInBlock = 2048;  // of its own rank, where it need not count those of others
 constexpr int kMostDirect = 4096;      // counts of all ranks that every block adds up
+static_assert(kOwnInBlock <= kMapIds);
 
 // Counts the entries of a batch: addRow(key) for each; copies and entries of nodes where they are asked for. With one
 // node they are kept in `only`.
@@ -71,7 +73,7 @@ __global__ void __launch_bounds__(32 * kMaxWarps) countKernel(const __grid_const
     int expert[kBatches];
 #pragma unroll
     for (int b = 0; b < kBatches; ++b) {
-      expert[b] = loadExpert(launch, rank, me, first + b * ofAll, end,
+      expert[b] = loadExpert(launch, rank.ids, me, first + b * ofAll, end,
                              [&](std::uint32_t index) { atomicMax(s.words + kBad, ~index); });
     }
 #pragma unroll
@@ -286,6 +288,7 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 1) aloneKernel(const __grid_co
   const std::uint32_t tokens = tokensOf(rank, tooMany);
   HeadFrame frame;
   frame.load(rank);
+  const std::size_t brought = launch.turn != nullptr && *launch.turn % 2 != 0 ? launch.turnBytes : 0;
 
   const auto countAll = [&] {
     const int counted = launch.slotted ? 1 : launch.rankCount;
@@ -302,7 +305,9 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 1) aloneKernel(const __grid_co
         bool isTooMany = false;
         const PlanRank& other = launch.rank[from[b]];
         const std::uint32_t end = tokensOf(other, isTooMany), token = batch / counted * launch.tokensOfBatch;
-        expert[b] = loadExpert(launch, other, me, token, end, [&](std::uint32_t index) {
+        const bool here = from[b] >= launch.firstHere && from[b] < launch.firstHere + launch.ranksHere;
+        const void* const ids = static_cast<const std::byte*>(other.ids) + (here ? 0 : brought);
+        expert[b] = loadExpert(launch, ids, me, token, end, [&](std::uint32_t index) {
           if (from[b] == mine) atomicMax(s.words + kBad, ~index);
           atomicMax(s.words + kBadRank, ~static_cast<std::uint32_t>(other.rank));
         });
@@ -443,6 +448,8 @@ PlanLaunch prepare(const PlanArgs& args, const Device& device, bool alone) {
   launch.rankCount = args.rankCount;
   launch.firstHere = args.firstHere;
   launch.ranksHere = args.ranksHere;
+  launch.turn = args.turn;
+  launch.turnBytes = args.turnBytes;
   launch.warps = warpsThatFit(args, device, alone);
   launch.tokensOfBatch = 32 / args.topk;
   launch.each = args.experts / args.ranks;

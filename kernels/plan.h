@@ -87,6 +87,10 @@ struct PlanArgs {
   Rank rank[kMaxPlanRanks];
   // launchPlan of a small routing map: the ranks that this GPU plans; the others' maps are counted only. 0: all.
   int firstHere, ranksHere;
+  // Others' maps that a meeting has brought (kernels/meet.h): all of their tokens count, and where this number, in
+  // device memory, is odd, they lie so many bytes further. Null: they lie where `ids` says.
+  const std::uint32_t* turn;
+  std::size_t turnBytes;
 };
 
 // Keys that counts have room for: experts, and ranks in rank order.

@@ -49,6 +49,8 @@ struct PlanLaunch {
   std::uint32_t capacity, blockRows;  // rows of an output; rows that one key may have here
   int idBytes, topk, experts, ranks, nodes, keys, room, alignment, rankCount;
   int firstHere, ranksHere;  // small routing maps: the ranks that this launch plans; 0: all
+  const std::uint32_t* turn;  // as in PlanArgs
+  std::size_t turnBytes;
   int pairs;   // of keys, rounded up
   int warps;   // of a block
   int chunks;  // parts at most

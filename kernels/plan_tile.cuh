@@ -9,13 +9,13 @@ namespace fusco::kernels {
 // Reads the ids of a batch whose first token is `token`: the expert, or -1. outOfRange(index) is called for
 // ids that are neither.
 template <typename OutOfRange>
-__device__ int loadExpert(const PlanLaunch& launch, const PlanRank& rank, const Lane& me, std::uint32_t token,
+__device__ int loadExpert(const PlanLaunch& launch, const void* ids, const Lane& me, std::uint32_t token,
                           std::uint32_t end, OutOfRange&& outOfRange) {
   const std::uint32_t mine = token + me.token;
   if (!me.works || mine >= end) return -1;
   const std::uint32_t index = mine * launch.topk + me.slot;
-  const std::int64_t id = launch.idBytes == 4 ? static_cast<const std::int32_t*>(rank.ids)[index]
-                                              : static_cast<const std::int64_t*>(rank.ids)[index];
+  const std::int64_t id = launch.idBytes == 4 ? static_cast<const std::int32_t*>(ids)[index]
+                                              : static_cast<const std::int64_t*>(ids)[index];
   if (static_cast<std::uint64_t>(id) < static_cast<std::uint64_t>(launch.experts)) return static_cast<int>(id);
   if (id != -1) outOfRange(index);
   return -1;
@@ -63,7 +63,7 @@ struct Tile {
     for (int b = 0; b < kBatches; ++b) {
       expert[b] = -1;
       if (b < batches) {
-        expert[b] = loadExpert(launch, rank, me, token + b * launch.tokensOfBatch, end, [](std::uint32_t) {});
+        expert[b] = loadExpert(launch, rank.ids, me, token + b * launch.tokensOfBatch, end, [](std::uint32_t) {});
       }
     }
     kept = begins = twin = 0;

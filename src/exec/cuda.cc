@@ -314,6 +314,9 @@ void expand(const kernels::ExpandArgs& args, const kernels::Budget& budget, Stre
 void meet(const kernels::MeetArgs& args, Stream stream) {
   check(kernels::launchMeet(args, stream), "launch of the kernel that meets other GPUs");
 }
+void bringMaps(const kernels::BringMapsArgs& args, Stream stream) {
+  check(kernels::launchBringMaps(args, stream), "launch of the kernel that brings routing maps to other GPUs");
+}
 void tell(const kernels::TellArgs& args, Stream stream) {
   check(kernels::launchTell(args, stream), "launch of the kernel that tells other GPUs");
 }

@@ -119,6 +119,7 @@ bool placesAcross(const kernels::PlaceArgs& args);
 bool sumFillsMultiprocessors(const kernels::SumArgs& args);
 void expand(const kernels::ExpandArgs& args, const kernels::Budget& budget, Stream stream);
 void meet(const kernels::MeetArgs& args, Stream stream);
+void bringMaps(const kernels::BringMapsArgs& args, Stream stream);
 void tell(const kernels::TellArgs& args, Stream stream);
 void await(const kernels::AwaitArgs& args, Stream stream);
 void partial(const kernels::PartialArgs& args, const kernels::Budget& budget, Stream stream);

@@ -56,6 +56,7 @@ bool placesAcross(const kernels::PlaceArgs&) { none(); }
 bool sumFillsMultiprocessors(const kernels::SumArgs&) { none(); }
 void expand(const kernels::ExpandArgs&, const kernels::Budget&, Stream) { none(); }
 void meet(const kernels::MeetArgs&, Stream) { none(); }
+void bringMaps(const kernels::BringMapsArgs&, Stream) { none(); }
 void tell(const kernels::TellArgs&, Stream) { none(); }
 void await(const kernels::AwaitArgs&, Stream) { none(); }
 void partial(const kernels::PartialArgs&, const kernels::Budget&, Stream) { none(); }

@@ -350,6 +350,7 @@ bool placesAcross(const kernels::PlaceArgs&) { return false; }
 bool sumFillsMultiprocessors(const kernels::SumArgs&) { return false; }
 void expand(const kernels::ExpandArgs&, const kernels::Budget&, Stream) { notHere("expand"); }
 void meet(const kernels::MeetArgs&, Stream) { notHere("meet"); }
+void bringMaps(const kernels::BringMapsArgs&, Stream) { notHere("bringMaps"); }
 void tell(const kernels::TellArgs&, Stream) { notHere("tell"); }
 void await(const kernels::AwaitArgs&, Stream) { notHere("await"); }
 void partial(const kernels::PartialArgs&, const kernels::Budget&, Stream) { notHere("partial"); }

@@ -80,9 +80,17 @@ std::uint32_t* meetingOf(std::byte* counts, int ranks, int slot) {
   return reinterpret_cast<std::uint32_t*>(counts + meetingsAt(ranks) + static_cast<std::size_t>(slot) * kMeetingOfSlot);
 }
 
+// Brought maps lie behind the meetings, two for each rank and slot, where as many ranks can plan small maps.
+std::size_t mapsAtOf(int ranks) {
+  return (meetingsAt(ranks) + kOperationSlots * kMeetingOfSlot + 63) / 64 * 64;
+}
+std::size_t mapsOf(int ranks) {
+  return ranks > kernels::kMaxPlanRanks ? 0 : 2 * static_cast<std::size_t>(ranks) * kernels::kMapBytes;
+}
+
 }  // namespace
 
-std::size_t DeviceDomain::bytesOf(int ranks) { return meetingsAt(ranks) + kOperationSlots * kMeetingOfSlot; }
+std::size_t DeviceDomain::bytesOf(int ranks) { return mapsAtOf(ranks) + kOperationSlots * mapsOf(ranks); }
 
 DeviceDomain::DeviceDomain(Engine& engine, int device, int maxSms, std::int64_t timeoutMs)
     : engine_(engine), device_(device), maxSms_(maxSms), pool_(device, engine.ledger()) {
@@ -125,6 +133,7 @@ DeviceDomain::DeviceDomain(Engine& engine, int device, int maxSms, std::int64_t 
     return a.process[0] == b.process[0] && a.process[1] == b.process[1];
   };
   bool allHere = true;
+  std::vector<std::byte*> countsOfRanks;  // by local index
   std::vector<const kernels::PlanCounts*> addresses(static_cast<std::size_t>(ranks) * kOperationSlots, nullptr);
   for (int i = 0; i < engine.nodeRanks(); ++i) {
     const int rank = engine.nodeRank(i);
@@ -148,6 +157,7 @@ DeviceDomain::DeviceDomain(Engine& engine, int device, int maxSms, std::int64_t 
       counts =
           mapped(peers_.back(), r.exported.handle, r.counts - r.exported.offset, r.exported.bytes) + r.exported.offset;
     }
+    countsOfRanks.push_back(counts);
     for (int slot = 0; slot < kOperationSlots; ++slot) {
       meetings_[slot].theirs[i] = meetingOf(counts, ranks, slot);
       addresses[static_cast<std::size_t>(slot * ranks + rank)] =
@@ -187,6 +197,10 @@ DeviceDomain::DeviceDomain(Engine& engine, int device, int maxSms, std::int64_t 
       std::uint32_t*& word = meeting.theirs[i];
       word = part == i && part != part_ ? word + part_ : nullptr;
     }
+  }
+  for (int i = 0; i < engine.nodeRanks(); ++i) {
+    if (peers_[static_cast<std::size_t>(i)].part == i && i != part_)
+      countsOfOthers_.push_back(countsOfRanks[static_cast<std::size_t>(i)]);
   }
   oneLaunch_ = sharing == engine.nodeRanks();
   if (sharing > kernels::kMaxLocalRanks) {
@@ -239,6 +253,24 @@ int DeviceDomain::parts() const {
 }
 
 void DeviceDomain::meet(int slot, cuda::Stream stream) const { cuda::meet(meetings_[slot], stream); }
+
+std::byte* DeviceDomain::mapsAt(std::byte* counts, int slot, int number) const {
+  const int ranks = engine_.fabric().ranks();
+  return counts + mapsAtOf(ranks) + static_cast<std::size_t>(slot) * mapsOf(ranks) +
+         static_cast<std::size_t>(number) * kernels::kMapBytes;
+}
+
+void DeviceDomain::bringMaps(int slot, kernels::BringMapsArgs& args, cuda::Stream stream) const {
+  args.meet = meetings_[slot];
+  args.ranks = engine_.fabric().ranks();
+  for (std::byte* counts : countsOfOthers_) args.maps[args.others++] = mapsAt(counts, slot, 0);
+  cuda::bringMaps(args, stream);
+}
+
+void DeviceDomain::setTurn(int slot, kernels::PlanArgs& args) const {
+  args.turn = meetings_[slot].count;
+  args.turnBytes = mapsOf(engine_.fabric().ranks()) / 2;
+}
 
 void DeviceDomain::beginSlot(int slot, cuda::Stream stream, bool captured) const {
   if (captured) {

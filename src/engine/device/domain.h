@@ -98,6 +98,11 @@ class DeviceDomain {
   // What is on `stream` comes after what others have launched before their meetings of this slot, and the other way
   // round. For one of the members that share a launch.
   void meet(int slot, exec::cuda::Stream stream) const;
+  // The same, and routing maps of at most kernels::kMapIds ids come along; behind it a planner finds those of others:
+  // `number` by local index, for PlanArgs::turn and turnBytes as planArgs sets them.
+  void bringMaps(int slot, kernels::BringMapsArgs& args, exec::cuda::Stream stream) const;
+  const std::byte* broughtMap(int slot, int number) const { return mapsAt(countsMemory_, slot, number); }
+  void setTurn(int slot, kernels::PlanArgs& args) const;
   // The slot's memory serves one operation after the other, on whichever streams: `begin` waits for the last `end`.
   // What is captured does so each time it is replayed, where processes meet on GPUs; where all ranks are in one process
   // the caller orders graphs and calls.
@@ -140,6 +145,7 @@ class DeviceDomain {
     std::size_t bytes = 0;
   };
   std::byte* landing(Landing& landing, std::size_t bytes);
+  std::byte* mapsAt(std::byte* counts, int slot, int number) const;
 
   struct Peer {
     bool sameProcess;
@@ -163,13 +169,14 @@ class DeviceDomain {
   bool together_ = false, oneLaunch_ = false, meetsOnGpu_ = false;
   int part_ = 0;
   std::shared_ptr<DeviceGroup> group_;
-  std::byte* countsMemory_ = nullptr;  // counts of each slot, addresses of each slot, words of its meetings
+  std::byte* countsMemory_ = nullptr;  // counts of each slot, addresses of each slot, words of its meetings, brought maps
   std::size_t countsBytes_ = 0;
   std::unique_ptr<exec::cuda::Event> events_[kEvents];
   std::unique_ptr<exec::cuda::Event> slotEnds_[kOperationSlots];
   bool slotUsed_[kOperationSlots] = {};
   bool keepsMapped_ = false;
   kernels::MeetArgs meetings_[kOperationSlots] = {};
+  std::vector<std::byte*> countsOfOthers_;  // countsMemory_ of the first rank of each other part
   std::unique_ptr<exec::cuda::OwnStream> beside_[2];  // the second belongs to captures
   bool ownGpus_ = true;
   std::shared_ptr<WaitWords> waits_;

@@ -200,7 +200,7 @@ void DeviceOperation::launchTogether(const std::vector<DeviceOperation*>& all) {
       part.domain().beginSlot(slot_, part.leader(), capturing_);
     }
   }
-  meet(parts);
+  if (meetsBefore()) meet(parts);
   const auto launchParts = [&](auto launch) {
     for (const Part& part : parts) {
       const cuda::OnDevice on(part.domain().device());
@@ -212,7 +212,7 @@ void DeviceOperation::launchTogether(const std::vector<DeviceOperation*>& all) {
     meet(parts);
     launchParts(&DeviceOperation::launchRest);
   }
-  meet(parts);
+  if (meetsBehind()) meet(parts);
   for (const Part& part : parts) {
     const cuda::OnDevice on(part.domain().device());
     for (DeviceOperation* one : part.all) {

@@ -49,6 +49,9 @@ class DeviceOperation : public Operation {
   // The same once more when all have ended what they launched first, where ranks are on several GPUs.
   virtual void launchRest(const std::vector<DeviceOperation*>&, const kernels::Budget&, exec::cuda::Stream) {}
   virtual bool hasRest() const { return false; }
+  // Whether the GPUs meet before the first launch, and behind the last one.
+  virtual bool meetsBefore() const { return true; }
+  virtual bool meetsBehind() const { return true; }
   // After the launch, on this rank's own thread; may be called until it is complete.
   virtual Outcome finish() { return Outcome::complete; }
 

@@ -83,7 +83,7 @@ void keepRoutingMap(const PlanState& plan, cuda::Stream stream) {
 }
 }  // namespace
 
-// Other GPUs count this rank's routing map by themselves, where it is small and they reach it.
+// Other GPUs count this rank's routing map by themselves, where it is small: they reach it, or it is brought to them.
 void DevicePlanning::announceMap(Meeting::Announcement& announcement) {
   const PlanRequest& r = plan_->request;
   announcement.rows = static_cast<std::uint64_t>(r.map.tokens);
@@ -92,14 +92,10 @@ void DevicePlanning::announceMap(Meeting::Announcement& announcement) {
   kernels::PlanArgs alone = arguments({this}, {});
   alone.ranksHere = 1;
   if (!cuda::planIsSmall(alone)) return;
-  if (r.options.layout != plan::Layout::slotted) {
+  if (r.options.layout != plan::Layout::slotted && !domain_.meetsOnGpu()) {
     const auto slots = static_cast<std::size_t>(r.map.tokens) * static_cast<std::size_t>(r.map.topk);
-    try {
-      announceTensor(announcement, kRows2, r.map.ids, slots * static_cast<std::size_t>(r.map.idBytes));
-      if (r.tokensOnDevice != nullptr) announceTensor(announcement, kTickets, r.tokensOnDevice, sizeof(std::int64_t));
-    } catch (const Error&) {
-      return;  // memory that other processes cannot map
-    }
+    announceTensor(announcement, kRows2, r.map.ids, slots * static_cast<std::size_t>(r.map.idBytes));
+    if (r.tokensOnDevice != nullptr) announceTensor(announcement, kTickets, r.tokensOnDevice, sizeof(std::int64_t));
   }
   announcement.flags |= kMapReached;
 }
@@ -125,10 +121,15 @@ kernels::PlanArgs DevicePlanning::mapsOfNode(const kernels::Budget& budget) cons
   args.rankCount = engine_.nodeRanks();
   args.firstHere = domain_.part();
   args.ranksHere = 1;
+  if (domain_.meetsOnGpu()) domain_.setTurn(slot_, args);
   for (int i = 0; i < args.rankCount; ++i) {
     kernels::PlanArgs::Rank& one = args.rank[i];
-    one.ids = tensorOf(i, kRows2);
-    one.tokensUsed = reinterpret_cast<const std::int64_t*>(tensorOf(i, kTickets));
+    if (domain_.meetsOnGpu()) {
+      one.ids = domain_.broughtMap(slot_, i);
+    } else {
+      one.ids = tensorOf(i, kRows2);
+      one.tokensUsed = reinterpret_cast<const std::int64_t*>(tensorOf(i, kTickets));
+    }
     one.tokens = plan_->device->ofRank(i).tokens;
     one.rank = engine_.nodeRank(i);
     one.node = topology.nodeOf(one.rank);
@@ -153,12 +154,25 @@ void DevicePlanning::launchAll(const std::vector<DeviceOperation*>& all, const k
     kernels::PlanArgs whole = mapsOfNode(budget);
     whole.ranksHere = args.rankCount;
     std::copy_n(args.rank, args.rankCount, whole.rank + whole.firstHere);
+    if (domain_.meetsOnGpu() && plan_->request.options.layout != plan::Layout::slotted) bringMaps(all, stream);
     cuda::plan(whole, stream);
   } else {
     cuda::planCount(args, stream);
     const int blocks = cuda::planBlocksOfRank(args);
     for (DeviceOperation* one : all) static_cast<DevicePlanning*>(one)->blocksOfCount_ = blocks;
   }
+}
+
+void DevicePlanning::bringMaps(const std::vector<DeviceOperation*>& all, cuda::Stream stream) const {
+  kernels::BringMapsArgs args{};
+  args.topk = plan_->request.map.topk;
+  args.idBytes = plan_->request.map.idBytes;
+  for (DeviceOperation* one : all) {
+    const auto& planning = static_cast<const DevicePlanning&>(*one);
+    const PlanRequest& r = planning.plan_->request;
+    args.own[args.ownCount++] = {r.map.ids, r.tokensOnDevice, r.map.tokens, planning.engine_.localIndex()};
+  }
+  domain_.bringMaps(slot_, args, stream);
 }
 
 void DevicePlanning::launchRest(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget,
