@@ -36,6 +36,7 @@ __device__ inline bool waitForArrivals(std::uint32_t* mine, const ArrivalWait& w
     there = waitUntil([&] { return ptx::loadAcquire(mine) != 0; }, wait);
     if (there) *reinterpret_cast<volatile std::uint32_t*>(mine) = 0;
   }
+  __syncwarp();  // what one lane has acquired, others read
   return __all_sync(0xffffffffu, there) != 0;
 }
 __device__ inline bool waitForArrival(std::uint32_t* word, const ArrivalWait& wait) {
@@ -45,6 +46,7 @@ __device__ inline bool waitForArrival(std::uint32_t* word, const ArrivalWait& wa
 __device__ inline bool takeArrivals(std::uint32_t* mine) {
   if (__any_sync(0xffffffffu, mine != nullptr && ptx::loadAcquire(mine) == 0) != 0) return false;
   if (mine != nullptr) *reinterpret_cast<volatile std::uint32_t*>(mine) = 0;
+  __syncwarp();
   return true;
 }
 __device__ inline bool takeArrival(std::uint32_t* word) {

@@ -4,7 +4,8 @@
 //
 // Both may run beside what they wait for. A word in memory of the waiting GPU says that a piece of a row is there: 0
 // while nobody uses it, set to 1 by the GPU that brings the piece, set back by the one that waits. Launches that wait
-// leave room on the multiprocessors for those that do not, so that GPUs never wait for each other in a circle.
+// leave room on the multiprocessors for those that do not, so that GPUs do not wait for each other in a circle
+// (docs/design.md says how many at a time).
 #pragma once
 
 #include <cstddef>

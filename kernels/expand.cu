@@ -107,8 +107,9 @@ int launchExpand(const ExpandArgs& args, const Budget& budget, void* stream) {
   auto* on = static_cast<cudaStream_t>(stream);
   // Blocks that are given multiprocessors fill them. Else half of these are enough, each with room for one of
   // launchPlace beside it, whatever happens.
-  if (budget.blocks > 0) return launchWarps<14>(args, budget.blocks, on);
-  return launchWarps<6>(args, std::max(1, deviceShape().sms / 2), on);
+  if (budget.blocks > 0 && std::size_t{bufferBytes(args.pieces)} * 14 <= mostDynamicBytes())
+    return launchWarps<14>(args, budget.blocks, on);
+  return launchWarps<6>(args, budget.blocks > 0 ? budget.blocks : std::max(1, deviceShape().sms / 2), on);
 }
 
 }  // namespace fusco::kernels

@@ -10,23 +10,15 @@ namespace fusco::kernels {
 struct DeviceShape {
   int sms = 1;
   int sharedBytes = 49152;  // of one block, opted in
-  int major = 0;
+  int major = 0;            // of the GPU, and no more than what the kernels were compiled for
 };
 
 // Of the current device; asked once.
-inline DeviceShape deviceShape() {
-  static thread_local int known = -1;
-  static thread_local DeviceShape shape;
-  int device = 0;
-  if (cudaGetDevice(&device) != cudaSuccess) return shape;
-  if (device != known) {
-    cudaDeviceGetAttribute(&shape.sms, cudaDevAttrMultiProcessorCount, device);
-    cudaDeviceGetAttribute(&shape.sharedBytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-    cudaDeviceGetAttribute(&shape.major, cudaDevAttrComputeCapabilityMajor, device);
-    known = device;
-  }
-  return shape;
-}
+DeviceShape deviceShape();
+
+// Shared memory that kernels have beside what a launch gives them.
+inline constexpr std::size_t kMostStaticBytes = 8192;
+inline std::size_t mostDynamicBytes() { return static_cast<std::size_t>(deviceShape().sharedBytes) - kMostStaticBytes; }
 
 // Dynamic shared memory with which a block has a multiprocessor to itself: more than half of what there is.
 inline std::size_t aloneBytes(std::size_t needed) {
@@ -39,10 +31,11 @@ inline std::size_t aloneBytes(std::size_t needed) {
 template <typename Arguments>
 cudaError_t launch(void (*kernel)(Arguments), const Arguments& arguments, int blocks, int threads, std::size_t shared,
                    cudaStream_t stream) {
-  if (shared > 49152) {
-    // Sticks to the kernel; cheap beside a launch.
-    const cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+  constexpr std::size_t kUnasked = 49152 - kMostStaticBytes;
+  if (shared > kUnasked) {
+    // Sticks to the kernel, and threads may launch it side by side: the same for all shapes. Cheap beside a launch.
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                   static_cast<int>(mostDynamicBytes()));
     if (error != cudaSuccess) return error;
     // Launches that run side by side share a multiprocessor only if it is divided for both.
     cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);

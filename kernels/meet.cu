@@ -7,7 +7,6 @@ namespace fusco::kernels {
 
 namespace {
 
-// What launches before this one have written is visible to whoever sees a word that is released here.
 constexpr int kThreads = (kMaxNodeRanks + kWarpThreads - 1) / kWarpThreads * kWarpThreads;
 
 // Whether `word` gets as far as `count`, within the bound.
@@ -15,7 +14,8 @@ __device__ bool comesTo(const std::uint32_t* word, std::uint32_t count, const Ar
   return waitUntil([&] { return static_cast<std::int32_t>(ptx::loadAcquire(word) - count) >= 0; }, wait);
 }
 
-// The meeting of this number. What the block's threads have written before they synchronised is visible behind it.
+// The meeting of this number. What launches before this one have written, and what the block's threads have before they
+// synchronised, is visible to whoever sees a word that is released here.
 __device__ void meet(const MeetArgs& args, std::uint32_t count) {
   const int other = static_cast<int>(threadIdx.x);
   if (other < kMaxNodeRanks && args.theirs[other] != nullptr) {

@@ -148,7 +148,7 @@ cudaError_t launchStaged(const PartialKernelArgs& args, std::int64_t most, cudaS
 template <typename Number>
 cudaError_t launchType(const PartialKernelArgs& args, std::uint64_t bits, const Budget& budget, cudaStream_t stream) {
   constexpr int kElement = static_cast<int>(sizeof(typename Number::Element));
-  if (bits % 16 == 0 && budget.blocks > 0 && deviceShape().major >= 9)
+  if (bits % 16 == 0 && budget.blocks > 0 && stages(args.rowBytes))
     return launchStaged<Number>(args, budget.blocks, stream);
   if (bits % 16 == 0 && budget.blocks > 0) return launchWarps<Number, 16, Warps::few>(args, budget.blocks, stream);
   // On all multiprocessors there is room left for launchSum, which waits; within a budget both have their own.

@@ -315,7 +315,8 @@ int launchPlace(const PlaceArgs& place, const Budget& budget, void* stream) {
     const int blocks = budget.blocks > 0 ? std::min(budget.blocks, shape.sms) : shape.sms;
     const bool tells = place.across && std::any_of(std::begin(place.arrivals), std::end(place.arrivals),
                                                    [](const std::uint32_t* word) { return word != nullptr; });
-    if (blocks >= shape.sms * 3 / 4)
+    constexpr std::size_t kFew = std::size_t{2} * 7 * kMostBuffer;
+    if (blocks >= shape.sms * 3 / 4 || kFew > mostDynamicBytes())
       return tells ? launchBulk<4, 1, true>(args, blocks, on) : launchBulk<4, 1, false>(args, blocks, on);
     return tells ? launchBulk<2, 7, true>(args, blocks, on) : launchBulk<2, 7, false>(args, blocks, on);
   }

@@ -1,6 +1,7 @@
 // The planning kernels and their launches. A block plans a chunk of one rank's routing map; blockIdx.y is the rank.
 #include <algorithm>
 
+#include "kernels/grid.h"
 #include "kernels/meet.h"
 #include "kernels/plan_head.cuh"
 
@@ -378,7 +379,7 @@ int askDevice(Device& device) {
   };
   ask(device.multiprocessors, cudaDevAttrMultiProcessorCount);
   ask(device.sharedMemory, cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  ask(device.major, cudaDevAttrComputeCapabilityMajor);
+  device.major = deviceShape().major;
   return error;
 }
 

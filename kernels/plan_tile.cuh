@@ -14,8 +14,8 @@ __device__ int loadExpert(const PlanLaunch& launch, const void* ids, const Lane&
   const std::uint32_t mine = token + me.token;
   if (!me.works || mine >= end) return -1;
   const std::uint32_t index = mine * launch.topk + me.slot;
-  const std::int64_t id = launch.idBytes == 4 ? static_cast<const std::int32_t*>(ids)[index]
-                                              : static_cast<const std::int64_t*>(ids)[index];
+  const std::int64_t id =
+      launch.idBytes == 4 ? static_cast<const std::int32_t*>(ids)[index] : static_cast<const std::int64_t*>(ids)[index];
   if (static_cast<std::uint64_t>(id) < static_cast<std::uint64_t>(launch.experts)) return static_cast<int>(id);
   if (id != -1) outOfRange(index);
   return -1;

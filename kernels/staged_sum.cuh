@@ -1,6 +1,7 @@
 // Sums whose rows come through shared memory (sm_90 and later): the copy engine of the SM brings chunks of rows while
 // the warp adds up earlier ones, of this sum or of the one before. A multiprocessor reads half as much again so as by
-// loads into registers, so few of them are enough (docs/results.md). The arithmetic is that of warp_sum.cuh.
+// loads into registers (docs/results.md, "One H100"), so few of them are enough. The arithmetic is that of
+// warp_sum.cuh.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -8,6 +9,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/grid.h"
+#include "kernels/launch.h"
 #include "kernels/ptx.cuh"
 #include "kernels/warp_sum.cuh"
 
@@ -29,6 +32,12 @@ constexpr unsigned stagedChunk(unsigned pieceBytes) {
   return (bytes + kStagedStep - 1) / kStagedStep * kStagedStep;
 }
 constexpr std::size_t stagedBytes(unsigned chunk) { return std::size_t{chunk} * kStagedSlots * kStagedWarps; }
+// Whether the current GPU has the instructions and shared memory for it, and chunks of such rows are long enough: with
+// those of 2 KiB loads into registers are the faster.
+inline bool stages(std::size_t rowBytes) {
+  const unsigned chunk = stagedChunk(static_cast<unsigned>(rowBytes < kMostPieceBytes ? rowBytes : kMostPieceBytes));
+  return deviceShape().major >= 9 && chunk > 2048 && stagedBytes(kMostStagedBytes) <= mostDynamicBytes();
+}
 
 // out = bias + the terms 0 to count - 1, in this order, for `bytes` bytes of each row; 16-byte aligned, all of it.
 struct StagedUnit {
@@ -256,7 +265,7 @@ class StagedSum {
   int under_ = 0;  // slots that are loaded or loading
 };
 
-// The shared memory of a block, and each warp's part of it; the whole block calls it before any of it sums.
+// One warp's sums in its part of the block's shared memory, after beginStaged() and a barrier.
 template <typename Number, typename Units>
 __device__ __forceinline__ void sumStaged(unsigned char* buffers, std::uint64_t (&barriers)[kStagedWarps][kStagedSlots],
                                           unsigned chunk, Units& units, TellQueue* queue) {
@@ -264,6 +273,7 @@ __device__ __forceinline__ void sumStaged(unsigned char* buffers, std::uint64_t 
   StagedSum<Number, Units>(buffers + std::size_t{warp} * kStagedSlots * chunk, barriers[warp], chunk, units, queue)
       .run();
 }
+// By the whole block.
 __device__ inline void beginStaged(std::uint64_t (&barriers)[kStagedWarps][kStagedSlots]) {
   if (threadIdx.x % 32 != 0) return;
   for (std::uint64_t& barrier : barriers[threadIdx.x / 32]) ptx::barrierInit(&barrier, 1);

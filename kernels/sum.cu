@@ -370,7 +370,7 @@ std::uint64_t bitsOf(const SumArgs& sum) {
 }
 
 bool isStaged(const SumArgs& sum, std::uint64_t bits) {
-  return bits % 16 == 0 && deviceShape().major >= 9 && sum.topk <= kWarp;
+  return bits % 16 == 0 && sum.topk <= kWarp && stages(rowBytesOf(sum));
 }
 
 template <typename Number>

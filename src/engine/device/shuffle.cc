@@ -43,7 +43,8 @@ struct Divided {
   kernels::Budget senders, takers;
 };
 Divided divide(const kernels::Budget& budget, double share) {
-  const auto senders = static_cast<int>(std::ceil(budget.blocks * share));
+  if (budget.blocks == 0) return {};
+  const int senders = std::min(static_cast<int>(std::ceil(budget.blocks * share)), budget.blocks - 1);
   return {{senders}, {budget.blocks - senders}};
 }
 // In dispatch. Of 24 multiprocessors, 4096 tokens: 50 to 60 in a hundred are within a tenth of the best on 2 and 4
@@ -421,9 +422,10 @@ void DeviceCombine::launchAll(const std::vector<DeviceOperation*>& all, const ke
   } else {
     const kernels::SumArgs sums = sumArgs(all);
     const cuda::Stream beside = domain_.beside(stream, capturing());
-    // Each has multiprocessors of its own where both fill those that they have.
-    const bool takesAll = budget.blocks == 0 && cuda::sumFillsMultiprocessors(sums);
-    const Divided divided = divide(takesAll ? kernels::Budget{cuda::multiprocessors(domain_.device())} : budget,
+    // Where both fill the multiprocessors that they have, half of all are enough; and those who take, of several combines
+    // under way, leave room for those who send.
+    const bool dividesHalf = budget.blocks == 0 && cuda::sumFillsMultiprocessors(sums);
+    const Divided divided = divide(dividesHalf ? kernels::Budget{cuda::multiprocessors(domain_.device()) / 2} : budget,
                                    sendersOfCombine(sums.topk, domain_.parts()));
     bringPartials(divided.senders, stream);
     cuda::sum(sums, divided.takers, beside);
