@@ -203,6 +203,9 @@ DeviceDomain::DeviceDomain(Engine& engine, int device, int maxSms, std::int64_t 
       countsOfOthers_.push_back(countsOfRanks[static_cast<std::size_t>(i)]);
   }
   oneLaunch_ = sharing == engine.nodeRanks();
+  constexpr int kStreamsApart = 8;  // have hardware queues of their own, so that none stands behind one that waits
+  haveRoom_ = together_ && maxSms_ > 0 && maxSms_ * engine.nodeRanks() <= cuda::multiprocessors(device_) &&
+              2 * engine.nodeRanks() <= kStreamsApart;
   if (sharing > kernels::kMaxLocalRanks) {
     fail(Code::invalidArgument,
          fmt::format("{} ranks of one process on GPU {}; at most {}", sharing, device_, kernels::kMaxLocalRanks));

@@ -122,8 +122,11 @@ class DeviceDomain {
   // on it now; and back.
   exec::cuda::Stream beside(exec::cuda::Stream stream, bool captured);
   void joinBeside(exec::cuda::Stream stream, bool captured);
-  // Whether they may: each launch has a GPU of its own.
+  // Each launch has a GPU of its own.
   bool ownGpus() const { return ownGpus_; }
+  // Whether launches may wait beside others: they have, or all are of this process and take so few multiprocessors of the
+  // GPU that they share (FUSCO_GPU_APART=1) that there is room for all. Not so in a graph, which has its own order.
+  bool mayWaitBeside(bool captured) const { return ownGpus_ || (haveRoom_ && !captured); }
   kernels::ArrivalWait arrivalWait() const;
   // Throws when a launch has given up; another domain's, whose words those are.
   void checkArrivals() const { checkArrivals(*waits_); }
@@ -178,7 +181,7 @@ class DeviceDomain {
   kernels::MeetArgs meetings_[kOperationSlots] = {};
   std::vector<std::byte*> countsOfOthers_;  // countsMemory_ of the first rank of each other part
   std::unique_ptr<exec::cuda::OwnStream> beside_[2];  // the second belongs to captures
-  bool ownGpus_ = true;
+  bool ownGpus_ = true, haveRoom_ = false;
   std::shared_ptr<WaitWords> waits_;
   Landing arrivals_[kOperationSlots], partials_[kOperationSlots];
   std::vector<std::byte*> outgrown_;

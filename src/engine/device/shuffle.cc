@@ -60,7 +60,9 @@ double sendersOfCombine(int topk, int parts) {
 
 }  // namespace
 
-void Crossing::consider(const DeviceDomain& domain, const PlanState& plan, std::size_t rowBytes, double overhead) {
+void Crossing::consider(const DeviceDomain& domain, const PlanState& plan, std::size_t rowBytes, double overhead,
+                        bool captured) {
+  captured_ = captured;
   const PlanRequest& request = plan.request;
   const plan::Dedup dedup = request.options.dedup;
   const int ranks = plan.engine.nodeRanks();
@@ -74,12 +76,12 @@ void Crossing::consider(const DeviceDomain& domain, const PlanState& plan, std::
 }
 
 std::uint32_t Crossing::flags(const DeviceDomain& domain, bool may) const {
-  const bool waits = domain.maxSms() == 0 || domain.maxSms() >= kLeastBlocks;
+  const bool waits = tells(domain) && (domain.maxSms() == 0 || domain.maxSms() >= kLeastBlocks);
   return considered_ && may ? kCrossesOnce | (waits ? kWaitsBeside : 0u) : 0u;
 }
 
-void Crossing::bind(const DeviceDomain& domain, const Meeting& meeting, int ranks) {
-  bool crosses = considered_, beside = domain.ownGpus();
+void Crossing::bind(const Meeting& meeting, int ranks) {
+  bool crosses = considered_, beside = true;
   for (int i = 0; i < ranks; ++i) {
     crosses = crosses && (meeting.ready(i).flags & kCrossesOnce) != 0;
     beside = beside && (meeting.ready(i).flags & kWaitsBeside) != 0;
@@ -137,7 +139,7 @@ std::uint32_t DeviceDispatch::besideFlags() const {
 // Rows that are cast or counted are written one by one.
 void DeviceDispatch::announceCrossing(Meeting::Announcement& announcement) {
   const Tensor& rows = tensors_[0];
-  crossing_.consider(domain_, *plan_, rows.rowBytes, kOverheadOfDispatch);
+  crossing_.consider(domain_, *plan_, rows.rowBytes, kOverheadOfDispatch, capturing());
   kernels::PlaceArgs own{};
   own.rankCount = 1;
   own.rowBytes = own.sourceStride = own.destinationStride = rows.rowBytes;
@@ -162,7 +164,7 @@ void DeviceDispatch::bind() {
   growing_.clear();
   beside_.clear();
   anyGrowing_ = anyBeside_ = false;
-  crossing_.bind(domain_, meeting_, engine_.nodeRanks());
+  crossing_.bind(meeting_, engine_.nodeRanks());
   for (int i = 0; i < engine_.nodeRanks(); ++i) {
     bases_[0].push_back(tensorOf(i, kRows));
     bases_[1].push_back(tensorOf(i, kRows2));
@@ -376,7 +378,7 @@ void DeviceCombine::bind() {
   bases_.clear();
   partials_.clear();
   arrivals_.clear();
-  crossing_.bind(domain_, meeting_, engine_.nodeRanks());
+  crossing_.bind(meeting_, engine_.nodeRanks());
   for (int i = 0; i < engine_.nodeRanks(); ++i) {
     bases_.push_back(tensorOf(i, kRows));
     partials_.push_back(tensorOf(i, kRows2));
@@ -401,7 +403,7 @@ kernels::RowPieces DeviceCombine::pieces() const {
 }
 
 void DeviceCombine::announceCrossing(Meeting::Announcement& announcement) {
-  crossing_.consider(domain_, *plan_, rowBytes(), kOverheadOfCombine);
+  crossing_.consider(domain_, *plan_, rowBytes(), kOverheadOfCombine, capturing());
   const std::uint32_t flags = crossing_.flags(domain_, mayBringPartials());
   announcement.flags |= flags;
   if (flags == 0) return;
@@ -422,8 +424,8 @@ void DeviceCombine::launchAll(const std::vector<DeviceOperation*>& all, const ke
   } else {
     const kernels::SumArgs sums = sumArgs(all);
     const cuda::Stream beside = domain_.beside(stream, capturing());
-    // Where both fill the multiprocessors that they have, half of all are enough; and those who take, of several combines
-    // under way, leave room for those who send.
+    // Where both fill the multiprocessors that they have, half of all are enough; and those who take, of several
+    // combines under way, leave room for those who send.
     const bool dividesHalf = budget.blocks == 0 && cuda::sumFillsMultiprocessors(sums);
     const Divided divided = divide(dividesHalf ? kernels::Budget{cuda::multiprocessors(domain_.device()) / 2} : budget,
                                    sendersOfCombine(sums.topk, domain_.parts()));

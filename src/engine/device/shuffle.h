@@ -15,16 +15,17 @@ enum class Across { no, beside, behind };
 class Crossing {
  public:
   // Whether rows of this plan might cross once, as far as its shape goes.
-  void consider(const DeviceDomain& domain, const PlanState& plan, std::size_t rowBytes, double overhead);
+  void consider(const DeviceDomain& domain, const PlanState& plan, std::size_t rowBytes, double overhead,
+                bool captured);
   // This rank's flags, if its own rows `may`.
   std::uint32_t flags(const DeviceDomain& domain, bool may) const;
-  void bind(const DeviceDomain& domain, const Meeting& meeting, int ranks);
+  void bind(const Meeting& meeting, int ranks);
   Across across() const { return across_; }
   // Whether other launches are told of what comes; with that, words for it are needed.
-  bool tells(const DeviceDomain& domain) const { return considered_ && domain.ownGpus(); }
+  bool tells(const DeviceDomain& domain) const { return considered_ && domain.mayWaitBeside(captured_); }
 
  private:
-  bool considered_ = false;
+  bool considered_ = false, captured_ = false;
   Across across_ = Across::no;
 };
 
