@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <unistd.h>
 
+#include <barrier>
 #include <cstdio>
 #include <fstream>
 
@@ -222,17 +223,27 @@ TEST(VerbsLink, WrongKeyIsRefusedByTheOther) {
 TEST(VerbsLink, OtherPortsTakeOverAndNothingIsLost) {
   VerbsPair pair(4, 4096, {"=rxe0,rxe1", "=rxe2,rxe3"});
   std::string wrong[2];
-  std::atomic<bool> over{false};
-  std::thread other([&] { exchange(pair, 1, 300, 4096, 42, wrong[1]); });
+  std::atomic<bool> over{false}, again{true};
+  std::barrier<> bothEnds(2);
+  // Until queue pairs have broken twice: a fast machine has exchanged all slices before.
+  const auto exchangeOften = [&](int end) {
+    for (unsigned round = 0; again; ++round) {
+      exchange(pair, end, 300, 4096, 42 + 2 * round, wrong[end]);
+      bothEnds.arrive_and_wait();
+      if (end == 0) again = wrong[0].empty() && wrong[1].empty() && pair.link(0).moves() < 2 && round < 20;
+      bothEnds.arrive_and_wait();
+    }
+  };
+  std::thread other([&] { exchangeOften(1); });
   std::thread breaker([&] {
-    for (int i = 0; i < 4 && !over;) {
+    for (int i = 0; i < 12 && !over;) {
       ::usleep(60000);
       if (!pair.link(i % 2).attached()) continue;
       pair.link(i % 2).breakQueuePair();
       ++i;
     }
   });
-  exchange(pair, 0, 300, 4096, 42, wrong[0]);
+  exchangeOften(0);
   other.join();
   over = true;
   breaker.join();
