@@ -66,9 +66,7 @@ struct Anywhere : Number {
   static constexpr bool kAnywhere = true;
 };
 template <typename Number>
-constexpr bool kIsAnywhere = requires {
-  Number::kAnywhere;
-};
+constexpr bool kIsAnywhere = requires { Number::kAnywhere; };
 
 // kBytes of a row: 16 where the row allows it, else one element.
 template <typename Number, int kBytes>

@@ -109,7 +109,8 @@ __device__ __forceinline__ void sumRowByRow(const WarpTerm& mine, int count, con
 
 // How a launch has its warps. A multiprocessor has the more bandwidth the more bytes are under way in it. On all of
 // them that is enough row by row; within a budget, where they are few, a block fills one of them (so that no more of
-// them are taken than were given), and its warps have several vectors of each row under way where a sum has few rows.
+// them are taken than were given), and its warps have several vectors of each row under way where a sum has few rows;
+// where kernels/staged_sum.cuh can be had, that is used instead.
 enum class Warps { many, few };
 template <Warps kWarps>
 inline constexpr int kSumThreads = kWarps == Warps::many ? 256 : 512;

@@ -99,7 +99,7 @@ class DeviceDomain {
   // round. For one of the members that share a launch.
   void meet(int slot, exec::cuda::Stream stream) const;
   // The same, and routing maps of at most kernels::kMapIds ids come along; behind it a planner finds those of others:
-  // `number` by local index, for PlanArgs::turn and turnBytes as planArgs sets them.
+  // `number` by local index, for PlanArgs::turn and turnBytes as setTurn sets them.
   void bringMaps(int slot, kernels::BringMapsArgs& args, exec::cuda::Stream stream) const;
   const std::byte* broughtMap(int slot, int number) const { return mapsAt(countsMemory_, slot, number); }
   void setTurn(int slot, kernels::PlanArgs& args) const;
