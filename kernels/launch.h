@@ -38,8 +38,9 @@ struct ArrivalWait {
   std::uint32_t* failed;       // set to 1 by a launch that gave up
 };
 
-// Pieces that a row crosses links in (kernels/across.h). Copies are made of whole rows where these fit a buffer: waiting
-// for a store to end costs more than a warp that is idle. Sums are cut finer when there are few tokens.
+// Pieces that a row crosses links in (kernels/across.h). Copies are made of whole rows where these fit a buffer:
+// waiting for a store to end costs more than a warp that is idle. Sums are cut finer when there are few tokens: into
+// about `wanted` pieces of all tokens, of `least` bytes or more.
 struct RowPieces {
   unsigned bytes;  // of all but the last
   unsigned count;
@@ -49,13 +50,12 @@ constexpr RowPieces wholePieces(std::size_t rowBytes) {
   const std::size_t bytes = rowBytes < kMostPieceBytes ? rowBytes : kMostPieceBytes;
   return {static_cast<unsigned>(bytes), static_cast<unsigned>((rowBytes + bytes - 1) / bytes)};
 }
-constexpr RowPieces piecesOf(std::size_t rowBytes, std::int64_t tokens) {
-  constexpr std::int64_t kWanted = 2048;             // pieces of all tokens
-  constexpr std::size_t kStep = 512, kLeast = 1024;  // bytes
-  const std::int64_t wanted = (kWanted + tokens) / (tokens + 1);
-  std::size_t bytes = (rowBytes + static_cast<std::size_t>(wanted) - 1) / static_cast<std::size_t>(wanted);
+constexpr RowPieces piecesOf(std::size_t rowBytes, std::int64_t tokens, std::int64_t wanted, std::size_t least) {
+  constexpr std::size_t kStep = 512;
+  const auto ofRow = static_cast<std::size_t>((wanted + tokens) / (tokens + 1));
+  std::size_t bytes = (rowBytes + ofRow - 1) / ofRow;
   bytes = (bytes + kStep - 1) / kStep * kStep;
-  bytes = bytes < kLeast ? kLeast : bytes > kMostPieceBytes ? kMostPieceBytes : bytes;
+  bytes = bytes < least ? least : bytes > kMostPieceBytes ? kMostPieceBytes : bytes;
   if (bytes > rowBytes) bytes = rowBytes;
   return {static_cast<unsigned>(bytes), static_cast<unsigned>((rowBytes + bytes - 1) / bytes)};
 }
@@ -111,8 +111,8 @@ struct SumArgs {
   ArrivalWait wait;
 };
 int launchSum(const SumArgs& args, const Budget& budget, void* stream);
-// Whether a launch within a budget, and one of launchPartial for the same rows, makes the most of the multiprocessors that
-// it is given on the current GPU.
+// Whether a launch within a budget, and one of launchPartial for the same rows, makes the most of the multiprocessors
+// that it is given on the current GPU.
 bool sumFillsMultiprocessors(const SumArgs& args);
 
 // Sums of rows that lie anywhere and may differ in type (partial sums of other nodes): exec::SumArgs as it is, with its

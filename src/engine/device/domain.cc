@@ -81,9 +81,7 @@ std::uint32_t* meetingOf(std::byte* counts, int ranks, int slot) {
 }
 
 // Brought maps lie behind the meetings, two for each rank and slot, where as many ranks can plan small maps.
-std::size_t mapsAtOf(int ranks) {
-  return (meetingsAt(ranks) + kOperationSlots * kMeetingOfSlot + 63) / 64 * 64;
-}
+std::size_t mapsAtOf(int ranks) { return (meetingsAt(ranks) + kOperationSlots * kMeetingOfSlot + 63) / 64 * 64; }
 std::size_t mapsOf(int ranks) {
   return ranks > kernels::kMaxPlanRanks ? 0 : 2 * static_cast<std::size_t>(ranks) * kernels::kMapBytes;
 }
@@ -165,10 +163,9 @@ DeviceDomain::DeviceDomain(Engine& engine, int device, int maxSms, std::int64_t 
     }
   }
   part_ = peers_[static_cast<std::size_t>(self)].part;
-  int sharing = 0;
   for (int i = 0; i < engine.nodeRanks(); ++i) {
     const bool shares = peers_[static_cast<std::size_t>(i)].part == part_;
-    sharing += shares ? 1 : 0;
+    sharing_ += shares ? 1 : 0;
     if (!shares && !allHere) continue;
     if (i == self) member_ = static_cast<int>(members_.size());
     members_.push_back(i);
@@ -202,13 +199,13 @@ DeviceDomain::DeviceDomain(Engine& engine, int device, int maxSms, std::int64_t 
     if (peers_[static_cast<std::size_t>(i)].part == i && i != part_)
       countsOfOthers_.push_back(countsOfRanks[static_cast<std::size_t>(i)]);
   }
-  oneLaunch_ = sharing == engine.nodeRanks();
+  oneLaunch_ = sharing_ == engine.nodeRanks();
   constexpr int kStreamsApart = 8;  // have hardware queues of their own, so that none stands behind one that waits
   haveRoom_ = together_ && maxSms_ > 0 && maxSms_ * engine.nodeRanks() <= cuda::multiprocessors(device_) &&
               2 * engine.nodeRanks() <= kStreamsApart;
-  if (sharing > kernels::kMaxLocalRanks) {
+  if (sharing_ > kernels::kMaxLocalRanks) {
     fail(Code::invalidArgument,
-         fmt::format("{} ranks of one process on GPU {}; at most {}", sharing, device_, kernels::kMaxLocalRanks));
+         fmt::format("{} ranks of one process on GPU {}; at most {}", sharing_, device_, kernels::kMaxLocalRanks));
   }
   cuda::copyNow(countsMemory_ + kOperationSlots * kCountsOfSlot, addresses.data(), addresses.size() * sizeof(void*));
 

@@ -85,6 +85,8 @@ class DeviceDomain {
   int part() const { return part_; }
   int partOf(int localIndex) const { return peers_[static_cast<std::size_t>(localIndex)].part; }
   int parts() const;
+  // Ranks of this one's launch, itself too.
+  int sharing() const { return sharing_; }
 
   // Where a rank's planning counts lie, and the addresses of everyone's.
   kernels::PlanCounts* counts(int slot) const;
@@ -118,14 +120,14 @@ class DeviceDomain {
   exec::cuda::Event& event(int which) { return *events_[which]; }
   static constexpr int kEvents = 4;
 
-  // For launches that wait for other GPUs while these work (kernels/across.h): a stream beside `stream`, behind what is
-  // on it now; and back.
+  // Where launches wait for other GPUs while these work (kernels/across.h): a stream beside `stream`, behind what is on
+  // it now, for those that send; and back. Multiprocessors that become free are given to it first.
   exec::cuda::Stream beside(exec::cuda::Stream stream, bool captured);
   void joinBeside(exec::cuda::Stream stream, bool captured);
   // Each launch has a GPU of its own.
   bool ownGpus() const { return ownGpus_; }
-  // Whether launches may wait beside others: they have, or all are of this process and take so few multiprocessors of the
-  // GPU that they share (FUSCO_GPU_APART=1) that there is room for all. Not so in a graph, which has its own order.
+  // Whether launches may wait beside others: they have, or all are of this process and take so few multiprocessors of
+  // the GPU that they share (FUSCO_GPU_APART=1) that there is room for all. Not so in a graph, which has its own order.
   bool mayWaitBeside(bool captured) const { return ownGpus_ || (haveRoom_ && !captured); }
   kernels::ArrivalWait arrivalWait() const;
   // Throws when a launch has given up; another domain's, whose words those are.
@@ -170,16 +172,17 @@ class DeviceDomain {
   std::vector<int> members_;
   int member_ = 0;
   bool together_ = false, oneLaunch_ = false, meetsOnGpu_ = false;
-  int part_ = 0;
+  int part_ = 0, sharing_ = 0;
   std::shared_ptr<DeviceGroup> group_;
-  std::byte* countsMemory_ = nullptr;  // counts of each slot, addresses of each slot, words of its meetings, brought maps
+  std::byte* countsMemory_ =
+      nullptr;  // counts of each slot, addresses of each slot, words of its meetings, brought maps
   std::size_t countsBytes_ = 0;
   std::unique_ptr<exec::cuda::Event> events_[kEvents];
   std::unique_ptr<exec::cuda::Event> slotEnds_[kOperationSlots];
   bool slotUsed_[kOperationSlots] = {};
   bool keepsMapped_ = false;
   kernels::MeetArgs meetings_[kOperationSlots] = {};
-  std::vector<std::byte*> countsOfOthers_;  // countsMemory_ of the first rank of each other part
+  std::vector<std::byte*> countsOfOthers_;            // countsMemory_ of the first rank of each other part
   std::unique_ptr<exec::cuda::OwnStream> beside_[2];  // the second belongs to captures
   bool ownGpus_ = true, haveRoom_ = false;
   std::shared_ptr<WaitWords> waits_;

@@ -19,7 +19,11 @@ int mostTokens(const std::vector<DeviceOperation*>& all) {
 }
 
 // Rows that cross a link once cost more launches and waits: about what so many bytes take on a link.
-constexpr double kOverheadOfDispatch = 4 << 20, kOverheadOfCombine = 8 << 20;
+constexpr double kOverheadOfDispatch = 4 << 20;
+double overheadOfCombine(const DeviceDomain& domain) {
+  const double sums = (2 << 20) * (domain.parts() - 1);
+  return domain.maxSms() == 0 ? sums : std::max<double>(sums, 8 << 20);
+}
 
 // Of `parts` parts, on how many a token has experts, with uniform routing.
 double partsOfToken(int topk, int parts) { return parts * (1 - std::pow(1 - 1.0 / parts, topk)); }
@@ -47,9 +51,18 @@ Divided divide(const kernels::Budget& budget, double share) {
   const int senders = std::min(static_cast<int>(std::ceil(budget.blocks * share)), budget.blocks - 1);
   return {{senders}, {budget.blocks - senders}};
 }
+// All multiprocessors: those who take, of any two operations under way, leave room for those who send.
+Divided divideAll(int multiprocessors, double share) {
+  Divided divided = divide({multiprocessors}, share);
+  const int takers = std::min(divided.takers.blocks, (multiprocessors - 1) / 2);
+  return {{multiprocessors - takers}, {takers}};
+}
 // In dispatch. Of 24 multiprocessors, 4096 tokens: 50 to 60 in a hundred are within a tenth of the best on 2 and 4
 // GPUs.
 constexpr double kSendersOfDispatch = 0.55;
+// From so many tokens of a rank on all multiprocessors are divided, too; with fewer it is quicker to have a launch for
+// each half on all of them.
+constexpr int kTokensToDivide = 1024;
 // In combine, of a token's rows those who send read all that lie elsewhere and write a sum for each part; those who
 // take read the rest and the sums, and write one. A multiprocessor reads twice as fast as it writes.
 double sendersOfCombine(int topk, int parts) {
@@ -57,6 +70,12 @@ double sendersOfCombine(int topk, int parts) {
   const double senders = topk - each + 2 * sums, takers = each + sums + 2;
   return senders / (senders + takers);
 }
+// The same for combine: rows of all tokens of a GPU.
+constexpr std::int64_t kBytesToDivide = std::int64_t{80} << 20;
+// Pieces that sums are cut into, of all tokens: what is done for each takes long, so those who fill multiprocessors
+// want few, for each of these; else many are wanted, so that all warps have some.
+constexpr std::int64_t kPiecesToFill = 12, kPiecesOfAll = 2048;
+constexpr std::size_t kLeastToFill = 3584, kLeastOfAll = 1024;  // bytes
 
 }  // namespace
 
@@ -293,10 +312,12 @@ void DeviceDispatch::launchAll(const std::vector<DeviceOperation*>& all, const k
       if (crossing_.across() == Across::behind) {
         cuda::place(args, budget, stream);
       } else {
+        const bool dividesAll = budget.blocks == 0 && plan_->device->mostTokensOfNode() >= kTokensToDivide;
+        const Divided divided = dividesAll ? divideAll(cuda::multiprocessors(domain_.device()), kSendersOfDispatch)
+                                           : divide(budget, kSendersOfDispatch);
         const cuda::Stream beside = domain_.beside(stream, capturing());
-        const Divided divided = divide(budget, kSendersOfDispatch);
-        cuda::place(args, divided.senders, stream);
-        expand(divided.takers, beside);
+        cuda::place(args, divided.senders, beside);
+        expand(divided.takers, stream);
         domain_.joinBeside(stream, capturing());
       }
     }
@@ -379,6 +400,10 @@ void DeviceCombine::bind() {
   partials_.clear();
   arrivals_.clear();
   crossing_.bind(meeting_, engine_.nodeRanks());
+  pieces_ = {};
+  for (int i = 0; i < engine_.nodeRanks(); ++i)
+    pieces_.bytes = std::max(pieces_.bytes, static_cast<unsigned>(meeting_.ready(i).bytes));
+  if (pieces_.bytes > 0) pieces_.count = static_cast<unsigned>((rowBytes() + pieces_.bytes - 1) / pieces_.bytes);
   for (int i = 0; i < engine_.nodeRanks(); ++i) {
     bases_.push_back(tensorOf(i, kRows));
     partials_.push_back(tensorOf(i, kRows2));
@@ -398,20 +423,41 @@ bool DeviceCombine::mayBringPartials() const {
 
 int DeviceCombine::mostPartials() const { return std::min(plan_->request.map.topk, engine_.nodeRanks()); }
 
-kernels::RowPieces DeviceCombine::pieces() const {
-  return kernels::piecesOf(rowBytes(), plan_->device->mostTokensOfNode());
+int DeviceCombine::filled() const {
+  kernels::SumArgs own{};
+  own.rankCount = 1;
+  own.topk = plan_->request.map.topk;
+  own.elements = request_.elements;
+  own.type = static_cast<kernels::SumType>(request_.type);
+  own.ranks[0].out = request_.output;
+  own.ranks[0].bias = request_.bias;
+  own.bases[0] = request_.input;
+  if (!cuda::sumFillsMultiprocessors(own)) return 0;
+  const int all = cuda::multiprocessors(domain_.device()), budget = domain_.maxSms() * domain_.sharing();
+  if (budget > 0 && budget < all) return budget;
+  const std::int64_t rows = std::int64_t{plan_->device->mostTokensOfNode()} * domain_.sharing() * own.topk;
+  return rows * static_cast<std::int64_t>(rowBytes()) >= kBytesToDivide ? all : 0;
+}
+
+kernels::RowPieces DeviceCombine::wantedPieces() const {
+  const std::int64_t tokens = plan_->device->mostTokensOfNode();
+  return filled_ > 0 ? kernels::piecesOf(rowBytes(), tokens, kPiecesToFill * filled_, kLeastToFill)
+                     : kernels::piecesOf(rowBytes(), tokens, kPiecesOfAll, kLeastOfAll);
 }
 
 void DeviceCombine::announceCrossing(Meeting::Announcement& announcement) {
-  crossing_.consider(domain_, *plan_, rowBytes(), kOverheadOfCombine, capturing());
+  crossing_.consider(domain_, *plan_, rowBytes(), overheadOfCombine(domain_), capturing());
   const std::uint32_t flags = crossing_.flags(domain_, mayBringPartials());
   announcement.flags |= flags;
   if (flags == 0) return;
   const auto places = std::max<std::size_t>(
       static_cast<std::size_t>(plan_->request.map.tokens) * static_cast<std::size_t>(mostPartials()), 1);
   announceTensor(announcement, kRows2, domain_.partials(slot_, places * rowBytes()), places * rowBytes());
+  filled_ = filled();
+  const kernels::RowPieces pieces = wantedPieces();
+  announcement.bytes = pieces.bytes;
   if (!crossing_.tells(domain_)) return;
-  const std::size_t words = places * pieces().count;
+  const std::size_t words = places * pieces.count;
   announceTensor(announcement, kLanding, domain_.arrivals(slot_, words), words * sizeof(std::uint32_t));
 }
 
@@ -423,14 +469,13 @@ void DeviceCombine::launchAll(const std::vector<DeviceOperation*>& all, const ke
     bringPartials(budget, stream);
   } else {
     const kernels::SumArgs sums = sumArgs(all);
+    const double share = sendersOfCombine(sums.topk, domain_.parts());
+    const bool dividesAll = budget.blocks == 0 && filled_ > 0 && cuda::sumFillsMultiprocessors(sums);
+    const Divided divided =
+        dividesAll ? divideAll(cuda::multiprocessors(domain_.device()), share) : divide(budget, share);
     const cuda::Stream beside = domain_.beside(stream, capturing());
-    // Where both fill the multiprocessors that they have, half of all are enough; and those who take, of several
-    // combines under way, leave room for those who send.
-    const bool dividesHalf = budget.blocks == 0 && cuda::sumFillsMultiprocessors(sums);
-    const Divided divided = divide(dividesHalf ? kernels::Budget{cuda::multiprocessors(domain_.device()) / 2} : budget,
-                                   sendersOfCombine(sums.topk, domain_.parts()));
-    bringPartials(divided.senders, stream);
-    cuda::sum(sums, divided.takers, beside);
+    bringPartials(divided.senders, beside);
+    cuda::sum(sums, divided.takers, stream);
     domain_.joinBeside(stream, capturing());
   }
 }
@@ -446,7 +491,7 @@ void DeviceCombine::bringPartials(const kernels::Budget& budget, cuda::Stream st
   args.type = static_cast<kernels::SumType>(request_.type);
   args.weighted = request_.weighted;
   args.maxTokens = plan_->device->mostTokensOfNode();
-  args.pieces = pieces();
+  args.pieces = pieces_;
   args.mostPartials = mostPartials();
   for (int i = 0; i < engine_.nodeRanks(); ++i) {
     const auto at = static_cast<std::size_t>(i);
@@ -479,7 +524,7 @@ kernels::SumArgs DeviceCombine::sumArgs(const std::vector<DeviceOperation*>& all
   std::copy(bases_.begin(), bases_.end(), args.bases);
   if (crossing_.across() != Across::no) {
     args.across = true;
-    args.pieces = pieces();
+    args.pieces = pieces_;
     args.mostPartials = mostPartials();
     args.wait = domain_.arrivalWait();
     for (int i = 0; i < engine_.nodeRanks(); ++i) args.brings[i] = domain_.partOf(i) != domain_.part();

@@ -97,13 +97,18 @@ class DeviceCombine : public DeviceOperation {
   void announceCrossing(Meeting::Announcement& announcement);
   // Sums of a token's rows come from so many ranks at most.
   int mostPartials() const;
-  kernels::RowPieces pieces() const;
+  // The multiprocessors that sums fill, as far as this rank knows before it has met the others; 0: they fill none.
+  int filled() const;
+  // In which this rank would have sums cross, who take the longest that any of them wants.
+  kernels::RowPieces wantedPieces() const;
   void bringPartials(const kernels::Budget& budget, exec::cuda::Stream stream) const;
   kernels::SumArgs sumArgs(const std::vector<DeviceOperation*>& all) const;
 
   CombineRequest request_;
   std::vector<std::byte*> bases_;
   Crossing crossing_;
+  int filled_ = 0;
+  kernels::RowPieces pieces_{};
   std::vector<std::byte*> partials_;      // by local index
   std::vector<std::uint32_t*> arrivals_;  // the same
 };
