@@ -1,5 +1,6 @@
 // The planning kernels and their launches. A block plans a chunk of one rank's routing map; blockIdx.y is the rank.
 #include <algorithm>
+#include <bit>
 
 #include "kernels/grid.h"
 #include "kernels/meet.h"
@@ -15,6 +16,7 @@ constexpr int kWholeInBlock = 4096;    // ids of all ranks
 constexpr int kWholeApart = 16384;     // the same where ranks on several GPUs would have to meet between two kernels
 constexpr int kOwnInBlock = 1024;      // and of its own rank
 constexpr int kSlottedInBlock = 2048;  // of its own rank, where it need not count those of others
+constexpr int kIdsAtATime = 4;         // that a thread has asked for
 constexpr int kMostDirect = 4096;      // counts of all ranks that every block adds up
 static_assert(kOwnInBlock <= kMapIds);
 
@@ -267,7 +269,9 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 2) dropKernel(const __grid_con
   clearTails(launch, rank, s, part.tokens, part.chunk + 1, part.chunks + 1);
 }
 
-// A block plans a rank, and counts the routing maps of all ranks by itself.
+// A block plans a rank, and counts the routing maps of all ranks by itself. kBySlots: in layouts other than expert
+// order.
+template <bool kBySlots>
 __global__ void __launch_bounds__(32 * kMaxWarps, 1) aloneKernel(const __grid_constant__ PlanLaunch launch) {
   const int mine = launch.firstHere + static_cast<int>(blockIdx.y);
   const PlanRank& rank = launch.rank[mine];
@@ -291,37 +295,80 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 1) aloneKernel(const __grid_co
   frame.load(rank);
   const std::size_t brought = launch.turn != nullptr && *launch.turn % 2 != 0 ? launch.turnBytes : 0;
 
+  const auto mapOf = [&](int from) {
+    const bool here = from >= launch.firstHere && from < launch.firstHere + launch.ranksHere;
+    return static_cast<const std::byte*>(launch.rank[from].ids) + (here ? 0 : brought);
+  };
+  const auto refuse = [&](int from, std::uint32_t index) {
+    if (from == mine) atomicMax(s.words + kBad, ~index);
+    atomicMax(s.words + kBadRank, ~static_cast<std::uint32_t>(launch.rank[from].rank));
+  };
+  const auto add = [&](int from, std::uint32_t key) {
+    if (!kBySlots || !launch.slotted) atomicAdd(s.total + key, 1u);
+    if (from == mine) atomicAdd(s.own + key, 1u);
+    if (from < mine) atomicAdd(s.next + key, 1u);
+  };
+  // A kernel that is not in the instruction cache takes as long as its code is: what need not be unrolled is not.
   const auto countAll = [&] {
-    const int counted = launch.slotted ? 1 : launch.rankCount;
-    const int batches = counted * launch.batchesOfRank;
     uint2 only{0, 0};
-    for (int first = me.warp; first < batches; first += kBatches * launch.warps) {
-      int expert[kBatches], from[kBatches];
+    if constexpr (kBySlots) {
+      const int counted = launch.slotted ? 1 : launch.rankCount, batches = counted * launch.batchesOfRank;
+      for (int first = me.warp; first < batches; first += kBatches * launch.warps) {
+        int expert[kBatches], from[kBatches];
 #pragma unroll
-      for (int b = 0; b < kBatches; ++b) {
-        const int batch = first + b * launch.warps;
-        from[b] = launch.slotted ? mine : batch % counted;
-        expert[b] = -1;
-        if (batch >= batches) continue;
-        bool isTooMany = false;
-        const PlanRank& other = launch.rank[from[b]];
-        const std::uint32_t end = tokensOf(other, isTooMany), token = batch / counted * launch.tokensOfBatch;
-        const bool here = from[b] >= launch.firstHere && from[b] < launch.firstHere + launch.ranksHere;
-        const void* const ids = static_cast<const std::byte*>(other.ids) + (here ? 0 : brought);
-        expert[b] = loadExpert(launch, ids, me, token, end, [&](std::uint32_t index) {
-          if (from[b] == mine) atomicMax(s.words + kBad, ~index);
-          atomicMax(s.words + kBadRank, ~static_cast<std::uint32_t>(other.rank));
-        });
+        for (int b = 0; b < kBatches; ++b) {
+          const int batch = first + b * launch.warps;
+          from[b] = launch.slotted ? mine : batch % counted;
+          expert[b] = -1;
+          if (batch >= batches) continue;
+          bool isTooMany = false;
+          const std::uint32_t end = tokensOf(launch.rank[from[b]], isTooMany);
+          expert[b] = loadExpert(launch, mapOf(from[b]), me, batch / counted * launch.tokensOfBatch, end,
+                                 [&](std::uint32_t index) { refuse(from[b], index); });
+        }
+#pragma unroll
+        for (int b = 0; b < kBatches; ++b) {
+          if (first + b * launch.warps >= batches) break;
+          countBatch(launch, rank, me, expert[b], from[b] == mine, s, only,
+                     [&](std::uint32_t key) { add(from[b], key); });
+        }
       }
+    } else {
+      // Rows by key: where an id is in its token does not matter. Then copies and entries of this rank.
+      __shared__ const std::byte* maps[kMaxPlanRanks];
+      __shared__ std::uint32_t ends[kMaxPlanRanks];
+      const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+      const int ofRank = 1 << launch.idsOfRank, all = launch.rankCount << launch.idsOfRank;
+      if (thread < launch.rankCount) {
+        bool isTooMany = false;
+        ends[thread] = tokensOf(launch.rank[thread], isTooMany) * launch.topk;
+        maps[thread] = mapOf(thread);
+      }
+      __syncthreads();
+      for (int first = thread; first < all; first += kIdsAtATime * threads) {
+        std::int64_t ids[kIdsAtATime];
 #pragma unroll
-      for (int b = 0; b < kBatches; ++b) {
-        if (first + b * launch.warps >= batches) break;
-        const bool isMine = from[b] == mine, isLower = from[b] < mine;
-        countBatch(launch, rank, me, expert[b], isMine, s, only, [&](std::uint32_t key) {
-          if (!launch.slotted) atomicAdd(s.total + key, 1u);
-          if (isMine) atomicAdd(s.own + key, 1u);
-          if (isLower) atomicAdd(s.next + key, 1u);
-        });
+        for (int i = 0; i < kIdsAtATime; ++i) {
+          const int at = first + i * threads, from = at >> launch.idsOfRank, index = at & (ofRank - 1);
+          ids[i] = -1;
+          if (at < all && index < static_cast<int>(ends[from])) ids[i] = idAt(launch, maps[from], index);
+        }
+#pragma unroll
+        for (int i = 0; i < kIdsAtATime; ++i) {
+          if (ids[i] == -1) continue;
+          const int at = first + i * threads, from = at >> launch.idsOfRank;
+          if (static_cast<std::uint64_t>(ids[i]) < static_cast<std::uint64_t>(launch.experts)) {
+            add(from, static_cast<std::uint32_t>(ids[i]));
+          } else {
+            refuse(from, static_cast<std::uint32_t>(at & (ofRank - 1)));
+          }
+        }
+      }
+      const auto step = static_cast<std::uint32_t>(launch.tokensOfBatch);
+#pragma unroll 1
+      for (std::uint32_t token = me.warp * step; token < tokens; token += launch.warps * step) {
+        const int expert = loadExpert(launch, rank.ids, me, token, tokens, [](std::uint32_t) {});
+        countBatch(launch, rank, me, expert, true, s, only, [](std::uint32_t) {});
       }
     }
     addOnly(launch, s, me, only);
@@ -503,6 +550,7 @@ PlanLaunch prepare(const PlanArgs& args, const Device& device, bool alone) {
     most = std::max(most, from.tokens);
   }
   launch.batchesOfRank = static_cast<int>((most + launch.tokensOfBatch - 1) / launch.tokensOfBatch);
+  launch.idsOfRank = std::bit_width(static_cast<std::uint64_t>(std::max<std::int64_t>(most * args.topk - 1, 1)));
   const std::int64_t step = std::int64_t{launch.warps} * launch.tokensOfBatch;
   const std::int64_t useful = std::max<std::int64_t>((most + step - 1) / step, 1);
   launch.chunks = static_cast<int>(std::min<std::int64_t>(useful, blocksOfRank(args, device)));
@@ -590,7 +638,9 @@ int launchPlan(const PlanArgs& args, void* stream) {
   if (const int error = askDevice(device); error != cudaSuccess) return error;
   if (!isSane(args)) return cudaErrorInvalidValue;
   if (isSmall(args) && warpsThatFit(args, device, true) > 0) {
-    return start(aloneKernel, prepare(args, device, true), device, 1, true, stream);
+    const PlanLaunch launch = prepare(args, device, true);
+    return start(launch.byRank || launch.slotted ? aloneKernel<true> : aloneKernel<false>, launch, device, 1, true,
+                 stream);
   }
   if (args.ranksHere > 0) return cudaErrorInvalidValue;
   if (const int error = launchPlanCount(args, stream); error != cudaSuccess) return error;

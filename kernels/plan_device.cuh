@@ -56,6 +56,7 @@ struct PlanLaunch {
   int chunks;  // parts at most
   int tokensOfBatch;
   int batchesOfRank;  // at most
+  int idsOfRank;      // at most 1 << this
   bool byRank, slotted, copyPerEntry, mayDrop;
   // Experts are dealt out in blocks: `larger` ranks, with those below largerEnd, hold each + 1, the others each.
   int largerEnd, larger, each;

@@ -6,6 +6,11 @@
 
 namespace fusco::kernels {
 
+__device__ inline std::int64_t idAt(const PlanLaunch& launch, const void* ids, std::uint32_t index) {
+  return launch.idBytes == 4 ? static_cast<const std::int32_t*>(ids)[index]
+                             : static_cast<const std::int64_t*>(ids)[index];
+}
+
 // Reads the ids of a batch whose first token is `token`: the expert, or -1. outOfRange(index) is called for
 // ids that are neither.
 template <typename OutOfRange>
@@ -14,8 +19,7 @@ __device__ int loadExpert(const PlanLaunch& launch, const void* ids, const Lane&
   const std::uint32_t mine = token + me.token;
   if (!me.works || mine >= end) return -1;
   const std::uint32_t index = mine * launch.topk + me.slot;
-  const std::int64_t id =
-      launch.idBytes == 4 ? static_cast<const std::int32_t*>(ids)[index] : static_cast<const std::int64_t*>(ids)[index];
+  const std::int64_t id = idAt(launch, ids, index);
   if (static_cast<std::uint64_t>(id) < static_cast<std::uint64_t>(launch.experts)) return static_cast<int>(id);
   if (id != -1) outOfRange(index);
   return -1;
