@@ -10,6 +10,7 @@
 #include "base/environment.h"
 #include "base/launcher.h"
 #include "base/log.h"
+#include "base/thread.h"
 #include "exec/cuda.h"
 
 using namespace fusco;
@@ -143,7 +144,7 @@ void init(fuscoComm_t* comm, int nranks, const fuscoUniqueId& id, int rank, cons
     state->gpu = state->config.gpu >= 0 ? state->config.gpu : exec::cuda::currentDevice();
   if (state->config.blocking == 0) {
     // The thread must not own the state that joins it.
-    state->initThread = std::thread([raw = state.get(), id] {
+    state->initThread = startThread("an init that does not block", [raw = state.get(), id] {
       try {
         const std::shared_ptr<CommState> borrowed(std::shared_ptr<CommState>{}, raw);
         finishInit(borrowed, id);

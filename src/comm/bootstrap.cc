@@ -16,13 +16,13 @@
 #include <mutex>
 #include <optional>
 #include <string>
-#include <system_error>
 #include <thread>
 
 #include "base/environment.h"
 #include "base/log.h"
 #include "base/point.h"
 #include "base/status.h"
+#include "base/thread.h"
 #include "comm/fabric.h"
 #include "comm/relay.h"
 #include "comm/rendezvous.h"
@@ -247,12 +247,7 @@ void start(std::unique_ptr<Place> place) {
   Process& self = process();
   std::lock_guard lock(self.mutex);
   joinFinished(self.places);
-  try {
-    place->thread = std::thread(serve, place.get());
-  } catch (const std::system_error& error) {
-    fail(Code::systemError, std::string("no thread can be started for who meets at init: ") + error.what() +
-                                "; raise `ulimit -u`, or the limit of processes of the container");
-  }
+  place->thread = startThread("who meets at init", [raw = place.get()] { serve(raw); });
   self.places.push_back(std::move(place));
 }
 

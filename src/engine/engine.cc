@@ -7,6 +7,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/thread.h"
 #include "engine/device/domain.h"
 #include "engine/device/peers.h"
 #include "engine/watch.h"
@@ -128,7 +129,7 @@ std::shared_ptr<Submission> Engine::submit(std::unique_ptr<Operation> operation,
   if (async) {
     std::lock_guard lock(threadMutex_);
     ++asyncOpen_;
-    if (!thread_.joinable()) thread_ = std::thread([this] { runThread(); });
+    if (!thread_.joinable()) thread_ = startThread("started operations", [this] { runThread(); });
     threadWake_.notify_one();
   }
   return submission;

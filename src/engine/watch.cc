@@ -3,6 +3,7 @@
 #include <chrono>
 
 #include "base/log.h"
+#include "base/thread.h"
 #include "engine/engine.h"
 
 namespace fusco::engine {
@@ -11,7 +12,8 @@ namespace {
 constexpr std::chrono::milliseconds kEvery{100};
 }
 
-Watch::Watch(Engine& engine) : engine_(engine), thread_([this] { run(); }) {}
+Watch::Watch(Engine& engine)
+    : engine_(engine), thread_(startThread("who looks after the peers of a GPU's kernels", [this] { run(); })) {}
 
 Watch::~Watch() {
   {

@@ -10,6 +10,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/status.h"
+#include "base/thread.h"
 
 namespace fusco::transport {
 
@@ -61,7 +62,7 @@ void Reactor::start() {
   event.events = EPOLLIN;
   event.data.u64 = 0;
   if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, wakeUp_.get(), &event) != 0) failErrno("cannot watch an eventfd");
-  thread_ = std::thread([this] { run(); });
+  thread_ = startThread("the links between nodes", [this] { run(); });
 }
 
 void Reactor::wake() {
