@@ -120,6 +120,11 @@ const std::byte* Engine::payloadIn(transport::PostedLink& link, const std::byte*
 std::shared_ptr<Submission> Engine::submit(std::unique_ptr<Operation> operation, bool async) {
   auto submission = std::make_shared<Submission>();
   submission->operation = std::move(operation);
+  if (async) {
+    // Before anything is queued: what was refused must not be carried out later.
+    std::lock_guard lock(threadMutex_);
+    if (!thread_.joinable()) thread_ = startThread("started operations", [this] { runThread(); });
+  }
   {
     std::lock_guard lock(mutex_);
     submission->operation->enter();
@@ -129,7 +134,6 @@ std::shared_ptr<Submission> Engine::submit(std::unique_ptr<Operation> operation,
   if (async) {
     std::lock_guard lock(threadMutex_);
     ++asyncOpen_;
-    if (!thread_.joinable()) thread_ = startThread("started operations", [this] { runThread(); });
     threadWake_.notify_one();
   }
   return submission;

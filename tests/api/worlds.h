@@ -2,6 +2,8 @@
 #pragma once
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <vector>
 
@@ -37,6 +39,27 @@ inline void leave(fuscoComm_t comm) {
   FUSCO_OK(fuscoCommFinalize(comm));
   FUSCO_OK(fuscoCommDestroy(comm));
 }
+
+// For a rank that is a process of its own, before its first call: limits do not hold the superuser.
+inline void becomeNobody() {
+  if (geteuid() == 0) require(setgid(65534) == 0 && setuid(65534) == 0, "cannot become nobody");
+}
+// While it lives this process gets no further thread.
+class NoMoreThreads {
+ public:
+  NoMoreThreads() {
+    require(getrlimit(RLIMIT_NPROC, &before_) == 0, "getrlimit");
+    rlimit none = before_;
+    none.rlim_cur = 1;
+    require(setrlimit(RLIMIT_NPROC, &none) == 0, "setrlimit");
+  }
+  ~NoMoreThreads() { setrlimit(RLIMIT_NPROC, &before_); }
+  NoMoreThreads(const NoMoreThreads&) = delete;
+  NoMoreThreads& operator=(const NoMoreThreads&) = delete;
+
+ private:
+  rlimit before_{};
+};
 
 // A routing map of `tokens` tokens whose ids are token, token + 1, ... modulo the number of experts.
 struct Routing {
