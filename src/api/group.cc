@@ -1,12 +1,15 @@
 #include "api/group.h"
 
+#include <fmt/format.h>
 #include <unistd.h>
 
 #include <exception>
+#include <future>
 #include <thread>
 #include <utility>
 #include <vector>
 
+#include "base/thread.h"
 #include "engine/device/transfers.h"
 
 namespace fusco::api {
@@ -38,16 +41,27 @@ void runInits(std::vector<std::function<void()>> inits) {
   if (inits.empty()) return;
   std::vector<std::exception_ptr> errors(inits.size());
   std::vector<std::thread> threads;
-  for (std::size_t i = 0; i < inits.size(); ++i) {
-    threads.emplace_back([&, i] {
-      try {
-        inits[i]();
-      } catch (...) {
-        errors[i] = std::current_exception();
-      }
-    });
+  threads.reserve(inits.size());
+  // None begins before all threads are there: it would wait for those that never come until its time-out.
+  std::promise<bool> complete;
+  const std::shared_future<bool> begin = complete.get_future().share();
+  std::exception_ptr shortage;
+  try {
+    for (std::size_t i = 0; i < inits.size(); ++i) {
+      threads.push_back(startThread(fmt::format("each of {} inits in a group", inits.size()), [&, i] {
+        try {
+          if (begin.get()) inits[i]();
+        } catch (...) {
+          errors[i] = std::current_exception();
+        }
+      }));
+    }
+  } catch (...) {
+    shortage = std::current_exception();
   }
+  complete.set_value(!shortage);
   for (std::thread& thread : threads) thread.join();
+  if (shortage) std::rethrow_exception(shortage);
   for (const std::exception_ptr& error : errors) {
     if (error) std::rethrow_exception(error);
   }

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <system_error>
 #include <unordered_map>
 
 #include "api/group.h"
@@ -135,6 +136,10 @@ fuscoResult_t guarded(const char* function, const std::function<void()>& body) {
   } catch (const std::bad_alloc&) {
     code = Code::systemError;
     lastError = fmt::format("{}: memory is short", function);
+  } catch (const std::system_error& e) {
+    code = Code::systemError;
+    const bool threads = e.code() == std::errc::resource_unavailable_try_again;
+    lastError = fmt::format("{}: {}", function, threads ? noThreadText("this call", e.what()) : e.what());
   } catch (const std::exception& e) {
     lastError = fmt::format("{}: {}", function, e.what());
   } catch (...) {

@@ -147,6 +147,30 @@ TEST(Communicator, settingsThatDisagreeAreTold) {
   });
 }
 
+// Nobody begins then, and so nobody waits for who cannot come.
+TEST(Communicator, aGroupOfInitsWithoutThreadsIsRefusedAtOnce) {
+  runWell({"one process", 1, 1, {}, true, 16384}, [](Rank& self) {
+    becomeNobody();
+    const fuscoUniqueId id = self.id();
+    fuscoConfig_t config = self.config();
+    fuscoComm_t comms[3] = {};
+    const auto group = [&] {
+      FUSCO_OK(fuscoGroupStart());
+      for (int r = 0; r < 3; ++r) FUSCO_OK(fuscoCommInitRankConfig(&comms[r], 3, id, r, &config));
+      return fuscoGroupEnd();
+    };
+    const auto start = Clock::now();
+    {
+      const NoMoreThreads none;
+      requireContains(EXPECT_CODE(group(), fuscoSystemError), "ulimit -u");
+    }
+    REQUIRE(secondsSince(start) < 5);
+    for (fuscoComm_t comm : comms) REQUIRE(comm == nullptr);
+    FUSCO_OK(group());
+    for (fuscoComm_t comm : comms) FUSCO_OK(fuscoCommDestroy(comm));
+  });
+}
+
 // Counts are what was moved, computed here from the routing alone.
 TEST(Communicator, statisticsCountWhatWasMoved) {
   runEverywhere([](Rank& self) {
