@@ -204,10 +204,13 @@ FUSCO_API fuscoResult_t fuscoCommSplit(fuscoComm_t comm, int color, int key, fus
 /* Waits until everything started on it has finished; on GPUs: is launched. Collective; bounded by operationTimeoutMs. */
 FUSCO_API fuscoResult_t fuscoCommFinalize(fuscoComm_t comm);
 /* Frees a communicator. Local, bounded (5 s; on GPUs 12 s, if its launches do not end; one whose init has not finished:
- * initTimeoutMs). Plans made on it must be destroyed before. Twice, or use after it: InvalidArgument. */
+ * initTimeoutMs). Plans made on it must be destroyed before. An operation that was started and has not finished is given
+ * up: the others get RemoteError, and nobody touches its tensors any more when this returns. Twice, or use after it:
+ * InvalidArgument. */
 FUSCO_API fuscoResult_t fuscoCommDestroy(fuscoComm_t comm);
 /* Wakes every rank of the communicator with RemoteError and gives it up here. From any thread, also while another
- * thread is inside a call on it: that call returns an error, and the memory goes with it. */
+ * thread is inside a call on it: that call returns an error, and the memory goes with it. When both have returned nobody
+ * touches tensors of operations any more; for ranks that are in the middle of a step this waits, 2 s at most. */
 FUSCO_API fuscoResult_t fuscoCommAbort(fuscoComm_t comm);
 
 FUSCO_API fuscoResult_t fuscoCommCount(fuscoComm_t comm, int* count);

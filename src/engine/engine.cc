@@ -18,6 +18,8 @@ namespace {
 // An operation in which nothing moves is told of after the first, then after each further of the second.
 constexpr std::int64_t kStallWarningNs = 10'000'000'000;
 constexpr std::int64_t kStallAgainNs = 60'000'000'000;
+// A step takes milliseconds: so long an abort waits for the one that another thread of this rank is in.
+constexpr std::int64_t kStepMs = 1000;
 
 class Moving {
  public:
@@ -59,6 +61,20 @@ Engine::~Engine() {
   }
   threadWake_.notify_all();
   if (thread_.joinable()) thread_.join();
+  // Nobody is to touch the tensors of what was started and has not finished when their owner gets them back.
+  try {
+    std::lock_guard lock(mutex_);
+    const bool open = std::any_of(queue_.begin(), queue_.end(), [](const auto& one) { return !one->finished; });
+    if (!open) return;
+    const std::string reason = fmt::format(
+        "{} destroyed its communicator while an operation was under way that it had started; call fuscoFinish for it "
+        "before",
+        fabric_->describeRank(fabric_->rank()));
+    tellAborted(reason);
+    dropOpen(reason);
+  } catch (const std::exception& e) {
+    FUSCO_WARN("operations that had not finished when their communicator was destroyed: {}", e.what());
+  }
 }
 
 std::byte* Engine::staging(int slot, int direction, std::size_t bytes) {
@@ -418,7 +434,7 @@ std::string Engine::asyncErrorText() {
   return errorText_;
 }
 
-void Engine::abort(const std::string& reason) {
+void Engine::tellAborted(const std::string& reason) {
   {
     std::lock_guard lock(errorMutex_);
     if (error_ == Code::success) {
@@ -428,6 +444,31 @@ void Engine::abort(const std::string& reason) {
   }
   fabric_->abort(reason);
   if (device_ != nullptr) device_->endWaits();
+  // Of peers; of this rank who moves holds the lock.
+  fabric_->awaitMoves();
+}
+
+// Under the lock. Who waits for one of them, in another thread, is told when it next looks.
+void Engine::dropOpen(const std::string& reason) {
+  for (const auto& submission : queue_) {
+    if (submission->finished) continue;
+    submission->error = std::make_exception_ptr(
+        Error(Code::remoteError, reason + " (during " + submission->operation->describe() + ")"));
+    submission->operation->giveUp();
+    submission->finished = true;
+  }
+}
+
+void Engine::abort(const std::string& reason) {
+  tellAborted(reason);
+  // A thread that is inside a step ends it and finds out; it may be stuck there, or be the one that calls this.
+  const Deadline patience = Deadline::afterMs(kStepMs);
+  std::unique_lock lock(mutex_, std::try_to_lock);
+  while (!lock && !patience.passed()) {
+    std::this_thread::sleep_for(std::chrono::microseconds(50));
+    static_cast<void>(lock.try_lock());
+  }
+  if (lock) dropOpen(reason);
 }
 
 }  // namespace fusco::engine

@@ -134,6 +134,9 @@ class Engine {
   // Also looks whether a send that was not waited for has been refused.
   Code asyncError();
   std::string asyncErrorText();
+  // Any thread, also while another one is in a call. When it returns nobody touches the caller's tensors any more but
+  // the calls that are under way in other threads until they return; it is bounded (2 s), so this holds only of ranks
+  // that run.
   void abort(const std::string& reason);
 
  private:
@@ -141,6 +144,8 @@ class Engine {
   bool advance(Submission& submission);
   void failOperation(Submission& submission, std::exception_ptr error);
   Code breakDown(std::exception_ptr error);
+  void tellAborted(const std::string& reason);
+  void dropOpen(const std::string& reason);
   void leaveDevice();
   void hearComplaints();
 
