@@ -51,7 +51,7 @@ const char* fuscoGetLastError(fuscoComm_t comm) {
   if (comm == nullptr) return (text = threadLastError()).c_str();
   try {
     const auto state = findCommAnyState(comm);
-    std::lock_guard lock(state->errorMutex);
+    checkFork(*state);
     text = !state->ready                       ? ""
            : state->initError != Code::success ? state->initErrorText
                                                : state->engine->asyncErrorText();
@@ -113,13 +113,11 @@ void finishInit(const std::shared_ptr<CommState>& state, const fuscoUniqueId& id
   try {
     state->engine = connect(*state, id.internal);
   } catch (const Error& e) {
-    std::lock_guard lock(state->errorMutex);
     state->initError = e.code();
     state->initErrorText = e.what();
     state->ready = true;
     throw;
   } catch (const std::exception& e) {
-    std::lock_guard lock(state->errorMutex);
     state->initError = Code::systemError;
     state->initErrorText = e.what();
     state->ready = true;
@@ -246,7 +244,7 @@ fuscoResult_t fuscoCommFinalize(fuscoComm_t comm) {
 fuscoResult_t fuscoCommDestroy(fuscoComm_t comm) {
   return guarded("fuscoCommDestroy", [&] {
     const auto state = findCommAnyState(comm);
-    if (state->pid != getpid()) fail(Code::invalidUsage, "a forked child cannot destroy its parent's communicator");
+    checkFork(*state);
     if (state->plans > 0) {
       fail(Code::invalidUsage, fmt::format("rank {}: {} plans of this communicator are alive; destroy them first",
                                            state->rank, state->plans.load()));
@@ -258,6 +256,7 @@ fuscoResult_t fuscoCommDestroy(fuscoComm_t comm) {
 fuscoResult_t fuscoCommAbort(fuscoComm_t comm) {
   return guarded("fuscoCommAbort", [&] {
     const auto state = findCommAnyState(comm);
+    checkFork(*state);
     if (state->engine != nullptr) state->engine->abort(fmt::format("rank {} aborted the communicator", state->rank));
     removeComm(comm);
   });
@@ -299,11 +298,11 @@ fuscoResult_t fuscoCommGetAsyncError(fuscoComm_t comm, fuscoResult_t* error) {
   return guarded("fuscoCommGetAsyncError", [&] {
     if (error == nullptr) fail(Code::invalidArgument, "error is NULL");
     const auto state = findCommAnyState(comm);
+    checkFork(*state);
     if (!state->ready) {
       *error = fuscoInProgress;
       return;
     }
-    std::lock_guard lock(state->errorMutex);
     *error =
         static_cast<fuscoResult_t>(state->initError != Code::success ? state->initError : state->engine->asyncError());
   });
@@ -314,6 +313,7 @@ fuscoResult_t fuscoCommGetStatistics(fuscoComm_t comm, fuscoStatistics_t* out) {
     if (out == nullptr) fail(Code::invalidArgument, "statistics is NULL");
     checkStruct("fuscoStatistics_t", out->size, out->magic, sizeof *out, FUSCO_STATISTICS_MAGIC);
     const auto state = findCommAnyState(comm);
+    checkFork(*state);
     fuscoStatistics_t s = FUSCO_STATISTICS_INIT;
     if (state->ready && state->engine != nullptr) {
       engine::Statistics& from = state->engine->statistics();

@@ -1,6 +1,7 @@
 #include "api/state.h"
 
 #include <fmt/format.h>
+#include <pthread.h>
 #include <unistd.h>
 
 #include <system_error>
@@ -25,6 +26,16 @@ thread_local std::string lastError;
 template <class Handle, class State>
 class Registry {
  public:
+  // Never destroyed: threads may still hold communicators while the process ends.
+  static Registry& instance() {
+    static Registry* const one = [] {
+      static Registry* made = new Registry;
+      // A thread may hold the lock while another one forks; the child still asks for handles, and is told.
+      pthread_atfork([] { made->mutex_.lock(); }, [] { made->mutex_.unlock(); }, [] { made->mutex_.unlock(); });
+      return made;
+    }();
+    return *one;
+  }
   Handle add(std::shared_ptr<State> state) {
     std::lock_guard lock(mutex_);
     // Handles are numbers, never given twice: use after destroy is found.
@@ -52,15 +63,8 @@ class Registry {
   std::uintptr_t next_ = 0x1000;
 };
 
-// Never destroyed: threads may still hold communicators while the process ends.
-Registry<fuscoComm_t, CommState>& comms() {
-  static auto* registry = new Registry<fuscoComm_t, CommState>;
-  return *registry;
-}
-Registry<fuscoPlan_t, PlanHandleState>& planRegistry() {
-  static auto* registry = new Registry<fuscoPlan_t, PlanHandleState>;
-  return *registry;
-}
+Registry<fuscoComm_t, CommState>& comms() { return Registry<fuscoComm_t, CommState>::instance(); }
+Registry<fuscoPlan_t, PlanHandleState>& planRegistry() { return Registry<fuscoPlan_t, PlanHandleState>::instance(); }
 
 template <class State>
 std::shared_ptr<State> known(std::shared_ptr<State> state, const char* what, const void* handle) {
@@ -72,6 +76,14 @@ std::shared_ptr<State> known(std::shared_ptr<State> state, const char* what, con
   return state;
 }
 
+}  // namespace
+
+CommState::~CommState() {
+  if (initThread.joinable()) initThread.join();
+}
+
+fuscoComm_t addComm(std::shared_ptr<CommState> state) { return comms().add(std::move(state)); }
+
 void checkFork(const CommState& state) {
   if (state.pid != getpid()) {
     fail(Code::invalidUsage,
@@ -82,14 +94,6 @@ void checkFork(const CommState& state) {
   }
 }
 
-}  // namespace
-
-CommState::~CommState() {
-  if (initThread.joinable()) initThread.join();
-}
-
-fuscoComm_t addComm(std::shared_ptr<CommState> state) { return comms().add(std::move(state)); }
-
 std::shared_ptr<CommState> findCommAnyState(fuscoComm_t comm) {
   return known(comms().find(comm), "communicator", comm);
 }
@@ -99,10 +103,7 @@ std::shared_ptr<CommState> findComm(fuscoComm_t comm) {
   checkFork(*state);
   if (!state->ready)
     fail(Code::invalidUsage, "the communicator is not ready yet: wait until fuscoCommGetAsyncError says fuscoSuccess");
-  {
-    std::lock_guard lock(state->errorMutex);
-    if (state->initError != Code::success) fail(state->initError, state->initErrorText);
-  }
+  if (state->initError != Code::success) fail(state->initError, state->initErrorText);
   state->engine->checkUsable();
   return state;
 }

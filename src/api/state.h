@@ -27,10 +27,11 @@ struct CommState {
   int pid = 0;
   int gpu = -1;  // -1: host
   fuscoConfig_t config;
-  std::shared_ptr<engine::Engine> engine;  // null until init has finished
-  std::thread initThread;                  // non-blocking init
+  std::thread initThread;  // non-blocking init
+  // Init has come to its end. What it leaves behind is read only then, and stays as it is: that needs no lock, which a
+  // fork could leave held in the child.
   std::atomic<bool> ready{false};
-  std::mutex errorMutex;
+  std::shared_ptr<engine::Engine> engine;  // null if init has failed
   Code initError = Code::success;
   std::string initErrorText;
   std::atomic<int> plans{0};
@@ -41,6 +42,10 @@ struct PlanHandleState {
   std::shared_ptr<CommState> comm;
   std::shared_ptr<engine::PlanState> plan;
 };
+
+// Throws invalidUsage in a child that was forked off after the communicator was made: locks of it may be held there for
+// ever.
+void checkFork(const CommState& state);
 
 // Handles that are alive. Throws invalidArgument for others.
 fuscoComm_t addComm(std::shared_ptr<CommState> state);
