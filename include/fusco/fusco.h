@@ -210,7 +210,9 @@ FUSCO_API fuscoResult_t fuscoCommFinalize(fuscoComm_t comm);
 FUSCO_API fuscoResult_t fuscoCommDestroy(fuscoComm_t comm);
 /* Wakes every rank of the communicator with RemoteError and gives it up here. From any thread, also while another
  * thread is inside a call on it: that call returns an error, and the memory goes with it. When both have returned nobody
- * touches tensors of operations any more; for ranks that are in the middle of a step this waits, 2 s at most. */
+ * touches tensors of operations any more; for ranks that are in the middle of a step this waits, 2 s at most.
+ * One whose init has not finished: returns when that has, at the latest after initTimeoutMs; if all ranks came, they
+ * are woken then. */
 FUSCO_API fuscoResult_t fuscoCommAbort(fuscoComm_t comm);
 
 FUSCO_API fuscoResult_t fuscoCommCount(fuscoComm_t comm, int* count);

@@ -109,6 +109,10 @@ fuscoResult_t fuscoGetUniqueId(fuscoUniqueId* id) {
 
 namespace {
 
+void abortEngine(const CommState& state) {
+  if (state.engine != nullptr) state.engine->abort(fmt::format("rank {} aborted the communicator", state.rank));
+}
+
 void finishInit(const std::shared_ptr<CommState>& state, const fuscoUniqueId& id) {
   try {
     state->engine = connect(*state, id.internal);
@@ -124,6 +128,9 @@ void finishInit(const std::shared_ptr<CommState>& state, const fuscoUniqueId& id
     throw;
   }
   state->ready = true;
+  // Who aborts says so, then looks whether init is over; here it is the other way round, so at least one of the two
+  // sees the other.
+  if (state->aborted) abortEngine(*state);
 }
 
 void init(fuscoComm_t* comm, int nranks, const fuscoUniqueId& id, int rank, const fuscoConfig_t* config) {
@@ -257,7 +264,8 @@ fuscoResult_t fuscoCommAbort(fuscoComm_t comm) {
   return guarded("fuscoCommAbort", [&] {
     const auto state = findCommAnyState(comm);
     checkFork(*state);
-    if (state->engine != nullptr) state->engine->abort(fmt::format("rank {} aborted the communicator", state->rank));
+    state->aborted = true;
+    if (state->ready) abortEngine(*state);
     removeComm(comm);
   });
 }

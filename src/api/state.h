@@ -31,6 +31,7 @@ struct CommState {
   // Init has come to its end. What it leaves behind is read only then, and stays as it is: that needs no lock, which a
   // fork could leave held in the child.
   std::atomic<bool> ready{false};
+  std::atomic<bool> aborted{false};        // by a caller
   std::shared_ptr<engine::Engine> engine;  // null if init has failed
   Code initError = Code::success;
   std::string initErrorText;

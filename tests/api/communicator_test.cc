@@ -257,6 +257,38 @@ TEST(Communicator, abortFromAnotherThreadWakesAWaiter) {
   }
 }
 
+// It cannot be called off, but whoever comes later is told.
+TEST(Communicator, abortOfAnInitThatIsUnderWay) {
+  for (const World& world : {kThreads, kProcesses, kTwoNodes}) {
+    runWell(world, [](Rank& self) {
+      const fuscoUniqueId id = self.id();
+      fuscoConfig_t config = self.config();
+      fuscoComm_t comm = nullptr;
+      if (self.rank() == 0) {
+        config.blocking = 0;
+        FUSCO_OK(fuscoCommInitRankConfig(&comm, 2, id, 0, &config));
+        self.barrier();
+        FUSCO_OK(fuscoCommAbort(comm));
+        EXPECT_CODE(fuscoCommDestroy(comm), fuscoInvalidArgument);
+      } else {
+        self.barrier();
+        std::this_thread::sleep_for(std::chrono::milliseconds(200));
+        const fuscoResult_t result = fuscoCommInitRankConfig(&comm, 2, id, 1, &config);
+        require(result == fuscoSuccess || result == fuscoRemoteError, fuscoGetLastError(nullptr));
+        int value = 0;
+        if (comm != nullptr) {
+          const std::string text = EXPECT_CODE(fuscoRecv(&value, 1, fuscoInt32, 0, comm, nullptr), fuscoRemoteError);
+          requireContains(text, "aborted");
+          FUSCO_OK(fuscoCommDestroy(comm));
+        }
+      }
+      comm = self.connect(1);
+      shuffleWorks(self, comm);
+      leave(comm);
+    });
+  }
+}
+
 TEST(Communicator, anOperationTimeoutNamesWhoIsMissing) {
   for (const World& world : {kThreads, kProcesses, kTwoNodes, kThreadNodes}) {
     runWell(world, [](Rank& self) {
