@@ -352,9 +352,11 @@ bool isNear(const UniqueId& id, const Record& record) {
 // Connects to the relay of this rank's machine, which the first one opens.
 UniqueFd connectRelay(const UniqueId& id, const Record& record, Deadline deadline) {
   if (!id.address) {
-    fail(Code::remoteError, record.describe() +
-                                " is on another machine (or in another network namespace, or has another FUSCO_HOSTID) "
-                                "than the process that made the id, which has no network or FUSCO_NET=shm");
+    fail(Code::remoteError,
+         record.describe() +
+             " is on another machine (or in another network namespace, or has another FUSCO_HOSTID) "
+             "than the process that made the id, which has no network interface that is up (of those that "
+             "FUSCO_SOCKET_IFNAME names, where it is set), or FUSCO_NET=shm");
   }
   const std::string name = Relay::nameFor(id, record.domain);
   for (;;) {

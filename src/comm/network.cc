@@ -50,7 +50,9 @@ Network::Network(const std::vector<Record>& records, int rank, const plan::Topol
     fail(Code::systemError,
          record.describe() +
              " cannot be reached by TCP, which these ranks need: it has no network interface that is "
-             "up, or could not listen; its log says more with FUSCO_DEBUG=INFO");
+             "up (of those that FUSCO_SOCKET_IFNAME names, where it is set), or could not listen; its log says more, "
+             "with "
+             "FUSCO_DEBUG=INFO");
   }
   tree_ =
       std::make_unique<Tree>(reactor_, rank_, static_cast<int>(records_.size()), treeShape_,

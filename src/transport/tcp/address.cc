@@ -7,11 +7,13 @@
 #include <netinet/in.h>
 
 #include <algorithm>
+#include <atomic>
 #include <charconv>
 #include <cstring>
 #include <memory>
 
 #include "base/environment.h"
+#include "base/log.h"
 #include "base/status.h"
 
 namespace fusco::transport {
@@ -168,10 +170,14 @@ std::vector<Interface> usableInterfaces() {
   if (!chosen.empty()) return chosen;
   std::string there;
   for (const Interface& one : all) there += (there.empty() ? "" : ", ") + one.name;
-  fail(Code::invalidUsage,
-       (names.empty() ? "no network interface is up" : "FUSCO_SOCKET_IFNAME=" + names + " names no interface") +
-           " with an address of FUSCO_SOCKET_FAMILY=" + settings.text(Setting::socketFamily) + "; there " +
-           (there.empty() ? "is none" : "are " + there));
+  const std::string text =
+      (names.empty() ? "no network interface is up" : "FUSCO_SOCKET_IFNAME=" + names + " names no interface") +
+      " with an address of FUSCO_SOCKET_FAMILY=" + settings.text(Setting::socketFamily) + "; there " +
+      (there.empty() ? "is none" : "are " + there);
+  // Who asks may do without a network, and does. A name that fits nothing is a mistake all the same.
+  static std::atomic<bool> told{false};
+  if (!names.empty() && !told.exchange(true)) FUSCO_WARN("{}", text);
+  fail(Code::invalidUsage, text);
 }
 
 }  // namespace fusco::transport
