@@ -526,7 +526,7 @@ FUSCO_API fuscoResult_t fuscoFinish(fuscoPlan_t plan);
  * equal nodes and one plan of the given shape (tokens, topk, experts, layout; expertIds is not read) with rows of
  * `rowBytes`; docs/concepts.md has the formulas. On a GPU and one node: in the GPU's memory and pinned. `privateRows`
  * is the number of rows in memory that peers cannot map (0: all tensors from fuscoMemAlloc or in one process). No
- * communicator is needed. */
+ * communicator is needed. InvalidArgument: a shape that no plan can have, or more bytes than can be counted. */
 FUSCO_API fuscoResult_t fuscoWorkspaceSize(const fuscoConfig_t* config, const fuscoPlanConfig_t* plan, int nranks,
                                            int nodes, size_t rowBytes, int64_t privateRows, size_t* bytes);
 

@@ -1,6 +1,9 @@
 // docs/concepts.md, "memory": the formula. A test compares it with what a communicator says that it holds.
+#include <fmt/format.h>
+
 #include <algorithm>
 
+#include "base/status.h"
 #include "engine/control.h"
 #include "engine/device/beside.h"
 #include "engine/device/domain.h"
@@ -12,14 +15,28 @@ namespace fusco::engine {
 
 namespace {
 
+// Sums of a few such products still fit.
+std::size_t product(const char* what, std::size_t count, std::size_t bytes) {
+  if (count > 0 && bytes > (std::size_t{1} << 60) / count)
+    fail(Code::invalidArgument, fmt::format("{}: {} x {} overflow", what, count, bytes));
+  return count * bytes;
+}
+
+int expertsHere(const WorkspaceShape& s) {
+  return static_cast<int>((static_cast<std::int64_t>(s.request.map.experts) + s.ranks - 1) / s.ranks);
+}
+
 // Rows that arrive, where their number is known beforehand; else 0.
 std::size_t rowsBeside(const WorkspaceShape& s) {
   const plan::Options& options = s.request.options;
   const auto capacity = static_cast<std::size_t>(options.capacityRows);
   if (options.layout != plan::Layout::slotted) return capacity;
-  const auto localExperts = static_cast<std::size_t>((s.request.map.experts + s.ranks - 1) / s.ranks);
-  const std::size_t places =
-      localExperts * static_cast<std::size_t>(s.ranks) * static_cast<std::size_t>(options.maxTokens);
+  const std::size_t blocks = static_cast<std::size_t>(expertsHere(s)) * static_cast<std::size_t>(s.ranks);
+  const std::size_t places = product("slotted rows", blocks, static_cast<std::size_t>(options.maxTokens));
+  if (places > INT32_MAX) {
+    fail(Code::invalidArgument, fmt::format("slotted output of {} x {} rows is more than 2^31 - 1; lower maxTokens",
+                                            blocks, options.maxTokens));
+  }
   return capacity == 0 ? places : std::min(capacity, places);
 }
 
@@ -29,7 +46,7 @@ std::size_t bytesOnGpu(const WorkspaceShape& s) {
   const plan::Options& options = s.request.options;
   const plan::RoutingMap& map = s.request.map;
   const bool rankOrder = options.layout == plan::Layout::rankOrder;
-  const int localExperts = (map.experts + s.ranks - 1) / s.ranks;
+  const int localExperts = expertsHere(s);
   const auto experts = static_cast<std::size_t>(map.experts);
   const std::size_t slots = static_cast<std::size_t>(map.tokens) * static_cast<std::size_t>(map.topk);
   const plan::ArenaOffsets arena =
@@ -68,7 +85,7 @@ std::size_t workspaceBytes(const WorkspaceShape& s) {
   const auto keys = static_cast<std::size_t>(std::max(map.experts, s.ranks));
   const auto topk = static_cast<std::size_t>(map.topk);
   const std::size_t slots = static_cast<std::size_t>(map.tokens) * topk;
-  const int localExperts = (map.experts + s.ranks - 1) / s.ranks;
+  const int localExperts = expertsHere(s);
 
   // The plan.
   const std::size_t arena =
@@ -88,10 +105,12 @@ std::size_t workspaceBytes(const WorkspaceShape& s) {
   const std::size_t control = transport::kRankHeaderBytes + page(controlBytes(s.ranks));
   // One ring out for each other node and operation slot: to the forwarder there, and back to who sent to this rank.
   const std::size_t ring = page(static_cast<std::size_t>(s.sliceBytes) * static_cast<std::size_t>(s.slices) + 4096);
-  const std::size_t links = static_cast<std::size_t>(s.nodes - 1) * kOperationSlots * ring;
+  const std::size_t links =
+      product("links to other nodes", static_cast<std::size_t>(s.nodes - 1) * kOperationSlots, ring);
   // Private rows pass through a window in each direction, for each operation slot.
   const auto held = static_cast<std::size_t>(s.privateRows);
-  const std::size_t staging = held == 0 ? 0 : 2 * kOperationSlots * page(held * s.rowBytes + 64) + page(held * 4 + 4);
+  const std::size_t staging =
+      held == 0 ? 0 : 2 * kOperationSlots * page(product("private rows", held, s.rowBytes) + 64) + page(held * 4 + 4);
   return arena + routing + beside + counts + control + links + staging;
 }
 

@@ -174,5 +174,38 @@ TEST(Memory, workspaceIsWhatTheFormulaSays) {
   }
 }
 
+// Sizes that cannot be are refused and not cut.
+TEST(Memory, aWorkspaceThatOverflowsIsRefused) {
+  runWell({"one process", 1, 1, {}, true, 16384}, [](Rank& self) {
+    const fuscoConfig_t config = self.config();
+    const std::size_t untouched = 4711;
+    std::size_t bytes = untouched;
+    Routing routing(16, 2, 8);
+    const auto size = [&](int ranks, int nodes, std::size_t rowBytes, std::int64_t rows) {
+      return fuscoWorkspaceSize(&config, &routing.config, ranks, nodes, rowBytes, rows, &bytes);
+    };
+    EXPECT_CODE(size(2, 1, SIZE_MAX, INT64_MAX), fuscoInvalidArgument);
+    EXPECT_CODE(size(2, 1, SIZE_MAX, 1), fuscoInvalidArgument);
+    EXPECT_CODE(size(2, 1, 2, INT64_MAX), fuscoInvalidArgument);
+    routing.config.layout = fuscoLayoutSlotted;
+    for (const std::int64_t tokens : {INT64_MAX, INT64_MAX / 8, std::int64_t{1} << 28}) {
+      routing.config.maxTokens = tokens;
+      for (const std::int64_t capacity : {0, 1000}) {
+        routing.config.capacityRows = capacity;
+        requireContains(EXPECT_CODE(size(8, 2, 1024, 0), fuscoInvalidArgument), std::to_string(tokens));
+      }
+    }
+    REQUIRE(bytes == untouched);
+    routing.config.capacityRows = 0;
+    routing.config.maxTokens = (std::int64_t{1} << 28) - 1;
+    FUSCO_OK(size(8, 2, 1024, 0));
+    REQUIRE(bytes > (std::size_t{1} << 31));
+    routing.config.layout = fuscoLayoutExpertOrder;
+    routing.config.experts = INT32_MAX;
+    FUSCO_OK(size(INT32_MAX, 1, 1024, INT32_MAX));
+    REQUIRE(bytes > (std::size_t{1024} << 31));
+  });
+}
+
 }  // namespace
 }  // namespace fusco::test
