@@ -424,7 +424,8 @@ typedef struct {
   int32_t token;  /* index in the source's routing map */
   int32_t slot;   /* of the token's top-k */
   float weight;
-  uint32_t primary; /* the first row of the same token on this rank, this row itself if it is the first */
+  uint32_t primary; /* of the token's rows on this rank the one of its lowest slot, which need not be the lowest row; this
+                     * row itself if it is that one */
 } fuscoTicket_t;
 /* [receiveRows], the plan's, filled by its first dispatch. Needs tickets = 1 (or the rank-order or slotted layout). On GPUs
  * in GPU memory, in the order of that dispatch's stream; with counts in GPU memory there are as many as capacity leaves. */
