@@ -197,7 +197,8 @@ FUSCO_API fuscoResult_t fuscoCommInitRankConfig(fuscoComm_t* comm, int nranks, f
 FUSCO_API fuscoResult_t fuscoCommInitFromEnvironment(fuscoComm_t* comm, const fuscoConfig_t* config);
 
 /* Ranks with the same colour >= 0 form a communicator, ordered by key, then by rank. A negative colour: *newcomm =
- * NULL. config may be NULL (the parent's). Collective. */
+ * NULL. config may be NULL (the parent's). Collective. Always blocks, whatever `blocking` says: the new one is ready when it
+ * returns. */
 FUSCO_API fuscoResult_t fuscoCommSplit(fuscoComm_t comm, int color, int key, fuscoComm_t* newcomm,
                                        const fuscoConfig_t* config);
 
