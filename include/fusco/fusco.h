@@ -16,7 +16,8 @@
  *  - All ranks of a communicator make the same collective calls in the same order. Ranks that disagree on the
  * parameters of a call get fuscoInvalidUsage, with both values in the text of those that see the difference. On one
  * node nothing has moved then and the communicator stays usable; on several nodes a dispatch or combine may be under
- * way, and it breaks.
+ * way, and it breaks. One case is found by the time-out only: on one node, a slotted plan (which meets nobody) where
+ * others make one of another layout.
  *  - On host communicators `stream` is ignored and a call has completed when it returns, inside a group when the
  * outermost fuscoGroupEnd returns.
  *  - On communicators on GPUs tensors lie in memory that the GPU reaches (its own, managed, pinned), and calls are
