@@ -25,7 +25,10 @@
  * wait for the GPU but where it is said. Ranks that share a process and a GPU launch together, and so do those of several
  * GPUs where one process has all ranks of the node: their threads meet inside the call, and one thread that drives several
  * of them calls for all of them inside one group. Such calls can be captured in a CUDA graph, those on several GPUs with
- * the streams of all of them in one capture.
+ * the streams of all of them in one capture. Operations follow each other where they need to, whichever streams and
+ * branches of a capture they are on; replays on one stream do, others of one communicator, and calls beside them, the
+ * caller orders. A graph keeps the memory of its plans, which may be destroyed before; a communicator outlives its
+ * graphs. cudaStreamPerThread is refused: ranks launch for each other.
  *  - With several GPUs on a node all tensors of a call, routing maps too, lie in memory that the other GPUs reach: that of
  * cudaMalloc is, and pinned memory; that of a stream-ordered pool is once cudaMemPoolSetAccess has said so. Ranks in
  * several processes give memory of cudaMalloc, or of virtual memory management with file descriptors.

@@ -136,6 +136,16 @@ void* allocate(std::size_t bytes) {
   FUSCO_CUDA_CHECK(cudaMalloc(&pointer, bytes));
   return pointer;
 }
+void* tryAllocate(std::size_t bytes) {
+  void* pointer = nullptr;
+  const cudaError_t error = cudaMalloc(&pointer, bytes);
+  if (error == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    return nullptr;
+  }
+  check(error, "cudaMalloc");
+  return pointer;
+}
 void release(void* pointer) noexcept { cudaFree(pointer); }
 
 void* allocatePinned(std::size_t bytes) {
@@ -230,6 +240,29 @@ bool capturing(Stream stream) {
   return status != cudaStreamCaptureStatusNone;
 }
 
+bool isPerThread(Stream stream) { return native(stream) == cudaStreamPerThread; }
+
+unsigned long long captureOf(Stream stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  unsigned long long id = 0;
+  FUSCO_CUDA_CHECK(cudaStreamGetCaptureInfo(native(stream), &status, &id));
+  return status == cudaStreamCaptureStatusActive ? id : 0;
+}
+
+void holdInGraph(Stream stream, std::shared_ptr<const void> held) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  unsigned long long id = 0;
+  cudaGraph_t graph = nullptr;
+  FUSCO_CUDA_CHECK(cudaStreamGetCaptureInfo(native(stream), &status, &id, &graph));
+  using Held = std::shared_ptr<const void>;
+  auto kept = std::make_unique<Held>(std::move(held));
+  cudaUserObject_t object = nullptr;
+  FUSCO_CUDA_CHECK(cudaUserObjectCreate(
+      &object, kept.get(), [](void* one) { delete static_cast<Held*>(one); }, 1, cudaUserObjectNoDestructorSync));
+  kept.release();
+  FUSCO_CUDA_CHECK(cudaGraphRetainUserObject(graph, object, 1, cudaGraphUserObjectMove));
+}
+
 Event::Event() {
   cudaEvent_t event = nullptr;
   FUSCO_CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
@@ -242,6 +275,7 @@ void Event::record(Stream stream) {
 void Event::waitOn(Stream stream) const {
   FUSCO_CUDA_CHECK(cudaStreamWaitEvent(native(stream), static_cast<cudaEvent_t>(event_), 0));
 }
+void Event::wait() const { FUSCO_CUDA_CHECK(cudaEventSynchronize(static_cast<cudaEvent_t>(event_))); }
 void Event::recordEachTime(Stream stream) {
   FUSCO_CUDA_CHECK(cudaEventRecordWithFlags(static_cast<cudaEvent_t>(event_), native(stream), cudaEventRecordExternal));
 }
@@ -256,6 +290,27 @@ bool Event::reached() const {
   }
   check(error, "cudaEventQuery");
   return true;
+}
+
+void Order::begin(Stream stream) const {
+  const unsigned long long capture = captureOf(stream);
+  if (capture == 0) {
+    if (used_) end_.waitOn(stream);
+    return;
+  }
+  if (eachTime_) end_.waitOnEachTime(stream);
+  if (capture == capture_) captured_.waitOn(stream);
+}
+void Order::end(Stream stream) {
+  const unsigned long long capture = captureOf(stream);
+  if (capture == 0) {
+    end_.record(stream);
+  } else {
+    if (eachTime_) end_.recordEachTime(stream);
+    captured_.record(stream);
+    capture_ = capture;
+  }
+  used_ = used_ || capture == 0 || eachTime_;
 }
 
 Exported exportMemory(const void* pointer, std::size_t bytes) {

@@ -52,6 +52,7 @@ class OnDevice {
 
 // Memory of the current GPU.
 void* allocate(std::size_t bytes);
+void* tryAllocate(std::size_t bytes);  // null: there is not as much
 void release(void* pointer) noexcept;
 // Host memory that the GPU reads and writes.
 void* allocatePinned(std::size_t bytes);
@@ -77,6 +78,14 @@ void synchronize(Stream stream);
 void copyNow(void* to, const void* from, std::size_t bytes);
 void fillNow(void* pointer, int byte, std::size_t bytes);
 bool capturing(Stream stream);
+// Whether the handle stands for a stream of whichever thread uses it (cudaStreamPerThread).
+bool isPerThread(Stream stream);
+// Which capture the stream is in; 0: none. No two captures of a process have the same number.
+unsigned long long captureOf(Stream stream);
+
+// Keeps `held` as long as the graph that `stream` is being captured into, and what was instantiated from it. The last
+// of these lets go of it on a thread on which CUDA must not be called.
+void holdInGraph(Stream stream, std::shared_ptr<const void> held);
 
 class Event {
  public:
@@ -87,6 +96,7 @@ class Event {
   void record(Stream stream);
   void waitOn(Stream stream) const;  // what is launched on `stream` from now on comes after the record
   bool reached() const;              // everything before the record has ended
+  void wait() const;                 // on the host, until it has
   // On a stream that is being captured: each replay records it, or waits for the record that was the last one then, as
   // calls that are not captured would.
   void recordEachTime(Stream stream);
@@ -94,6 +104,24 @@ class Event {
 
  private:
   void* event_ = nullptr;
+};
+
+// Lets what is launched between a begin and its end come after what was launched between those before, whichever
+// streams they are on, also within a capture. `eachTime`: what is captured does so each time it is replayed, too, and
+// so graphs and calls that are not captured follow each other; else whoever replays graphs orders these.
+class Order {
+ public:
+  explicit Order(bool eachTime) : eachTime_(eachTime) {}
+  void begin(Stream stream) const;
+  void end(Stream stream);
+  // All that has ended outside of captures, or as a replay with eachTime, is over.
+  bool reached() const { return !used_ || end_.reached(); }
+
+ private:
+  Event end_, captured_;
+  unsigned long long capture_ = 0;  // that captured_ was recorded in
+  const bool eachTime_;
+  bool used_ = false;
 };
 
 // How another process reaches device memory: a handle of the allocation (of virtual memory management: of the pieces

@@ -24,6 +24,7 @@ bool reachDevice(int, int) { none(); }
 OnDevice::OnDevice(int) { none(); }
 OnDevice::~OnDevice() = default;
 void* allocate(std::size_t) { none(); }
+void* tryAllocate(std::size_t) { none(); }
 void release(void*) noexcept {}
 void* allocatePinned(std::size_t) { none(); }
 void releasePinned(void*) noexcept {}
@@ -41,8 +42,14 @@ Event::~Event() = default;
 void Event::record(Stream) { none(); }
 void Event::waitOn(Stream) const { none(); }
 bool Event::reached() const { none(); }
+void Event::wait() const { none(); }
+void holdInGraph(Stream, std::shared_ptr<const void>) { none(); }
 void Event::recordEachTime(Stream) { none(); }
 void Event::waitOnEachTime(Stream) const { none(); }
+bool isPerThread(Stream) { none(); }
+unsigned long long captureOf(Stream) { none(); }
+void Order::begin(Stream) const { none(); }
+void Order::end(Stream) { none(); }
 Exported exportMemory(const void*, std::size_t) { none(); }
 std::size_t planScratchBytes(int, int, int) { none(); }
 bool planFits(const kernels::PlanArgs&) { none(); }

@@ -150,6 +150,7 @@ void release(void* pointer) noexcept {
   close(found->second.file);
   gpu().memory.erase(found);
 }
+void* tryAllocate(std::size_t bytes) { return allocate(bytes); }
 void* allocatePinned(std::size_t bytes) {
   const Lock lock(gpu().mutex);
   const std::size_t size = pages(std::max<std::size_t>(bytes, 1));
@@ -213,6 +214,9 @@ void fillNow(void* pointer, int byte, std::size_t bytes) {
   std::memset(there(pointer), byte, bytes);
 }
 bool capturing(Stream) { return false; }
+unsigned long long captureOf(Stream) { return 0; }
+bool isPerThread(Stream) { return false; }
+void holdInGraph(Stream, std::shared_ptr<const void>) { notHere("holdInGraph"); }
 
 Event::Event() : event_(new Recorded) {}
 Event::~Event() { delete static_cast<Recorded*>(event_); }
@@ -233,6 +237,18 @@ bool Event::reached() const {
   if (recorded.queue == nullptr || recorded.queue->ended >= recorded.upTo) return true;
   runOne(*recorded.queue);
   return false;
+}
+void Event::wait() const {
+  const Lock lock(gpu().mutex);
+  const Recorded& recorded = *static_cast<Recorded*>(event_);
+  if (recorded.queue != nullptr) runTo(*recorded.queue, recorded.upTo);
+}
+void Order::begin(Stream stream) const {
+  if (used_) end_.waitOn(stream);
+}
+void Order::end(Stream stream) {
+  end_.record(stream);
+  used_ = true;
 }
 Exported exportMemory(const void*, std::size_t) { notHere("exportMemory"); }
 

@@ -39,6 +39,7 @@ std::string held(const Shape& shape, fuscoComm_t comm, int rank) {
   config.experts = shape.experts;
   config.layout = shape.layout;
   config.tickets = shape.tickets;
+  config.dedup = fuscoDedupNode;  // what rows that cross a link once need is not in the formula
   if (shape.layout == fuscoLayoutSlotted) config.maxTokens = shape.tokens;
   if (shape.capacity) config.capacityRows = shape.tokens * shape.ranks;
   if (shape.capacity) config.capacityPolicy = fuscoCapacityDrop;

@@ -15,7 +15,13 @@ class DeviceBackward : public DeviceOperation {
  public:
   DeviceBackward(Engine& engine, std::shared_ptr<PlanState> plan, const CombineBackwardRequest& request,
                  cuda::Stream stream)
-      : DeviceOperation(OperationKind::combineBackward, engine, std::move(plan), stream), request_(request) {}
+      : DeviceOperation(OperationKind::combineBackward, engine, std::move(plan), stream), request_(request) {
+    domain_.checkPointer("outputGradient", request_.outputGradient);
+    domain_.checkPointer("expertRows", request_.expertRows);
+    domain_.checkPointer("inputGradient", request_.inputGradient);
+    domain_.checkPointer("weightGradient", request_.weightGradient);
+    domain_.checkRowBytes(request_.elements * exec::elementBytes(request_.type));
+  }
 
  protected:
   void announce(Meeting::Announcement& announcement) override;
@@ -28,17 +34,12 @@ class DeviceBackward : public DeviceOperation {
 };
 
 void DeviceBackward::announce(Meeting::Announcement& announcement) {
-  domain_.checkPointer("outputGradient", request_.outputGradient);
-  domain_.checkPointer("expertRows", request_.expertRows);
-  domain_.checkPointer("inputGradient", request_.inputGradient);
-  domain_.checkPointer("weightGradient", request_.weightGradient);
   const auto rows = static_cast<std::size_t>(plan_->receiveRows());
   const std::size_t rowBytes = request_.elements * exec::elementBytes(request_.type);
   announcement.rows = rows;
   announcement.parameters = parameters(rowBytes, 0, static_cast<std::uint64_t>(request_.type), 0);
   announceTensor(announcement, kRows, request_.inputGradient, rows * rowBytes);
   announceTensor(announcement, kRows2, request_.expertRows, rows * rowBytes);
-  plan_->device->usedOn(stream(), capturing());
 }
 
 void DeviceBackward::bind() {

@@ -100,7 +100,6 @@ DeviceDomain::DeviceDomain(Engine& engine, int device, int maxSms, std::int64_t 
   engine_.ledger().bytes += countsBytes_;
   cuda::fillNow(countsMemory_, 0, countsBytes_);
   for (auto& event : events_) event = std::make_unique<cuda::Event>();
-  for (auto& event : slotEnds_) event = std::make_unique<cuda::Event>();
   for (auto& stream : beside_) stream = std::make_unique<cuda::OwnStream>();
   waits_ = std::make_shared<WaitWords>();
 
@@ -182,6 +181,7 @@ DeviceDomain::DeviceDomain(Engine& engine, int device, int maxSms, std::int64_t 
       meetsOnGpu_ = meetsOnGpu_ && (onePart || (!sameProcess(recordOf(i), recordOf(j)) && (ownGpu || apart)));
     }
   }
+  for (auto& order : slotOrders_) order = std::make_unique<cuda::Order>(meetsOnGpu_);
   for (int slot = 0; slot < kOperationSlots; ++slot) {
     kernels::MeetArgs& meeting = meetings_[slot];
     std::uint32_t* const own = meetingOf(countsMemory_, ranks, slot);
@@ -230,7 +230,7 @@ DeviceDomain::~DeviceDomain() {
     const cuda::OnDevice on(device_);
     imports_.clear();
     for (auto& event : events_) event.reset();
-    for (auto& event : slotEnds_) event.reset();
+    for (auto& order : slotOrders_) order.reset();
     for (auto& stream : beside_) stream.reset();
     for (int slot = 0; slot < kOperationSlots; ++slot) {
       outgrown_.push_back(arrivals_[slot].memory);
@@ -272,28 +272,9 @@ void DeviceDomain::setTurn(int slot, kernels::PlanArgs& args) const {
   args.turnBytes = mapsOf(engine_.fabric().ranks()) / 2;
 }
 
-void DeviceDomain::beginSlot(int slot, cuda::Stream stream, bool captured) const {
-  if (captured) {
-    if (meetsOnGpu_) slotEnds_[slot]->waitOnEachTime(stream);
-  } else if (slotUsed_[slot]) {
-    slotEnds_[slot]->waitOn(stream);
-  }
-}
-
-void DeviceDomain::endSlot(int slot, cuda::Stream stream, bool captured) {
-  if (captured) {
-    if (meetsOnGpu_) slotEnds_[slot]->recordEachTime(stream);
-  } else {
-    slotEnds_[slot]->record(stream);
-  }
-  slotUsed_[slot] = slotUsed_[slot] || !captured || meetsOnGpu_;
-}
-
 bool DeviceDomain::slotsEnded() const {
-  for (int slot = 0; slot < kOperationSlots; ++slot) {
-    if (slotUsed_[slot] && !slotEnds_[slot]->reached()) return false;
-  }
-  return true;
+  return std::all_of(std::begin(slotOrders_), std::end(slotOrders_),
+                     [](const auto& order) { return order->reached(); });
 }
 
 bool DeviceDomain::ends(int withinMs) const {
@@ -347,14 +328,23 @@ void DeviceDomain::checkArrivals(const WaitWords& waits) const {
 void DeviceDomain::endWaits() { std::atomic_ref(*waits_->abort()).store(1); }
 
 std::byte* DeviceDomain::landing(Landing& landing, std::size_t bytes) {
-  if (landing.bytes >= bytes) return landing.memory;
+  if (landing.bytes >= bytes) return landing.memory;  // also nothing for nobody
   const cuda::OnDevice on(device_);
   // Twice as much, so that it seldom grows: as far as staging may go.
   const std::int64_t bound = engine_.config().maxStagingBytes;
   const std::size_t twice =
       bound > 0 ? std::min<std::size_t>(2 * landing.bytes, static_cast<std::size_t>(bound)) : 2 * landing.bytes;
   const std::size_t size = std::max(bytes, twice);
-  auto* memory = static_cast<std::byte*>(cuda::allocate(size));
+  auto* memory = static_cast<std::byte*>(cuda::tryAllocate(size));
+  if (memory == nullptr) {
+    if (!saidNoMemory_)
+      FUSCO_WARN(
+          "GPU {} has no {} bytes left to bring rows over links once; they are brought one by one, which takes "
+          "longer",
+          device_, size);
+    saidNoMemory_ = true;
+    return nullptr;
+  }
   cuda::fillNow(memory, 0, size);
   if (landing.memory != nullptr) outgrown_.push_back(landing.memory);
   landing = {memory, size};
@@ -450,6 +440,13 @@ void DeviceDomain::checkPointer(const char* what, const void* pointer) const {
   fail(Code::invalidArgument,
        fmt::format("rank {}: {} is host memory that GPU {} cannot reach; give memory of the GPU (or pinned memory)",
                    engine_.fabric().rank(), what, device_));
+}
+
+void DeviceDomain::checkRowBytes(std::size_t rowBytes) const {
+  constexpr std::size_t kMost = std::size_t{1} << 31;
+  if (rowBytes <= kMost) return;
+  fail(Code::invalidArgument, fmt::format("rank {}: rows of {} bytes; on GPUs at most {}: cut them into several rows",
+                                          engine_.fabric().rank(), rowBytes, kMost));
 }
 
 }  // namespace fusco::engine

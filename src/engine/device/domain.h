@@ -105,11 +105,9 @@ class DeviceDomain {
   void bringMaps(int slot, kernels::BringMapsArgs& args, exec::cuda::Stream stream) const;
   const std::byte* broughtMap(int slot, int number) const { return mapsAt(countsMemory_, slot, number); }
   void setTurn(int slot, kernels::PlanArgs& args) const;
-  // The slot's memory serves one operation after the other, on whichever streams: `begin` waits for the last `end`.
-  // What is captured does so each time it is replayed, where processes meet on GPUs; where all ranks are in one process
-  // the caller orders graphs and calls.
-  void beginSlot(int slot, exec::cuda::Stream stream, bool captured) const;
-  void endSlot(int slot, exec::cuda::Stream stream, bool captured);
+  // The slot's memory serves one operation after the other, on whichever streams. Replays too, where processes meet on
+  // GPUs; where all ranks are in one process the caller orders graphs and calls.
+  exec::cuda::Order& slotOrder(int slot) const { return *slotOrders_[slot]; }
   // Before the communicator ends: whether all launches that wait for other processes end within so many milliseconds.
   bool ends(int withinMs) const;
   kernels::ArrivalWait meetingWait() const;
@@ -136,12 +134,15 @@ class DeviceDomain {
   const std::shared_ptr<WaitWords>& waits() const { return waits_; }
   // No launch waits any longer.
   void endWaits();
-  // Memory of an operation slot that other GPUs write to; grows. Arrivals are 0 while nobody uses them.
+  // Memory of an operation slot that other GPUs write to; grows. Arrivals are 0 while nobody uses them. Null: the GPU
+  // has not got as much.
   std::uint32_t* arrivals(int slot, std::size_t words);
   std::byte* partials(int slot, std::size_t bytes);
 
   // Throws unless kernels of this rank's GPU reach it. `what`: "output"
   void checkPointer(const char* what, const void* pointer) const;
+  // Throws where kernels cannot count the bytes of a row.
+  void checkRowBytes(std::size_t rowBytes) const;
 
  private:
   // Grows; what was there stays, since a graph may use it.
@@ -178,8 +179,7 @@ class DeviceDomain {
       nullptr;  // counts of each slot, addresses of each slot, words of its meetings, brought maps
   std::size_t countsBytes_ = 0;
   std::unique_ptr<exec::cuda::Event> events_[kEvents];
-  std::unique_ptr<exec::cuda::Event> slotEnds_[kOperationSlots];
-  bool slotUsed_[kOperationSlots] = {};
+  std::unique_ptr<exec::cuda::Order> slotOrders_[kOperationSlots];
   bool keepsMapped_ = false;
   kernels::MeetArgs meetings_[kOperationSlots] = {};
   std::vector<std::byte*> countsOfOthers_;            // countsMemory_ of the first rank of each other part
@@ -189,6 +189,7 @@ class DeviceDomain {
   Landing arrivals_[kOperationSlots], partials_[kOperationSlots];
   std::vector<std::byte*> outgrown_;
   std::size_t landingBytes_ = 0;
+  bool saidNoMemory_ = false;
   std::mutex importMutex_;
   struct Import {
     std::unique_ptr<exec::cuda::Imported> memory;

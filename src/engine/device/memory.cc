@@ -1,5 +1,6 @@
 #include "engine/device/memory.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "base/log.h"
@@ -19,7 +20,7 @@ DevicePool::~DevicePool() {
 void DevicePool::free(Block& block) noexcept {
   try {
     const cuda::OnDevice on(device_);
-    block.lastUse.reset();
+    block.uses.clear();
     cuda::release(block.device);
     cuda::releasePinned(block.host);
   } catch (const std::exception& e) {
@@ -37,14 +38,15 @@ DevicePool::Block DevicePool::take(std::size_t deviceBytes, std::size_t hostByte
       const Block& candidate = free_[i];
       const auto fits = [](std::size_t has, std::size_t wanted) { return has >= wanted && has <= 2 * wanted; };
       if (!fits(candidate.deviceBytes, deviceBytes) || !fits(candidate.hostBytes, hostBytes)) continue;
-      if (!candidate.lastUse->reached()) continue;
+      const auto ended = [](const auto& use) { return use->reached(); };
+      if (!candidate.inGraphs.expired() || !std::all_of(candidate.uses.begin(), candidate.uses.end(), ended)) continue;
       Block block = std::move(free_[i]);
+      block.uses.clear();
       free_.erase(free_.begin() + static_cast<std::ptrdiff_t>(i));
       return block;
     }
   }
   Block block;
-  block.lastUse = std::make_unique<cuda::Event>();
   block.device = static_cast<std::byte*>(cuda::allocate(deviceBytes));
   block.deviceBytes = deviceBytes;
   block.host = static_cast<std::byte*>(cuda::allocatePinned(hostBytes));
@@ -53,18 +55,10 @@ DevicePool::Block DevicePool::take(std::size_t deviceBytes, std::size_t hostByte
   return block;
 }
 
-void DevicePool::giveBack(Block block, cuda::Stream stream) noexcept {
+void DevicePool::giveBack(Block block) noexcept {
   if (block.device == nullptr) return;
-  try {
-    const cuda::OnDevice on(device_);
-    block.lastUse->record(stream);
-    std::lock_guard lock(mutex_);
-    free_.push_back(std::move(block));
-  } catch (const std::exception& e) {
-    // The stream is gone or being captured.
-    FUSCO_INFO(kLogAlloc, "GPU memory of a plan is freed instead of kept: {}", e.what());
-    drop(std::move(block));
-  }
+  std::lock_guard lock(mutex_);
+  free_.push_back(std::move(block));
 }
 
 void DevicePool::drop(Block block) noexcept {

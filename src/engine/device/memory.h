@@ -1,5 +1,6 @@
 // GPU memory of a communicator, with the host memory that belongs to it: blocks that plans take and give back. Kernels
-// that were launched before may still use a block that comes back: it is given out again when they have ended.
+// that were launched before may still use a block that comes back: it is given out again when they have ended, and when
+// the graphs that have captured them are gone.
 #pragma once
 
 #include <cstddef>
@@ -19,7 +20,9 @@ class DevicePool {
     std::size_t deviceBytes = 0;
     std::byte* host = nullptr;  // pinned, the GPU reads and writes it
     std::size_t hostBytes = 0;
-    std::unique_ptr<exec::cuda::Event> lastUse;
+    // Behind what was launched for it, on each stream; and what graphs hold that use it.
+    std::vector<std::shared_ptr<exec::cuda::Event>> uses;
+    std::weak_ptr<const void> inGraphs;
   };
 
   DevicePool(int device, Ledger& ledger) : device_(device), ledger_(ledger) {}
@@ -29,9 +32,9 @@ class DevicePool {
 
   // Both parts 256-byte aligned, not zeroed.
   Block take(std::size_t deviceBytes, std::size_t hostBytes);
-  // `stream`: on which it was used last.
-  void giveBack(Block block, exec::cuda::Stream stream) noexcept;
-  // Frees it, after all that the GPU still does: a graph may have used it.
+  // With its uses filled in.
+  void giveBack(Block block) noexcept;
+  // Frees it, after all that the GPU still does.
   void drop(Block block) noexcept;
 
  private:

@@ -38,7 +38,6 @@ class NodesPlanning : public Planning {
 
   void prepare() override {
     Planning::prepare();
-    plan_->device->usedOn(stream_, false);
     plan_->device->holdBeside(plan_->request, plan_->rowsToHold());
     bringCounts(*plan_);
   }

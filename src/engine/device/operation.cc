@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <mutex>
 
+#include "engine/device/plan_memory.h"
 #include "exec/ranges.h"
 
 namespace fusco::engine {
@@ -19,6 +20,13 @@ DeviceOperation::DeviceOperation(OperationKind kind, Engine& engine, std::shared
       plan_(std::move(plan)),
       meeting_(engine, slot_),
       stream_(stream) {
+  if (cuda::isPerThread(stream)) {
+    fail(Code::invalidUsage,
+         fmt::format(
+             "rank {}: {} on cudaStreamPerThread, which is another stream for each thread that launches for this "
+             "rank; give it a stream",
+             engine_.fabric().rank(), operationName(kind)));
+  }
   const auto add = [&](StepKind step, int stage) {
     program_.push_back({step, static_cast<std::uint8_t>(stage), static_cast<std::uint8_t>(stage), 0});
   };
@@ -35,7 +43,8 @@ DeviceOperation::DeviceOperation(OperationKind kind, Engine& engine, std::shared
 DeviceOperation::~DeviceOperation() { giveUp(); }
 
 void DeviceOperation::giveUp() {
-  if (arrived_ && !launched_) domain_.group().withdraw(slot_, domain_.member(), *this);
+  // Also when it has been launched: who launches for all holds the group's lock until it needs none of them any more.
+  if (arrived_) domain_.group().withdraw(slot_, domain_.member(), *this);
 }
 
 void DeviceOperation::takePlace() {
@@ -98,7 +107,10 @@ Outcome DeviceOperation::ready() {
                      "the host; give each process a GPU of its own",
                      engine_.fabric().rank(), operationName(kind())));
   }
-  if (capturing_) domain_.keepMapped();
+  if (capturing_) {
+    domain_.keepMapped();
+    plan_->device->holdInGraph(stream_);
+  }
   Meeting::Announcement announcement;
   announce(announcement);
   if (domain_.waitsOnHost()) cuda::synchronize(stream_);
@@ -170,9 +182,17 @@ void DeviceOperation::meet(const std::vector<Part>& parts) const {
   for (const Part& part : parts) {
     const cuda::OnDevice on(part.domain().device());
     for (const Part& other : parts) {
-      if (other.leader() != part.leader()) other.domain().event(1).waitOn(part.leader());
+      // Not by their streams: the default ones of all GPUs have the same handle.
+      if (&other != &part) other.domain().event(1).waitOn(part.leader());
     }
   }
+}
+
+void DeviceOperation::recordUse(const Part& part) const {
+  if (capturing_) return;
+  const std::shared_ptr<cuda::Event> end = part.all.front()->plan_->device->endOn(part.leader());
+  end->record(part.leader());
+  for (DeviceOperation* one : part.all) one->plan_->device->usedOn(part.leader(), end);
 }
 
 void DeviceOperation::launchTogether(const std::vector<DeviceOperation*>& all) {
@@ -193,11 +213,11 @@ void DeviceOperation::launchTogether(const std::vector<DeviceOperation*>& all) {
       event.waitOn(part.leader());
     }
   }
-  const bool slotKept = !domain_.oneLaunch() && !domain_.waitsOnHost();
-  if (slotKept) {
+  const bool usesSlot = usesSlotMemory();
+  if (usesSlot) {
     for (const Part& part : parts) {
       const cuda::OnDevice on(part.domain().device());
-      part.domain().beginSlot(slot_, part.leader(), capturing_);
+      for (DeviceOperation* one : part.all) one->domain_.slotOrder(slot_).begin(part.leader());
     }
   }
   if (meetsBefore()) meet(parts);
@@ -215,9 +235,10 @@ void DeviceOperation::launchTogether(const std::vector<DeviceOperation*>& all) {
   if (meetsBehind()) meet(parts);
   for (const Part& part : parts) {
     const cuda::OnDevice on(part.domain().device());
+    recordUse(part);
     for (DeviceOperation* one : part.all) {
       one->waits_ = part.domain().waits();
-      if (slotKept) one->domain_.endSlot(slot_, part.leader(), capturing_);
+      if (usesSlot) one->domain_.slotOrder(slot_).end(part.leader());
     }
     if (part.others.empty()) continue;
     cuda::Event& end = part.domain().event(1);

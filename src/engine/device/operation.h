@@ -52,6 +52,8 @@ class DeviceOperation : public Operation {
   // Whether the GPUs meet before the first launch, and behind the last one.
   virtual bool meetsBefore() const { return true; }
   virtual bool meetsBehind() const { return true; }
+  // Whether launches use memory of the operation slot: words that other GPUs write, and a planner's counts.
+  virtual bool usesSlotMemory() const { return !domain_.oneLaunch() && !domain_.waitsOnHost(); }
   // After the launch, on this rank's own thread; may be called until it is complete.
   virtual Outcome finish() { return Outcome::complete; }
 
@@ -82,6 +84,8 @@ class DeviceOperation : public Operation {
   static std::vector<Part> partsOf(const std::vector<DeviceOperation*>& all);
   // What is launched on any GPU's stream from now on comes after what is on all of them.
   void meet(const std::vector<Part>& parts) const;
+  // What was launched for a part still uses its plans' memory.
+  void recordUse(const Part& part) const;
 
   Outcome ready();
   Outcome launchStep();

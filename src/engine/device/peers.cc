@@ -66,7 +66,6 @@ DevicePeers::DevicePeers(Engine& engine, DeviceDomain& domain, std::int64_t time
   comm::Fabric& fabric = engine_.fabric();
   lane_ = std::make_unique<cuda::OwnStream>();
   joining_ = std::make_unique<cuda::Event>();
-  capturedEnd_ = std::make_unique<cuda::Event>();
   const auto ranks = static_cast<std::size_t>(fabric.ranks());
   PeerRecord mine{};
   comm::processIdentity(mine.process);
@@ -122,6 +121,7 @@ DevicePeers::DevicePeers(Engine& engine, DeviceDomain& domain, std::int64_t time
   // A rank that is alone on its node has nobody to wait for.
   if (!fabric.oneProcess() && agree(domain_.meetsOnGpu() || engine_.nodeRanks() == 1, timeoutMs))
     meetByWords(timeoutMs);
+  captures_ = std::make_unique<cuda::Order>(words_);
   const std::int64_t bound = engine_.config().maxStagingBytes;
   if (bound > 0) {
     slotBytes_ =
@@ -210,7 +210,7 @@ void DevicePeers::leave() {
   try {
     const cuda::OnDevice on(domain_.device());
     settle(false, lane_->get());
-    within(kDrainMs, [&] { return lane_->drained() && capturedEnd_->reached(); });
+    within(kDrainMs, [&] { return lane_->drained() && captures_->reached(); });
   } catch (const std::exception& e) {
     FUSCO_WARN("GPU {}: a communicator that is destroyed: {}", domain_.device(), e.what());
   }
@@ -238,7 +238,7 @@ DevicePeers::~DevicePeers() {
     if (end_->staging != nullptr) engine_.ledger().bytes -= slotBytes_ * static_cast<std::size_t>(slots_);
     peers_.clear();
     joining_.reset();
-    capturedEnd_.reset();
+    captures_.reset();
     lane_.reset();
   } catch (const std::exception& e) {
     FUSCO_WARN("GPU memory of a communicator could not be freed: {}", e.what());
@@ -247,11 +247,11 @@ DevicePeers::~DevicePeers() {
 
 void DevicePeers::beginCaptured(cuda::Stream stream) {
   keepsMapped_ = true;
-  if (words_) capturedEnd_->waitOnEachTime(stream);
+  if (words_) captures_->begin(stream);
 }
 
 void DevicePeers::endCaptured(cuda::Stream stream) {
-  if (words_) capturedEnd_->recordEachTime(stream);
+  if (words_) captures_->end(stream);
 }
 
 void DevicePeers::recordFor(int localIndex, DeviceEnd::Kind kind) {
@@ -329,6 +329,18 @@ bool DevicePeers::describe(const void* pointer, std::size_t bytes, bool sameProc
   return true;
 }
 
+void DevicePeers::forgetImports() {
+  if (keepsMapped_) return;
+  bool idle = false;
+  for (Peer& peer : peers_) {
+    if (peer.imports.size() < kMostImports) continue;
+    if (!idle) cuda::synchronize(lane_->get());
+    idle = true;
+    std::erase_if(peer.imports, [](const auto& one) { return one.second->unmapped(); });
+    if (peer.imports.size() >= kMostImports) peer.imports.clear();
+  }
+}
+
 std::byte* DevicePeers::reach(int localIndex, const PeerMemory& memory) {
   if (memory.memory.kind == transport::MemoryRef::none) return nullptr;
   Peer& peer = peers_[static_cast<std::size_t>(localIndex)];
@@ -339,10 +351,6 @@ std::byte* DevicePeers::reach(int localIndex, const PeerMemory& memory) {
     found = peer.imports.end();
   }
   if (found == peer.imports.end()) {
-    if (peer.imports.size() >= kMostImports && !keepsMapped_) {
-      cuda::synchronize(lane_->get());
-      peer.imports.clear();
-    }
     const cuda::Foreign foreign{memory.handle,
                                 {peer.process[0], peer.process[1]},
                                 memory.memory.address - memory.memory.offset,

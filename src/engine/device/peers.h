@@ -73,7 +73,8 @@ class DevicePeers {
   // What is put on the stream after the next record or settle comes after what the peer has recorded.
   void wait(int localIndex, DeviceEnd::Kind kind, int index, exec::cuda::Stream stream);
   void settle(bool captured, exec::cuda::Stream stream);
-  // Around what is captured, which each replay runs behind what was replayed before, on whichever stream.
+  // Around what is captured, which comes behind what was captured before, and in each replay behind what was replayed
+  // before, on whichever streams.
   void beginCaptured(exec::cuda::Stream stream);
   void endCaptured(exec::cuda::Stream stream);
   // Streams that join the lane, or leave it.
@@ -81,7 +82,10 @@ class DevicePeers {
 
   // False where a peer in another process could not reach it.
   bool describe(const void* pointer, std::size_t bytes, bool sameProcess, PeerMemory& out);
+  // Where a peer's memory is here: at least until the next forgetImports(), which gives up mappings that are too many
+  // and waits for copies that are launched.
   std::byte* reach(int localIndex, const PeerMemory& memory);
+  void forgetImports();
 
   // Slots of the window: one, or -1 when all are taken.
   int takeSlot();
@@ -121,7 +125,8 @@ class DevicePeers {
   Engine& engine_;
   DeviceDomain& domain_;
   std::unique_ptr<exec::cuda::OwnStream> lane_;
-  std::unique_ptr<exec::cuda::Event> joining_, capturedEnd_;
+  std::unique_ptr<exec::cuda::Event> joining_;
+  std::unique_ptr<exec::cuda::Order> captures_;
   std::shared_ptr<DeviceEnd> end_;
   std::vector<Peer> peers_;  // by local index
   bool eventsReach_ = true;  // else a rank lets its lane run empty before it tells

@@ -94,12 +94,38 @@ DevicePlan::~DevicePlan() {
   blocks.push_back(std::move(castBlock_));
   if (beside_) blocks.push_back(beside_->release());
   for (DevicePool::Block& block : blocks) {
-    if (captured_) {
-      domain_.pool().drop(std::move(block));
-    } else {
-      domain_.pool().giveBack(std::move(block), stream_);
-    }
+    for (const auto& [stream, end] : uses_) block.uses.push_back(end);
+    block.inGraphs = inGraphs_;
+    domain_.pool().giveBack(std::move(block));
   }
+}
+
+void DevicePlan::holdInGraph(cuda::Stream stream) {
+  const unsigned long long capture = cuda::captureOf(stream);
+  if (capture == capture_) return;
+  if (inGraphs_ == nullptr) inGraphs_ = std::make_shared<char>();
+  cuda::holdInGraph(stream, inGraphs_);
+  capture_ = capture;
+}
+
+std::shared_ptr<cuda::Event> DevicePlan::endOn(cuda::Stream stream) {
+  const auto known = std::find_if(uses_.begin(), uses_.end(), [&](const auto& use) { return use.first == stream; });
+  if (known != uses_.end()) return known->second;
+  uses_.emplace_back(stream, std::make_shared<cuda::Event>());
+  return uses_.back().second;
+}
+
+void DevicePlan::usedOn(cuda::Stream stream, std::shared_ptr<cuda::Event> end) {
+  const auto known = std::find_if(uses_.begin(), uses_.end(), [&](const auto& use) { return use.first == stream; });
+  if (known == uses_.end()) {
+    uses_.emplace_back(stream, std::move(end));
+  } else {
+    known->second = std::move(end);
+  }
+}
+
+void DevicePlan::settle() const {
+  for (const auto& [stream, end] : uses_) end->wait();
 }
 
 void DevicePlan::holdBeside(const PlanRequest& request, std::size_t rows) {
@@ -177,8 +203,8 @@ std::vector<std::byte> bringArena(const PlanState& plan) {
   const DevicePlan& device = *plan.device;
   std::vector<std::byte> arena(device.arenaBytes());
   const cuda::OnDevice on(plan.engine.device()->device());
-  cuda::copy(arena.data(), device.arena(), arena.size(), device.stream());
-  cuda::synchronize(device.stream());
+  device.settle();
+  cuda::copyNow(arena.data(), device.arena(), arena.size());
   return arena;
 }
 

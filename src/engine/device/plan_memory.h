@@ -23,7 +23,6 @@ class DevicePlan {
   std::byte* arena() const { return block_.device; }
   std::uint64_t arenaBytes() const { return arenaBytes_; }
   const plan::ArenaOffsets& offsets() const { return offsets_; }
-  exec::cuda::Stream stream() const { return stream_; }
   // The head of the arena: header, counts, flows. As the frame has it until counts are brought to the host.
   std::byte* head() const { return block_.host; }
   std::uint64_t headBytes() const { return offsets_.copies; }
@@ -55,10 +54,17 @@ class DevicePlan {
   bool countsStayOnDevice() const { return countsStay_; }
   // For an input that is cast before its rows leave the node; grows, contents are lost then.
   std::byte* castMemory(std::size_t bytes);
-  void usedOn(exec::cuda::Stream stream, bool captured) {
-    stream_ = stream;
-    captured_ |= captured;
-  }
+  // Its memory is not given out again before what was launched for it has ended, on any stream. Before a launch that is
+  // captured: nor while the graph is there.
+  void holdInGraph(exec::cuda::Stream stream);
+  // The event that is to be recorded behind a launch that is not; and whose event was recorded for others, too.
+  std::shared_ptr<exec::cuda::Event> endOn(exec::cuda::Stream stream);
+  void usedOn(exec::cuda::Stream stream, std::shared_ptr<exec::cuda::Event> end);
+  // Until all of it has ended.
+  void settle() const;
+  // What a first dispatch writes beside its rows is there, or coming: not by one that is only captured.
+  bool described() const { return described_; }
+  void setDescribed() { described_ = true; }
 
  private:
   void clearHead();
@@ -79,8 +85,10 @@ class DevicePlan {
   DevicePool::Block castBlock_;
   std::unique_ptr<DeviceBeside> beside_;
   std::vector<OfRank> ofRanks_;
-  exec::cuda::Stream stream_ = nullptr;
-  bool captured_ = false;
+  std::vector<std::pair<exec::cuda::Stream, std::shared_ptr<exec::cuda::Event>>> uses_;
+  std::shared_ptr<const void> inGraphs_;  // graphs hold it too
+  unsigned long long capture_ = 0;        // the last one that does
+  bool described_ = false;
 };
 
 }  // namespace fusco::engine

@@ -12,7 +12,19 @@ namespace fusco::engine {
 namespace cuda = exec::cuda;
 
 DevicePlanning::DevicePlanning(Engine& engine, std::shared_ptr<PlanState> plan, cuda::Stream stream)
-    : DeviceOperation(OperationKind::plan, engine, std::move(plan), stream), rows_(engine, slot_) {}
+    : DeviceOperation(OperationKind::plan, engine, std::move(plan), stream), rows_(engine, slot_) {
+  const PlanRequest& r = plan_->request;
+  domain_.checkPointer("expertIds", r.map.ids);
+  domain_.checkPointer("weights", r.map.weights);
+  domain_.checkPointer("tokensOnDevice", r.tokensOnDevice);
+  const cuda::OnDevice on(domain_.device());
+  if (!plan_->device->countsStayOnDevice() && cuda::capturing(stream)) {
+    fail(Code::invalidUsage,
+         fmt::format("rank {}: an exact plan cannot be captured, since the host reads its counts: give capacityRows "
+                     "and fuscoCapacityDrop, or the slotted layout",
+                     engine_.fabric().rank()));
+  }
+}
 
 void DevicePlanning::takePlace() {
   DeviceOperation::takePlace();
@@ -28,20 +40,10 @@ void DevicePlanning::reset() {
 
 void DevicePlanning::announce(Meeting::Announcement& announcement) {
   const PlanRequest& r = plan_->request;
-  domain_.checkPointer("expertIds", r.map.ids);
-  domain_.checkPointer("weights", r.map.weights);
-  domain_.checkPointer("tokensOnDevice", r.tokensOnDevice);
-  if (capturing() && !plan_->device->countsStayOnDevice()) {
-    fail(Code::invalidUsage,
-         fmt::format("rank {}: an exact plan cannot be captured, since the host reads its counts: give capacityRows "
-                     "and fuscoCapacityDrop, or the slotted layout",
-                     engine_.fabric().rank()));
-  }
   announcement.parameters = parameters(
       0, 0, 0, (r.dropBeyondCapacity ? 1u : 0u) | static_cast<std::uint64_t>(r.options.dedup) << 2 | std::uint64_t{32});
   announceMap(announcement);
   announceTensor(announcement, kRows, plan_->device->arena(), plan_->device->arenaBytes());
-  plan_->device->usedOn(stream(), capturing());
 }
 
 kernels::PlanArgs DevicePlanning::arguments(const std::vector<DeviceOperation*>& all,
@@ -238,6 +240,8 @@ Outcome DevicePlanning::finish() {
     if (domain_.waitsOnHost()) {
       std::vector<DeviceOperation*> self{this};
       cuda::planLay(arguments(self, {blocksOfCount_}), stream());
+      domain_.slotOrder(slot_).end(stream());
+      plan_->device->endOn(stream())->record(stream());
     }
     if (plan_->device->countsStayOnDevice()) {
       // What the host may say of it: the places that there are.

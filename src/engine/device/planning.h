@@ -21,10 +21,11 @@ class DevicePlanning : public DeviceOperation {
   void launchRest(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget,
                   exec::cuda::Stream stream) override;
   bool hasRest() const override { return !domain_.waitsOnHost() && !domain_.oneLaunch() && !small_; }
-  // Where GPUs meet in kernels, what others read of a rank is brought to them in a meeting, if routing maps are small; else
-  // it is its counts, behind the meeting in between, and the next planning clears them, behind the one at the end.
+  // Where GPUs meet in kernels, what others read of a rank is brought to them in a meeting, if routing maps are small;
+  // else it is its counts, behind the meeting in between, and the next planning clears them, behind the one at the end.
   bool meetsBefore() const override { return !domain_.meetsOnGpu(); }
   bool meetsBehind() const override { return !domain_.meetsOnGpu() || !small_; }
+  bool usesSlotMemory() const override { return true; }
   Outcome finish() override;
 
  private:

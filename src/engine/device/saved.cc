@@ -65,9 +65,7 @@ BroughtPlan bringPlan(const PlanState& plan) {
   brought.weights.assign(slots, given.weights == nullptr ? 1.0f : 0.0f);
   const cuda::OnDevice on(plan.engine.device()->device());
   const auto bring = [&](void* to, const void* from, std::size_t bytes) {
-    if (bytes == 0) return;
-    cuda::copy(to, from, bytes, device.stream());
-    cuda::synchronize(device.stream());
+    if (bytes > 0) cuda::copyNow(to, from, bytes);
   };
   if (given.idBytes == 8 && plan.request.options.layout == plan::Layout::rankOrder) {
     bring(brought.ids.data(), device.keptIds(), slots * 8);

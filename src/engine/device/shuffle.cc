@@ -119,19 +119,19 @@ DeviceDispatch::DeviceDispatch(Engine& engine, std::shared_ptr<PlanState> plan, 
     tensors_[0] = {request.input, request.output, request.rowBytes};
     tensors_[1] = {request.input2, request.output2, request.rowBytes2};
   }
-}
-
-void DeviceDispatch::announce(Meeting::Announcement& announcement) {
   domain_.checkPointer("input", tensors_[0].input);
   domain_.checkPointer("output", tensors_[0].output);
   domain_.checkPointer("input2", tensors_[1].input);
   domain_.checkPointer("output2", tensors_[1].output);
+  domain_.checkRowBytes(std::max(request.rowBytes, request.rowBytes2));
+}
+
+void DeviceDispatch::announce(Meeting::Announcement& announcement) {
   const auto rows = static_cast<std::size_t>(plan_->receiveRows());
   announcement.rows = rows;
   announcement.parameters = parameters(request_.rowBytes, request_.rowBytes2, 0, request_.castToFp8 ? 1 : 0);
   announceTensor(announcement, kRows, tensors_[0].output, rows * tensors_[0].rowBytes);
   announceTensor(announcement, kRows2, tensors_[1].output, rows * tensors_[1].rowBytes);
-  plan_->device->usedOn(stream(), capturing());
   flags_ = besideFlags();
   announceCrossing(announcement);
   if (flags_ == 0) return;
@@ -148,7 +148,7 @@ void DeviceDispatch::announce(Meeting::Announcement& announcement) {
 std::uint32_t DeviceDispatch::besideFlags() const {
   if (plan_->device->beside() == nullptr) return 0;
   const PlanRequest& plan = plan_->request;
-  const bool first = !plan_->dispatched;
+  const bool first = !plan_->device->described();
   std::uint32_t flags = first && DeviceBeside::wantsTickets(plan) ? kWantsTickets : 0u;
   if (!DeviceBeside::wantsCounters(plan)) return flags;
   if (plan.counters && !request_.castToFp8) return flags | kWantsCounters;
@@ -164,12 +164,17 @@ void DeviceDispatch::announceCrossing(Meeting::Announcement& announcement) {
   own.rowBytes = own.sourceStride = own.destinationStride = rows.rowBytes;
   own.ranks[0].source = rows.input;
   own.bases[0] = rows.output;
-  announcement.flags |=
+  const std::uint32_t flags =
       crossing_.flags(domain_, !request_.castToFp8 && !(flags_ & kCounterFlags) && cuda::placesAcross(own));
+  if (flags == 0) return;
   // A GPU's words are with the first of its ranks.
-  if (!crossing_.tells(domain_) || domain_.part() != engine_.localIndex()) return;
-  const std::size_t words = std::size_t{unitsOfRank()} * static_cast<std::size_t>(engine_.nodeRanks());
-  if (words > 0) announceTensor(announcement, kLanding, domain_.arrivals(slot_, words), words * sizeof(std::uint32_t));
+  const std::size_t words = crossing_.tells(domain_) && domain_.part() == engine_.localIndex()
+                                ? std::size_t{unitsOfRank()} * static_cast<std::size_t>(engine_.nodeRanks())
+                                : 0;
+  std::uint32_t* const arrivals = domain_.arrivals(slot_, words);
+  if (words > 0 && arrivals == nullptr) return;  // rows then come one by one
+  announcement.flags |= flags;
+  announceTensor(announcement, kLanding, arrivals, words * sizeof(std::uint32_t));
 }
 
 std::uint32_t DeviceDispatch::unitsOfRank() const {
@@ -372,6 +377,7 @@ Outcome DeviceDispatch::finish() {
     statistics.bytesPlaced += entries * (tensors_[0].rowBytes + tensors_[1].rowBytes);
   }
   plan_->dispatched = true;
+  if (!capturing()) plan_->device->setDescribed();
   return Outcome::complete;
 }
 
@@ -379,12 +385,13 @@ DeviceCombine::DeviceCombine(Engine& engine, std::shared_ptr<PlanState> plan, co
                              cuda::Stream stream)
     : DeviceOperation(OperationKind::combine, engine, std::move(plan), stream), request_(request) {
   if (plan_->request.options.layout == plan::Layout::rankOrder) request_.weighted = false;
-}
-
-void DeviceCombine::announce(Meeting::Announcement& announcement) {
   domain_.checkPointer("input", request_.input);
   domain_.checkPointer("output", request_.output);
   domain_.checkPointer("bias", request_.bias);
+  domain_.checkRowBytes(rowBytes());
+}
+
+void DeviceCombine::announce(Meeting::Announcement& announcement) {
   const auto rows = static_cast<std::size_t>(plan_->receiveRows());
   const std::size_t rowBytes = request_.elements * exec::elementBytes(request_.type);
   announcement.rows = rows;
@@ -392,7 +399,6 @@ void DeviceCombine::announce(Meeting::Announcement& announcement) {
                                        (request_.weighted ? 1u : 0u) | (request_.partialsFp32 ? 2u : 0u));
   announceTensor(announcement, kRows, request_.input, rows * rowBytes);
   announceCrossing(announcement);
-  plan_->device->usedOn(stream(), capturing());
 }
 
 void DeviceCombine::bind() {
@@ -448,17 +454,19 @@ kernels::RowPieces DeviceCombine::wantedPieces() const {
 void DeviceCombine::announceCrossing(Meeting::Announcement& announcement) {
   crossing_.consider(domain_, *plan_, rowBytes(), overheadOfCombine(domain_), capturing());
   const std::uint32_t flags = crossing_.flags(domain_, mayBringPartials());
-  announcement.flags |= flags;
   if (flags == 0) return;
   const auto places = std::max<std::size_t>(
       static_cast<std::size_t>(plan_->request.map.tokens) * static_cast<std::size_t>(mostPartials()), 1);
-  announceTensor(announcement, kRows2, domain_.partials(slot_, places * rowBytes()), places * rowBytes());
   filled_ = filled();
   const kernels::RowPieces pieces = wantedPieces();
+  const std::size_t words = crossing_.tells(domain_) ? places * pieces.count : 0;
+  std::byte* const partials = domain_.partials(slot_, places * rowBytes());
+  std::uint32_t* const arrivals = domain_.arrivals(slot_, words);
+  if (partials == nullptr || (words > 0 && arrivals == nullptr)) return;  // rows are then read one by one
+  announcement.flags |= flags;
   announcement.bytes = pieces.bytes;
-  if (!crossing_.tells(domain_)) return;
-  const std::size_t words = places * pieces.count;
-  announceTensor(announcement, kLanding, domain_.arrivals(slot_, words), words * sizeof(std::uint32_t));
+  announceTensor(announcement, kRows2, partials, places * rowBytes());
+  announceTensor(announcement, kLanding, arrivals, words * sizeof(std::uint32_t));
 }
 
 void DeviceCombine::launchAll(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget,

@@ -117,6 +117,7 @@ void DeviceTransfers::start() {
   stream_ = capturing_ ? streams_.front() : peers_.lane();
   for (const cuda::Stream stream : streams_) peers_.join(stream, stream_);
   if (capturing_) peers_.beginCaptured(stream_);
+  peers_.forgetImports();
   copySelf();
 }
 

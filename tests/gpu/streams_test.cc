@@ -1,0 +1,471 @@
+// Several streams, default streams, captures with branches, and plans that are gone before what was launched for them.
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <cstring>
+#include <memory>
+#include <sstream>
+#include <thread>
+
+#include "gpu/space.h"
+
+namespace fusco::test {
+namespace {
+
+constexpr int kRanks = 4, kTopk = 4, kExperts = 24;
+constexpr std::size_t kRowBytes = 64;
+
+int gpus() { return gpuOfRank(kRanks - 1, kRanks) + 1; }
+
+// Ranks on all GPUs, which one thread drives.
+class Node {
+ public:
+  Node() : comms_(kRanks, nullptr) {
+    fuscoUniqueId id;
+    FUSCO_OK(fuscoGetUniqueId(&id));
+    FUSCO_OK(fuscoGroupStart());
+    for (int r = 0; r < kRanks; ++r) {
+      fuscoConfig_t config = FUSCO_CONFIG_INIT;
+      config.device = fuscoDeviceCuda;
+      config.gpu = gpuOfRank(r, kRanks);
+      config.operationTimeoutMs = 20000;
+      FUSCO_OK(fuscoCommInitRankConfig(&comms_[static_cast<std::size_t>(r)], kRanks, id, r, &config));
+    }
+    FUSCO_OK(fuscoGroupEnd());
+    for (int gpu = 0; gpu < gpus(); ++gpu) {
+      CUDA_OK(cudaSetDevice(gpu));
+      spaces_.push_back(std::make_unique<GpuSpace>());
+    }
+    CUDA_OK(cudaSetDevice(0));
+  }
+  ~Node() {
+    for (const fuscoComm_t comm : comms_) fuscoCommDestroy(comm);
+  }
+  Node(const Node&) = delete;
+  Node& operator=(const Node&) = delete;
+  fuscoComm_t comm(int rank) const { return comms_[static_cast<std::size_t>(rank)]; }
+  GpuSpace& space(int rank) const { return *spaces_[static_cast<std::size_t>(gpuOfRank(rank, kRanks))]; }
+  void settle() const {
+    for (int gpu = 0; gpu < gpus(); ++gpu) {
+      CUDA_OK(cudaSetDevice(gpu));
+      CUDA_OK(cudaDeviceSynchronize());
+    }
+    CUDA_OK(cudaSetDevice(0));
+  }
+
+ private:
+  std::vector<fuscoComm_t> comms_;
+  std::vector<std::unique_ptr<GpuSpace>> spaces_;
+};
+
+// A stream for each GPU.
+class Streams {
+ public:
+  Streams() {
+    for (int gpu = 0; gpu < gpus(); ++gpu) {
+      CUDA_OK(cudaSetDevice(gpu));
+      streams_.push_back(nullptr);
+      CUDA_OK(cudaStreamCreateWithFlags(&streams_.back(), cudaStreamNonBlocking));
+    }
+    CUDA_OK(cudaSetDevice(0));
+  }
+  ~Streams() {
+    for (const cudaStream_t stream : streams_) cudaStreamDestroy(stream);
+  }
+  Streams(const Streams&) = delete;
+  Streams& operator=(const Streams&) = delete;
+  cudaStream_t of(int rank) const { return streams_[static_cast<std::size_t>(gpuOfRank(rank, kRanks))]; }
+  // All of these come after what is on `stream`, or it after all of these.
+  void follow(cudaStream_t stream) const {
+    const cudaEvent_t event = recorded(0, stream);
+    for (std::size_t gpu = 0; gpu < streams_.size(); ++gpu) {
+      if (streams_[gpu] != stream) CUDA_OK(cudaStreamWaitEvent(streams_[gpu], event, 0));
+    }
+    CUDA_OK(cudaEventDestroy(event));
+  }
+  void lead(cudaStream_t stream) const {
+    for (std::size_t gpu = 0; gpu < streams_.size(); ++gpu) {
+      if (streams_[gpu] == stream) continue;
+      const cudaEvent_t event = recorded(static_cast<int>(gpu), streams_[gpu]);
+      CUDA_OK(cudaStreamWaitEvent(stream, event, 0));
+      CUDA_OK(cudaEventDestroy(event));
+    }
+  }
+
+ private:
+  static cudaEvent_t recorded(int gpu, cudaStream_t stream) {
+    cudaEvent_t event = nullptr;
+    CUDA_OK(cudaSetDevice(gpu));
+    CUDA_OK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+    CUDA_OK(cudaEventRecord(event, stream));
+    CUDA_OK(cudaSetDevice(0));
+    return event;
+  }
+  std::vector<cudaStream_t> streams_;
+};
+
+// One shuffle of all ranks: its plans, its tensors, and what is to come of it.
+class Shuffle {
+ public:
+  Shuffle(const Node& node, std::uint64_t seed, std::int64_t tokens, bool exact = false) : node_(node), exact_(exact) {
+    c_.seed = seed;
+    c_.ranks = kRanks;
+    c_.experts = kExperts;
+    c_.topk = kTopk;
+    c_.rowBytes = kRowBytes;
+    std::mt19937_64 random(seed);
+    for (int r = 0; r < kRanks; ++r) {
+      std::vector<std::int64_t> ids;
+      for (std::int64_t i = 0; i < tokens * kTopk; ++i)
+        ids.push_back(std::uniform_int_distribution<std::int64_t>(-1, kExperts - 1)(random));
+      c_.tokens.push_back(tokens);
+      c_.weights.emplace_back(ids.size(), 1.0f);
+      c_.ids.push_back(std::move(ids));
+    }
+    c_.capacityRows = tokens * kTopk * kRanks;
+    plans_.assign(kRanks, nullptr);
+    for (int r = 0; r < kRanks; ++r) {
+      const auto at = static_cast<std::size_t>(r);
+      GpuSpace& space = node.space(r);
+      const auto rows = static_cast<std::size_t>(c_.capacityRows);
+      ids_.push_back(std::make_unique<GpuBytes>(space, c_.ids[at].size() * 8));
+      std::memcpy(ids_[at]->here.data(), c_.ids[at].data(), c_.ids[at].size() * 8);
+      ids_[at]->send();
+      input_.push_back(std::make_unique<GpuBytes>(space, static_cast<std::size_t>(tokens) * kRowBytes));
+      for (std::int64_t t = 0; t < tokens; ++t)
+        fillRow(seed, 0, r, t, input_[at]->here.data() + static_cast<std::size_t>(t) * kRowBytes, kRowBytes);
+      input_[at]->send();
+      output_.push_back(std::make_unique<GpuBytes>(space, rows * kRowBytes));
+      std::fill(output_[at]->here.begin(), output_[at]->here.end(), std::uint8_t{0xa5});
+      output_[at]->send();
+    }
+  }
+  ~Shuffle() { destroyPlans(); }
+  Shuffle(const Shuffle&) = delete;
+  Shuffle& operator=(const Shuffle&) = delete;
+
+  using StreamOf = std::function<cudaStream_t(int)>;
+  void plan(const StreamOf& stream, bool tickets = false) {
+    FUSCO_OK(fuscoGroupStart());
+    for (int r = 0; r < kRanks; ++r) {
+      const auto at = static_cast<std::size_t>(r);
+      fuscoPlanConfig_t config = FUSCO_PLAN_CONFIG_INIT;
+      config.expertIds = ids_[at]->there();
+      config.tokens = c_.tokens[at];
+      config.topk = kTopk;
+      config.experts = kExperts;
+      config.tickets = tickets ? 1 : 0;
+      if (!exact_) {
+        config.capacityRows = c_.capacityRows;
+        config.capacityPolicy = fuscoCapacityDrop;
+      }
+      FUSCO_OK(fuscoPlanCreate(&plans_[at], &config, node_.comm(r), stream(r)));
+    }
+    FUSCO_OK(fuscoGroupEnd());
+  }
+  void dispatch(const StreamOf& stream) {
+    FUSCO_OK(fuscoGroupStart());
+    for (int r = 0; r < kRanks; ++r) {
+      const auto at = static_cast<std::size_t>(r);
+      FUSCO_OK(fuscoDispatch(plans_[at], input_[at]->there(), output_[at]->there(), kRowBytes, stream(r)));
+    }
+    FUSCO_OK(fuscoGroupEnd());
+  }
+  void destroyPlans() {
+    for (fuscoPlan_t& plan : plans_) {
+      if (plan != nullptr) FUSCO_OK(fuscoPlanDestroy(plan));
+      plan = nullptr;
+    }
+  }
+  fuscoPlan_t planOf(int rank) const { return plans_[static_cast<std::size_t>(rank)]; }
+  void poison() {
+    for (const auto& output : output_) {
+      std::fill(output->here.begin(), output->here.end(), std::uint8_t{0xa5});
+      output->send();
+    }
+  }
+  void fetch() {
+    for (const auto& output : output_) output->fetch();
+  }
+  GpuBytes& output(int rank) { return *output_[static_cast<std::size_t>(rank)]; }
+  // Of what was fetched.
+  std::string wrong() const {
+    std::uint8_t row[kRowBytes];
+    for (int r = 0; r < kRanks; ++r) {
+      const std::uint8_t* output = output_[static_cast<std::size_t>(r)]->here.data();
+      for (const Arrival& a : expectedAt(c_, r).arrivals) {
+        fillRow(c_.seed, 0, a.source, a.token, row, kRowBytes);
+        if (std::memcmp(output + static_cast<std::size_t>(a.row) * kRowBytes, row, kRowBytes) == 0) continue;
+        std::ostringstream text;
+        text << "shuffle " << c_.seed << ": row " << a.row << " of rank " << r << " is not token " << a.token
+             << " of rank " << a.source;
+        return text.str();
+      }
+    }
+    return "";
+  }
+  const Case& shape() const { return c_; }
+
+ private:
+  const Node& node_;
+  const bool exact_;
+  Case c_;
+  std::vector<fuscoPlan_t> plans_;
+  std::vector<std::unique_ptr<GpuBytes>> ids_, input_, output_;
+};
+
+class Graph {
+ public:
+  explicit Graph(cudaStream_t stream) {
+    CUDA_OK(cudaStreamEndCapture(stream, &graph_));
+    CUDA_OK(cudaGraphInstantiate(&exec_, graph_, 0));
+  }
+  ~Graph() {
+    cudaGraphExecDestroy(exec_);
+    cudaGraphDestroy(graph_);
+  }
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
+  void launch(cudaStream_t stream) { CUDA_OK(cudaGraphLaunch(exec_, stream)); }
+
+ private:
+  cudaGraph_t graph_ = nullptr;
+  cudaGraphExec_t exec_ = nullptr;
+};
+
+void CUDART_CB sleepHere(void*) { std::this_thread::sleep_for(std::chrono::milliseconds(100)); }
+
+class GpuStreams : public GpuTest {};
+
+// Planning counts in memory of an operation slot: whoever has it next comes after, also on another stream.
+TEST_F(GpuStreams, ManyMayPlanAndDispatchSideBySide) {
+  const Node node;
+  constexpr int kSideBySide = 7;
+  std::vector<std::unique_ptr<Streams>> streams;
+  std::vector<std::unique_ptr<Shuffle>> shuffles;
+  for (int i = 0; i < kSideBySide; ++i) {
+    streams.push_back(std::make_unique<Streams>());
+    shuffles.push_back(std::make_unique<Shuffle>(node, 100 + static_cast<std::uint64_t>(i), i % 2 == 0 ? 3000 : 700));
+  }
+  node.settle();
+  for (int round = 0; round < 20; ++round) {
+    for (auto& shuffle : shuffles) shuffle->poison();
+    node.settle();
+    for (int i = 0; i < kSideBySide; ++i) {
+      const auto at = static_cast<std::size_t>((i * 3 + round) % kSideBySide);
+      shuffles[at]->plan([&](int rank) { return streams[at]->of(rank); });
+    }
+    for (std::size_t at = 0; at < kSideBySide; ++at) {
+      shuffles[at]->dispatch([&](int rank) { return streams[at]->of(rank); });
+      shuffles[at]->destroyPlans();
+    }
+    node.settle();
+    for (auto& shuffle : shuffles) {
+      shuffle->fetch();
+      ASSERT_EQ(shuffle->wrong(), "") << "round " << round;
+    }
+  }
+}
+
+TEST_F(GpuStreams, BranchesOfACaptureMayPlanAndDispatchSideBySide) {
+  const Node node;
+  constexpr int kBranches = 5;
+  std::vector<std::unique_ptr<Streams>> streams;
+  std::vector<std::unique_ptr<Shuffle>> shuffles;
+  for (int i = 0; i < kBranches; ++i) {
+    streams.push_back(std::make_unique<Streams>());
+    shuffles.push_back(std::make_unique<Shuffle>(node, 200 + static_cast<std::uint64_t>(i), 2500));
+  }
+  node.settle();
+  const cudaStream_t first = streams[0]->of(0);
+  CUDA_OK(cudaStreamBeginCapture(first, cudaStreamCaptureModeGlobal));
+  for (auto& branch : streams) branch->follow(first);
+  for (std::size_t at = 0; at < kBranches; ++at) {
+    shuffles[at]->plan([&](int rank) { return streams[at]->of(rank); });
+    shuffles[at]->dispatch([&](int rank) { return streams[at]->of(rank); });
+  }
+  for (auto& branch : streams) branch->lead(first);
+  Graph graph(first);
+  for (int round = 0; round < 20; ++round) {
+    for (auto& shuffle : shuffles) shuffle->poison();
+    node.settle();
+    graph.launch(first);
+    node.settle();
+    for (auto& shuffle : shuffles) {
+      shuffle->fetch();
+      ASSERT_EQ(shuffle->wrong(), "") << "round " << round;
+    }
+  }
+}
+
+// The default streams of all GPUs have one handle, and are not one stream.
+TEST_F(GpuStreams, TheDefaultStreamsOfSeveralGpusMeet) {
+  const Node node;
+  Shuffle shuffle(node, 300, 500);
+  node.settle();
+  const auto legacy = [](int) { return cudaStream_t{}; };
+  shuffle.plan(legacy);
+  shuffle.dispatch(legacy);  // the first launch of a kernel may wait for the GPU by itself
+  node.settle();
+  shuffle.poison();
+  node.settle();
+  CUDA_OK(cudaLaunchHostFunc(nullptr, sleepHere, nullptr));  // on GPU 0
+  shuffle.dispatch(legacy);
+  for (int r = kRanks; r-- > 0;) {  // GPU 0 last, which the others are to have waited for
+    CUDA_OK(cudaSetDevice(gpuOfRank(r, kRanks)));
+    GpuBytes& output = shuffle.output(r);
+    CUDA_OK(cudaMemcpyAsync(output.here.data(), output.there(), output.here.size(), cudaMemcpyDefault, nullptr));
+    CUDA_OK(cudaStreamSynchronize(nullptr));
+  }
+  CUDA_OK(cudaSetDevice(0));
+  EXPECT_EQ(shuffle.wrong(), "");
+}
+
+TEST_F(GpuStreams, AStreamOfEachThreadIsRefused) {
+  const Node node;
+  GpuBytes ids(node.space(0), 64);
+  fuscoPlanConfig_t config = FUSCO_PLAN_CONFIG_INIT;
+  config.expertIds = ids.send();
+  config.tokens = 2;
+  config.topk = kTopk;
+  config.experts = kExperts;
+  fuscoPlan_t plan = nullptr;
+  EXPECT_EQ(fuscoPlanCreate(&plan, &config, node.comm(0), cudaStreamPerThread), fuscoInvalidUsage);
+  EXPECT_NE(std::string(fuscoGetLastError(nullptr)).find("cudaStreamPerThread"), std::string::npos)
+      << fuscoGetLastError(nullptr);
+}
+
+// What a graph has of a plan outlives it; what comes next has other memory.
+TEST_F(GpuStreams, AGraphOutlivesItsPlans) {
+  const Node node;
+  const Streams streams;
+  const auto on = [&](int rank) { return streams.of(rank); };
+  Shuffle captured(node, 400, 200);
+  node.settle();
+  CUDA_OK(cudaStreamBeginCapture(streams.of(0), cudaStreamCaptureModeGlobal));
+  streams.follow(streams.of(0));
+  captured.plan(on);
+  captured.dispatch(on);
+  streams.lead(streams.of(0));
+  auto graph = std::make_unique<Graph>(streams.of(0));
+  captured.destroyPlans();
+  for (int round = 0; round < 5; ++round) {
+    Shuffle other(node, 410 + static_cast<std::uint64_t>(round), 200);
+    other.plan(on);
+    captured.poison();
+    node.settle();
+    graph->launch(streams.of(0));
+    node.settle();
+    other.dispatch(on);
+    node.settle();
+    captured.fetch();
+    other.fetch();
+    ASSERT_EQ(captured.wrong(), "");
+    ASSERT_EQ(other.wrong(), "");
+  }
+  // When it is gone, its memory serves others.
+  graph.reset();
+  Shuffle last(node, 420, 200);
+  last.plan(on);
+  last.dispatch(on);
+  node.settle();
+  last.fetch();
+  EXPECT_EQ(last.wrong(), "");
+}
+
+TEST_F(GpuStreams, APlanMayEndWhileItsStreamIsCaptured) {
+  const Node node;
+  const Streams streams;
+  const auto on = [&](int rank) { return streams.of(rank); };
+  Shuffle warm(node, 500, 100), captured(node, 501, 100);
+  warm.plan(on);
+  warm.dispatch(on);
+  node.settle();
+  CUDA_OK(cudaStreamBeginCapture(streams.of(0), cudaStreamCaptureModeGlobal));
+  streams.follow(streams.of(0));
+  warm.destroyPlans();
+  captured.plan(on);
+  captured.dispatch(on);
+  streams.lead(streams.of(0));
+  Graph graph(streams.of(0));
+  graph.launch(streams.of(0));
+  Shuffle next(node, 502, 100);
+  next.plan(on);
+  next.dispatch(on);
+  node.settle();
+  captured.fetch();
+  next.fetch();
+  EXPECT_EQ(captured.wrong(), "");
+  EXPECT_EQ(next.wrong(), "");
+}
+
+// Tickets are written by the first dispatch, which is not one that was only captured.
+TEST_F(GpuStreams, ADispatchThatWasOnlyCapturedIsNotTheFirst) {
+  const Node node;
+  const Streams streams;
+  const auto on = [&](int rank) { return streams.of(rank); };
+  Shuffle shuffle(node, 600, 100);
+  node.settle();
+  shuffle.plan(on, true);
+  node.settle();
+  CUDA_OK(cudaStreamBeginCapture(streams.of(0), cudaStreamCaptureModeGlobal));
+  streams.follow(streams.of(0));
+  shuffle.dispatch(on);
+  streams.lead(streams.of(0));
+  { const Graph graph(streams.of(0)); }
+  shuffle.dispatch(on);
+  node.settle();
+  shuffle.fetch();
+  EXPECT_EQ(shuffle.wrong(), "");
+  for (int r = 0; r < kRanks; ++r) {
+    const fuscoTicket_t* there = nullptr;
+    FUSCO_OK(fuscoPlanTickets(shuffle.planOf(r), &there));
+    std::vector<fuscoTicket_t> tickets(static_cast<std::size_t>(shuffle.shape().capacityRows));
+    node.space(r).read(tickets.data(), there, tickets.size() * sizeof(fuscoTicket_t));
+    for (const Arrival& a : expectedAt(shuffle.shape(), r).arrivals) {
+      const fuscoTicket_t& ticket = tickets[static_cast<std::size_t>(a.row)];
+      ASSERT_TRUE(ticket.source == a.source && ticket.token == a.token) << "rank " << r << " row " << a.row;
+    }
+  }
+}
+
+// Each on a stream that is gone when the plan is given back.
+TEST_F(GpuStreams, StreamsMayEndBeforePlans) {
+  const Node node;
+  for (int round = 0; round < 20; ++round) {
+    Shuffle shuffle(node, 700 + static_cast<std::uint64_t>(round), 300, round % 2 == 0);
+    node.settle();
+    {
+      const Streams streams;
+      shuffle.plan([&](int rank) { return streams.of(rank); });
+      shuffle.dispatch([&](int rank) { return streams.of(rank); });
+    }
+    shuffle.destroyPlans();
+    node.settle();
+    shuffle.fetch();
+    ASSERT_EQ(shuffle.wrong(), "");
+  }
+}
+
+// What a rank alone sees before anything was asked of the others leaves the communicator as it was.
+TEST_F(GpuStreams, AWrongPointerLeavesTheCommunicatorUsable) {
+  const Node node;
+  const Streams streams;
+  const auto on = [&](int rank) { return streams.of(rank); };
+  Shuffle shuffle(node, 800, 50);
+  shuffle.plan(on);
+  node.settle();
+  std::vector<std::uint8_t> pageable(4096);
+  EXPECT_EQ(fuscoDispatch(shuffle.planOf(0), pageable.data(), shuffle.output(0).there(), kRowBytes, on(0)),
+            fuscoInvalidArgument);
+  EXPECT_EQ(fuscoDispatch(shuffle.planOf(0), shuffle.output(0).there(), shuffle.output(0).there(), std::size_t{1} << 32,
+                          on(0)),
+            fuscoInvalidArgument);
+  shuffle.dispatch(on);
+  node.settle();
+  shuffle.fetch();
+  EXPECT_EQ(shuffle.wrong(), "");
+}
+
+}  // namespace
+}  // namespace fusco::test
