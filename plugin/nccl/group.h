@@ -58,7 +58,8 @@ struct Group {
 // This thread's.
 Group& group();
 
-// Runs all, each on a thread of its own if there are several, and throws the first error.
+// Runs all, each on a thread of its own if there are several, and throws the first error. Where threads are short none
+// is run.
 void runSideBySide(const std::vector<std::function<void()>>& jobs);
 
 // Host mode. `body` checks its arguments and adds to the group; outside a group that is run at once.
