@@ -103,6 +103,18 @@ A combine(ncclRedOp_t operation, A a, A b) {
   }
 }
 
+// As in NCCL: integers wrap in their type while they are summed, and are then divided towards zero.
+template <typename A>
+A divide(A sum, std::size_t ranks) {
+  if constexpr (std::is_integral_v<A>) {
+    // Eight bits hold no larger number of ranks than 127 or 255.
+    using Wide = std::conditional_t<std::is_signed_v<A>, std::int64_t, std::uint64_t>;
+    return static_cast<A>(static_cast<Wide>(sum) / static_cast<Wide>(ranks));
+  } else {
+    return sum / static_cast<A>(ranks);
+  }
+}
+
 template <typename T>
 void reduceAs(ncclRedOp_t operation, const std::vector<const void*>& inputs, void* output, std::size_t count) {
   const std::size_t ranks = inputs.size();
@@ -115,7 +127,7 @@ void reduceAs(ncclRedOp_t operation, const std::vector<const void*>& inputs, voi
     auto sum = at(0);
     using Sum = decltype(sum);
     for (std::size_t r = 1; r < ranks; ++r) sum = combine<Sum>(operation, sum, at(r));
-    if (operation == ncclAvg) sum = static_cast<Sum>(sum / static_cast<Sum>(ranks));
+    if (operation == ncclAvg) sum = divide<Sum>(sum, ranks);
     T result;
     if constexpr (std::is_arithmetic_v<T>) {
       result = sum;
