@@ -8,24 +8,10 @@
 
 namespace fusco::nccl::face {
 
-namespace {
-
-// A call that makes a communicator: ncclInProgress when that goes on without us.
-ncclResult_t makeOnHost(const char* name, ncclComm_t* slot, const ncclConfig_t* config,
-                        const std::function<void()>& add) {
-  const ncclResult_t result = hostCall(name, add);
-  if (result != ncclSuccess || config == nullptr) return result;
-  const bool goesOn = !readConfig(config).blocking && slot != nullptr && *slot != nullptr && group().depth == 0;
-  return goesOn ? ncclInProgress : result;
-}
-
-}  // namespace
-
 ncclResult_t CommInitRankConfig(ncclComm_t* comm, int nranks, ncclUniqueId id, int rank, ncclConfig_t* config) {
   FUSCO_PASS_INSIDE(CommInitRankConfig, comm, nranks, id, rank, config)
   if (mode() == Mode::host) {
-    return makeOnHost("ncclCommInitRankConfig", comm, config,
-                      [&] { addInit(comm, nranks, rank, readTag(id), readConfig(config)); });
+    return hostCall("ncclCommInitRankConfig", [&] { addInit(comm, nranks, rank, readTag(id), readConfig(config)); });
   }
   const ncclResult_t result = FUSCO_REAL(CommInitRankConfig, comm, nranks, id, rank, config);
   return noteMade(result, {noteInit(&id, comm, config)});
@@ -33,8 +19,7 @@ ncclResult_t CommInitRankConfig(ncclComm_t* comm, int nranks, ncclUniqueId id, i
 
 ncclResult_t CommInitRank(ncclComm_t* comm, int nranks, ncclUniqueId id, int rank) {
   FUSCO_PASS_INSIDE(CommInitRank, comm, nranks, id, rank)
-  if (mode() == Mode::host)
-    return makeOnHost("ncclCommInitRank", comm, nullptr, [&] { addInit(comm, nranks, rank, readTag(id), {}); });
+  if (mode() == Mode::host) return hostCall("ncclCommInitRank", [&] { addInit(comm, nranks, rank, readTag(id), {}); });
   const ncclResult_t result = FUSCO_REAL(CommInitRank, comm, nranks, id, rank);
   return noteMade(result, {noteInit(&id, comm, nullptr)});
 }
@@ -43,7 +28,7 @@ ncclResult_t CommInitRankScalable(ncclComm_t* comm, int nranks, int rank, int nI
                                   ncclConfig_t* config) {
   FUSCO_PASS_INSIDE(CommInitRankScalable, comm, nranks, rank, nId, ids, config)
   if (mode() == Mode::host) {
-    return makeOnHost("ncclCommInitRankScalable", comm, config, [&] {
+    return hostCall("ncclCommInitRankScalable", [&] {
       if (nId < 1 || ids == nullptr) fail(Code::invalidArgument, "at least one id is needed");
       // One place is enough: all ranks have all ids in the same order.
       addInit(comm, nranks, rank, readTag(ids[0]), readConfig(config));
@@ -108,7 +93,7 @@ ncclResult_t CommGrow(ncclComm_t comm, int nranks, const ncclUniqueId* id, int r
                       ncclConfig_t* config) {
   FUSCO_PASS_INSIDE(CommGrow, comm, nranks, id, rank, newcomm, config)
   if (mode() == Mode::host) {
-    return makeOnHost("ncclCommGrow", newcomm, config, [&] { addGrow(comm, nranks, id, rank, newcomm, config); });
+    return hostCall("ncclCommGrow", [&] { addGrow(comm, nranks, id, rank, newcomm, config); });
   }
   const Making making = noteGrow(comm, id, newcomm, config);
   return noteMade(FUSCO_REAL(CommGrow, comm, nranks, id, rank, newcomm, config), {making});

@@ -69,10 +69,11 @@ ncclResult_t runGroup(const char* name, Group collected) {
     setLastError(collected.errorText);
     return collected.error;
   }
-  return guarded(name, [&] {
+  const ncclResult_t result = guarded(name, [&] {
     if (!collected.jobs.empty()) runSideBySide(collected.jobs);
     if (!collected.work.empty()) runWork(std::move(collected.work));
   });
+  return result == ncclSuccess && collected.goesOn ? ncclInProgress : result;
 }
 
 }  // namespace

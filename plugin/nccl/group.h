@@ -46,6 +46,7 @@ struct Group {
   ncclResult_t error = ncclSuccess;
   std::string errorText;
   std::vector<std::function<void()>> jobs;  // communicators to be made, side by side
+  bool goesOn = false;                      // host mode: others are made by threads that nobody waits for
   // Device mode: what is looked at when the real group has ended, with its result; true: it goes on by itself.
   std::vector<std::function<bool(ncclResult_t)>> later;
   std::vector<Work> work;
@@ -62,7 +63,8 @@ Group& group();
 // is run.
 void runSideBySide(const std::vector<std::function<void()>>& jobs);
 
-// Host mode. `body` checks its arguments and adds to the group; outside a group that is run at once.
+// Host mode. `body` checks its arguments and adds to the group; outside a group that is run at once. Who runs a group
+// answers ncclInProgress where all went well and something of it goes on.
 ncclResult_t hostCall(const char* name, const std::function<void()>& body);
 ncclResult_t hostGroupStart();
 ncclResult_t hostGroupEnd(bool simulate);

@@ -114,6 +114,7 @@ void addInit(ncclComm_t* slot, int ranks, int rank, const Tag& tag, Wishes wishe
     return;
   }
   *slot = communicator->handle;
+  group().goesOn = true;
   std::thread([communicator] {
     try {
       start(*communicator, false);

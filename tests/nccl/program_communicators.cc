@@ -64,10 +64,26 @@ void communicators(const Rank& self) {
   config.blocking = 0;
   ncclComm_t nonBlocking = nullptr;
   const ncclResult_t started = ncclCommInitRankConfig(&nonBlocking, self.ranks, self.id(1), self.rank, &config);
-  require(started == ncclInProgress || started == ncclSuccess, "non-blocking init");
+  require(started == ncclInProgress, "non-blocking init");
   waitUntilReady(nonBlocking);
   checkWorks(nonBlocking, self.rank, self.ranks);
   OK(ncclCommDestroy(nonBlocking));
+
+  // In a group, beside one that blocks: its end tells that the other goes on.
+  ncclComm_t blocking = nullptr;
+  OK(ncclGroupStart());
+  OK(ncclGroupStart());
+  OK(ncclCommInitRankConfig(&nonBlocking, self.ranks, self.id(5), self.rank, &config));
+  OK(ncclGroupEnd());
+  OK(ncclCommInitRank(&blocking, self.ranks, self.id(6), self.rank));
+  require(ncclGroupEnd() == ncclInProgress, "the end of a group with a non-blocking init");
+  OK(ncclGroupStart());
+  OK(ncclGroupEnd());
+  waitUntilReady(nonBlocking);
+  checkWorks(nonBlocking, self.rank, self.ranks);
+  checkWorks(blocking, self.rank, self.ranks);
+  OK(ncclCommDestroy(nonBlocking));
+  OK(ncclCommDestroy(blocking));
 
   ncclUniqueId ids[2] = {self.id(2), self.id(3)};
   ncclComm_t scalable = nullptr;
