@@ -112,18 +112,22 @@ ncclResult_t CommFinalize(ncclComm_t comm) {
 
 ncclResult_t CommDestroy(ncclComm_t comm) {
   FUSCO_PASS_INSIDE(CommDestroy, comm)
-  // Out of the table before the real call: NCCL may give the address to another one at once.
-  const CommunicatorRef communicator = takeOut(comm);
   if (mode() != Mode::host) {
+    // Out of the table before the real call: NCCL may give the address to another one at once.
+    const CommunicatorRef communicator = takeOut(comm);
     if (communicator) deviceEnd(*communicator, false);
     return FUSCO_REAL(CommDestroy, comm);
   }
   return guarded("ncclCommDestroy", [&] {
     if (comm == nullptr) return;
-    if (!communicator) fail(Code::invalidArgument, "there is no such communicator (any more): was it destroyed?");
-    communicator->cancelled = true;
+    const CommunicatorRef communicator = known(comm);
     const State state = communicator->state;
+    // Refused while plans of it live: then it stays as it is.
     if (state == State::ready || state == State::finalized) check(fuscoCommDestroy(communicator->engine));
+    communicator->cancelled = true;
+    // Who makes it may have looked just before that.
+    if (state == State::starting && communicator->state == State::ready) revoke(*communicator);
+    takeOut(comm);
   });
 }
 

@@ -61,7 +61,7 @@ void start(Communicator& communicator, bool retry) {
   communicator.state = State::ready;
   info("rank " + std::to_string(communicator.rank) + " of " + std::to_string(communicator.ranks) +
        ": carried, on host memory");
-  if (communicator.cancelled) fuscoCommAbort(communicator.engine);
+  if (communicator.cancelled) revoke(communicator);
 }
 
 // Of a communicator that begins, by who makes it.

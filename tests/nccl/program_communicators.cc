@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <thread>
 
+#include "fusco/fusco.h"
 #include "nccl/program.h"
 
 namespace fusco::test {
@@ -131,6 +132,31 @@ void communicators(const Rank& self) {
   OK(ncclCommDestroy(comm));
 }
 
+// Refused while a plan lives on it, and nothing is lost by that.
+void destroyTooEarly() {
+  ncclUniqueId id;
+  ncclComm_t alone = nullptr;
+  OK(ncclGetUniqueId(&id));
+  OK(ncclCommInitRank(&alone, 1, id, 0));
+  fuscoComm* carrier = nullptr;
+  OK(extra<decltype(&fuscoNcclComm)>("fuscoNcclComm")(alone, &carrier));
+  const std::vector<std::int64_t> experts(8, 0);
+  fuscoPlanConfig_t config = FUSCO_PLAN_CONFIG_INIT;
+  config.expertIds = experts.data();
+  config.tokens = 8;
+  config.experts = 1;
+  fuscoPlan_t plan = nullptr;
+  const auto create = extra<decltype(&fuscoPlanCreate)>("fuscoPlanCreate");
+  const auto destroy = extra<decltype(&fuscoPlanDestroy)>("fuscoPlanDestroy");
+  require(create(&plan, &config, carrier, nullptr) == fuscoSuccess, "a plan on the carrier");
+  for (int i = 0; i < 2; ++i)
+    expect(ncclCommDestroy(alone), ncclInvalidUsage, "destroy them first", "destroyed before its plan");
+  checkWorks(alone, 0, 1);
+  require(destroy(plan) == fuscoSuccess, "the plan's end");
+  OK(ncclCommDestroy(alone));
+  expect(ncclCommDestroy(alone), ncclInvalidArgument, "destroyed", "destroyed twice");
+}
+
 void misuse(const Rank& self) {
   const ncclComm_t comm = self.connect();
   int a = 0, b = 0;
@@ -169,6 +195,7 @@ void misuse(const Rank& self) {
   const ncclComm_t second = self.connect(1);
   OK(ncclCommDestroy(second));
   expect(ncclCommDestroy(second), ncclInvalidArgument, "destroyed", "destroyed twice");
+  destroyTooEarly();
   // Sizes that do not match: both are named, on both sides.
   const ncclComm_t third = self.connect(2);
   OK(ncclCommGetAsyncError(third, &state));
