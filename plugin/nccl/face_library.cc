@@ -24,6 +24,13 @@ const char* GetErrorString(ncclResult_t result) {
 const char* GetLastError(ncclComm_t comm) {
   // What a communicator failed with is not this thread's: whoever asks is told.
   if (const CommunicatorRef communicator = findCommunicator(comm)) {
+    if (communicator->state == State::failed) {
+      // A copy, which stays when the communicator is destroyed.
+      thread_local std::string failure;
+      std::lock_guard lock(communicator->errorMutex);
+      failure = communicator->errorText;
+      return failure.c_str();
+    }
     if (communicator->state == State::ready && communicator->carried) {
       const char* const text = fuscoGetLastError(communicator->engine);
       if (text[0] != 0) return text;

@@ -267,15 +267,30 @@ void abortWhileWaiting(const Rank& self) {
   OK(ncclCommDestroy(again));
 }
 
-// The last rank does without libfusco: it gets the id, and does not come.
+// The last rank does without libfusco: it gets the ids, and does not come.
 void oneMissing(const Rank& self) {
-  const ncclUniqueId id = self.id(0);
+  const ncclUniqueId id = self.id(0), second = self.id(1);
   const auto start = Clock::now();
   if (self.rank == self.ranks - 1) return;
   ncclComm_t comm = nullptr;
   const std::string missing = "rank " + std::to_string(self.ranks - 1) + " did not show up";
   expect(ncclCommInitRank(&comm, self.ranks, id, self.rank), ncclRemoteError, missing, "init with a rank too few");
   require(comm == nullptr, "a communicator without one of its ranks");
+  // Without blocking: the communicator says why, whatever else this thread was told.
+  ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+  config.blocking = 0;
+  require(ncclCommInitRankConfig(&comm, self.ranks, second, self.rank, &config) == ncclInProgress, "non-blocking init");
+  ncclResult_t state = ncclInProgress;
+  while (state == ncclInProgress && secondsSince(start) < 10) {
+    OK(ncclCommGetAsyncError(comm, &state));
+    usleep(1000);
+  }
+  require(state == ncclRemoteError,
+          "the state of one that cannot be made is " + std::to_string(static_cast<int>(state)));
+  expect(ncclGroupEnd(), ncclInvalidUsage, "ncclGroupStart", "an end without a start");
+  const std::string why = ncclGetLastError(comm);
+  require(why.find(missing) != std::string::npos, "the communicator's text is '" + why + "'");
+  OK(ncclCommDestroy(comm));
   require(secondsSince(start) < 10, "that took too long");
 }
 
