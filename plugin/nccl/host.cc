@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <thread>
 
 #include "plugin/nccl/children.h"
 
@@ -113,15 +112,20 @@ void addInit(ncclComm_t* slot, int ranks, int rank, const Tag& tag, Wishes wishe
     group().jobs.emplace_back([communicator, slot] { finish(communicator, slot, false); });
     return;
   }
+  try {
+    startThread([communicator] {
+      try {
+        start(*communicator, false);
+      } catch (const std::exception& error) {
+        warn(error.what());
+      }
+    }).detach();
+  } catch (...) {
+    takeOut(communicator->handle);
+    throw;
+  }
   *slot = communicator->handle;
   group().goesOn = true;
-  std::thread([communicator] {
-    try {
-      start(*communicator, false);
-    } catch (const std::exception& error) {
-      warn(error.what());
-    }
-  }).detach();
 }
 
 CommunicatorRef known(ncclComm_t handle) {

@@ -1,6 +1,4 @@
 // Jobs of a group that run side by side, also where threads are short: this program can refuse them.
-#include "plugin/nccl/group.h"
-
 #include <dlfcn.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -9,6 +7,8 @@
 #include <atomic>
 #include <cerrno>
 #include <thread>
+
+#include "plugin/nccl/host.h"
 
 namespace {
 // How many more threads there may be; negative: as many as one likes.
@@ -68,6 +68,28 @@ TEST(SideBySide, runsNothingWhereThreadsAreShort) {
     }
     EXPECT_EQ(ran, 0);
   }
+}
+
+// It is told at once that nobody makes it.
+TEST(Init, failsWhereNoThreadIsLeftForIt) {
+  const Tag tag = openMeeting();
+  Wishes wishes;
+  wishes.blocking = false;
+  ncclComm_t comm = nullptr;
+  const auto init = [&] { return hostCall("init", [&] { addInit(&comm, 1, 0, tag, wishes); }); };
+  {
+    const Shortage shortage(0);
+    EXPECT_EQ(init(), ncclSystemError);
+  }
+  EXPECT_EQ(comm, nullptr);
+  EXPECT_THAT(lastError(), HasSubstr("no further thread could be started"));
+  EXPECT_EQ(init(), ncclInProgress);
+  const CommunicatorRef communicator = findCommunicator(comm);
+  ASSERT_TRUE(communicator);
+  while (communicator->state == State::starting) std::this_thread::yield();
+  EXPECT_EQ(communicator->state, State::ready);
+  EXPECT_EQ(fuscoCommDestroy(communicator->engine), fuscoSuccess);
+  takeOut(comm);
 }
 
 }  // namespace
