@@ -17,6 +17,7 @@
 #include "base/status.h"
 #include "plugin/nccl/elsewhere.h"
 #include "plugin/nccl/meeting_wire.h"
+#include "plugin/nccl/report.h"
 
 namespace fusco::nccl {
 
@@ -34,7 +35,7 @@ class Place {
   void serve();
   std::atomic<bool> stop{false};
   std::atomic<bool> finished{false};
-  std::thread thread;
+  std::jthread thread;
   void wake() { ::shutdown(listener_.get(), SHUT_RDWR); }
 
  private:
@@ -320,15 +321,21 @@ void open(const Tag& tag, Socket wide) {
   });
   all.open.push_back(std::make_unique<Place>(tag, std::move(listener), std::move(wide)));
   Place* const place = all.open.back().get();
-  place->thread = std::thread([place] {
-    try {
-      place->serve();
-    } catch (...) {
-      // Out of memory: who waits here sees the socket close.
-    }
-    place->wake();  // who comes now is refused, and need not wait
-    place->finished = true;
-  });
+  try {
+    place->thread = startThread([place] {
+      try {
+        place->serve();
+      } catch (...) {
+        // Out of memory: who waits here sees the socket close.
+      }
+      place->wake();  // who comes now is refused, and need not wait
+      place->finished = true;
+    });
+  } catch (...) {
+    // Nobody would be served, and at the end a thread waited for that there is not.
+    all.open.pop_back();
+    throw;
+  }
 }
 
 }  // namespace

@@ -70,6 +70,20 @@ TEST(SideBySide, runsNothingWhereThreadsAreShort) {
   }
 }
 
+// And is then not waited for when the process ends.
+TEST(Meeting, opensNoPlaceWithoutAThread) {
+  {
+    const Shortage shortage(0);
+    try {
+      openMeeting();
+      FAIL() << "no error";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), Code::systemError);
+    }
+  }
+  EXPECT_TRUE(openMeeting().valid());
+}
+
 // It is told at once that nobody makes it.
 TEST(Init, failsWhereNoThreadIsLeftForIt) {
   const Tag tag = openMeeting();
