@@ -2,7 +2,7 @@
 #include <poll.h>
 
 #include <algorithm>
-#include <thread>
+#include <memory>
 #include <utility>
 
 #include "plugin/nccl/children.h"
@@ -84,9 +84,26 @@ void settle(Communicator& communicator, const Decision& decision, const Wishes& 
   }
 }
 
-void vote(Communicator& communicator, const Making& making) {
-  settle(communicator, decideFor(communicator, making), making.wishes);
+void refuse(Communicator& communicator, const Making& making, const std::string& reason) {
+  Decision no;
+  no.reason = reason;
+  settle(communicator, no, making.wishes);
 }
+
+// A communicator's vote that is still to be held. Given up, for want of a thread, it is a no: else the communicator
+// would never be ready, while NCCL's is.
+struct OpenVote {
+  CommunicatorRef communicator;
+  Making making;
+
+  OpenVote(CommunicatorRef ofWhich, const Making& made) : communicator(std::move(ofWhich)), making(made) {}
+  OpenVote(const OpenVote&) = delete;
+  ~OpenVote() {
+    if (communicator->state != State::starting) return;
+    guarded("libfusco", [&] { refuse(*communicator, making, "no thread was left for its vote"); });
+  }
+  void hold() { settle(*communicator, decideFor(*communicator, making), making.wishes); }
+};
 
 bool askRank(ncclComm_t handle, Communicator& made) {
   const bool told = FUSCO_REAL(CommCount, handle, &made.ranks) == ncclSuccess &&
@@ -106,15 +123,15 @@ bool waitForReal(Communicator& communicator) {
   }
 }
 
-void voteBeside(const CommunicatorRef& communicator, const Making& making) {
-  std::thread([communicator, making] {
-    guarded("libfusco", [&] {
-      if (waitForReal(*communicator)) return vote(*communicator, making);
-      Decision failed;
-      failed.reason = "NCCL did not make it";
-      settle(*communicator, failed, making.wishes);
-    });
-  }).detach();
+void voteBeside(const std::shared_ptr<OpenVote>& vote) {
+  guarded("libfusco", [&] {
+    startThread([vote] {
+      guarded("libfusco", [&] {
+        if (waitForReal(*vote->communicator)) return vote->hold();
+        refuse(*vote->communicator, vote->making, "NCCL did not make it");
+      });
+    }).detach();
+  });
 }
 
 // Another thread of the real library's may be about to store it.
@@ -133,11 +150,12 @@ Entered enterReal(const Making& making, bool goesOn) {
   made->wishes = making.wishes;
   if (!goesOn && !askRank(handle, *made)) return {};
   CommunicatorRef communicator = enter(handle, std::move(made));
+  const auto vote = std::make_shared<OpenVote>(communicator, making);
   if (goesOn) {
-    voteBeside(communicator, making);
+    voteBeside(vote);
     return {communicator, {}};
   }
-  return {communicator, [communicator, making] { vote(*communicator, making); }};
+  return {communicator, [vote] { vote->hold(); }};
 }
 
 // One that the real library stores at its slot when the parent is told to be done: looked at then.

@@ -76,6 +76,13 @@ TEST(Device, OneThreadDrivesAllRanks) {
   }
 }
 
+// Sanitizers make threads in a way of their own.
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+TEST(Device, LeavesToNcclWhatNoThreadCanVoteOn) {
+  EXPECT_THAT(expectWell("short-of-threads 3"), HasSubstr("no thread was left for its vote"));
+}
+#endif
+
 TEST(Device, AbortEndsAGroupThatWaits) { expectWell("abort 4"); }
 
 }  // namespace

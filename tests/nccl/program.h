@@ -89,6 +89,7 @@ void passedOn(const Rank& self);
 void carriedCommunicators(const Rank& self);
 void carriedByName(const Rank& self);
 void elsewhere(const Rank& self);
+void shortOfThreads(int ranks);
 void notCarried(const Rank& self);
 // In front of a double, which has no collectives of its own: left out then (FUSCO_TEST_NO_COLLECTIVES).
 bool hasCollectives();

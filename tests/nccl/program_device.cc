@@ -1,5 +1,6 @@
 // Communicators of a real library that libfusco carries: each way in which they come, and how they end. Only
 // point-to-point calls: those are what is carried.
+#include <pthread.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -216,6 +217,28 @@ void notCarried(const Rank& self) {
   const ncclComm_t comm = self.connect(0);
   require(!isCarried(comm), "nothing was to be carried");
   OK(ncclCommDestroy(comm));
+}
+
+// No thread is left to vote on communicators that NCCL has made: they are NCCL's, and ready.
+void shortOfThreads(int ranks) {
+  std::vector<ncclComm_t> comms(static_cast<std::size_t>(ranks));
+  pthread_attr_t usual, huge;
+  require(pthread_getattr_default_np(&usual) == 0 && pthread_attr_init(&huge) == 0, "attributes of threads");
+  // No address space holds such a stack.
+  pthread_attr_setstacksize(&huge, std::size_t{1} << 47);
+  pthread_setattr_default_np(&huge);
+  const ncclResult_t made = ncclCommInitAll(comms.data(), ranks, nullptr);
+  pthread_setattr_default_np(&usual);
+  OK(made);
+  for (const ncclComm_t comm : comms) {
+    ncclResult_t state = ncclInProgress;
+    OK(ncclCommGetAsyncError(comm, &state));
+    ok(state, "a communicator without a vote");
+    require(!isCarried(comm), "a communicator is carried without a vote");
+    int value = 0;
+    OK(ncclSend(&value, 1, ncclInt32, 0, comm, nullptr));
+    OK(ncclCommDestroy(comm));
+  }
 }
 
 // The last rank is on another machine, as far as libfusco can tell: nobody waits for it.
