@@ -5,6 +5,7 @@
 #include <memory>
 #include <utility>
 
+#include "base/thread.h"
 #include "plugin/nccl/children.h"
 #include "plugin/nccl/device.h"
 #include "plugin/nccl/elsewhere.h"
@@ -125,7 +126,7 @@ bool waitForReal(Communicator& communicator) {
 
 void voteBeside(const std::shared_ptr<OpenVote>& vote) {
   guarded("libfusco", [&] {
-    startThread([vote] {
+    startThread("the vote of a communicator", [vote] {
       guarded("libfusco", [&] {
         if (waitForReal(*vote->communicator)) return vote->hold();
         refuse(*vote->communicator, vote->making, "NCCL did not make it");

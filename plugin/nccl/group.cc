@@ -1,9 +1,9 @@
 #include "plugin/nccl/group.h"
 
-#include <atomic>
-#include <exception>
-#include <thread>
+#include <string>
 #include <utility>
+
+#include "base/thread.h"
 
 namespace fusco::nccl {
 
@@ -28,38 +28,7 @@ void Group::note(ncclResult_t code) {
 
 void runSideBySide(const std::vector<std::function<void()>>& jobs) {
   if (jobs.size() == 1) return jobs.front()();
-  std::vector<std::exception_ptr> errors(jobs.size());
-  // Jobs wait for each other, for minutes where one is missing: they begin when there is a thread for each.
-  enum class Gate { closed, open, givenUp };
-  std::atomic<Gate> gate{Gate::closed};
-  const auto turn = [&gate](Gate to) {
-    gate = to;
-    gate.notify_all();
-  };
-  {
-    std::vector<std::jthread> threads;
-    threads.reserve(jobs.size());
-    try {
-      for (std::size_t i = 0; i < jobs.size(); ++i) {
-        threads.push_back(startThread([&, i] {
-          gate.wait(Gate::closed);
-          if (gate == Gate::givenUp) return;
-          try {
-            jobs[i]();
-          } catch (...) {
-            errors[i] = std::current_exception();
-          }
-        }));
-      }
-    } catch (...) {
-      turn(Gate::givenUp);
-      throw;
-    }
-    turn(Gate::open);
-  }
-  for (const std::exception_ptr& error : errors) {
-    if (error) std::rethrow_exception(error);
-  }
+  runTogether("each of " + std::to_string(jobs.size()) + " communicators of a group", jobs);
 }
 
 namespace {

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/thread.h"
 #include "plugin/nccl/children.h"
 
 namespace fusco::nccl {
@@ -113,7 +114,7 @@ void addInit(ncclComm_t* slot, int ranks, int rank, const Tag& tag, Wishes wishe
     return;
   }
   try {
-    startThread([communicator] {
+    startThread("an init that does not block", [communicator] {
       try {
         start(*communicator, false);
       } catch (const std::exception& error) {

@@ -15,6 +15,7 @@
 
 #include "base/clock.h"
 #include "base/status.h"
+#include "base/thread.h"
 #include "plugin/nccl/elsewhere.h"
 #include "plugin/nccl/meeting_wire.h"
 #include "plugin/nccl/report.h"
@@ -35,7 +36,7 @@ class Place {
   void serve();
   std::atomic<bool> stop{false};
   std::atomic<bool> finished{false};
-  std::jthread thread;
+  std::thread thread;
   void wake() { ::shutdown(listener_.get(), SHUT_RDWR); }
 
  private:
@@ -322,7 +323,7 @@ void open(const Tag& tag, Socket wide) {
   all.open.push_back(std::make_unique<Place>(tag, std::move(listener), std::move(wide)));
   Place* const place = all.open.back().get();
   try {
-    place->thread = startThread([place] {
+    place->thread = startThread("a place where ranks meet", [place] {
       try {
         place->serve();
       } catch (...) {

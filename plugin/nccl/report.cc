@@ -2,8 +2,6 @@
 
 #include <mutex>
 #include <set>
-#include <system_error>
-#include <utility>
 
 namespace fusco::nccl {
 
@@ -66,15 +64,6 @@ ncclResult_t guarded(const char* name, const std::function<void()>& body) {
   }
   warn(lastError());
   return static_cast<ncclResult_t>(code);
-}
-
-std::jthread startThread(std::function<void()> body) {
-  try {
-    return std::jthread(std::move(body));
-  } catch (const std::system_error& error) {
-    fail(Code::systemError, std::string("no further thread could be started (") + error.what() +
-                                "): raise the limit of threads (ulimit -u, pids.max), or drive fewer ranks at once");
-  }
 }
 
 }  // namespace fusco::nccl

@@ -3,7 +3,6 @@
 
 #include <functional>
 #include <string>
-#include <thread>
 
 #include "base/status.h"
 #include "fusco/nccl_api.h"
@@ -28,8 +27,5 @@ void check(fuscoResult_t result);
 
 // Runs a body and turns what it throws into a code, a warning and this thread's last error.
 ncclResult_t guarded(const char* name, const std::function<void()>& body);
-
-// Throws systemError where threads are short.
-std::jthread startThread(std::function<void()> body);
 
 }  // namespace fusco::nccl

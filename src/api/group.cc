@@ -3,9 +3,6 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
-#include <exception>
-#include <future>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -37,34 +34,8 @@ struct Group {
 
 thread_local Group group;
 
-void runInits(std::vector<std::function<void()>> inits) {
-  if (inits.empty()) return;
-  std::vector<std::exception_ptr> errors(inits.size());
-  std::vector<std::thread> threads;
-  threads.reserve(inits.size());
-  // None begins before all threads are there: it would wait for those that never come until its time-out.
-  std::promise<bool> complete;
-  const std::shared_future<bool> begin = complete.get_future().share();
-  std::exception_ptr shortage;
-  try {
-    for (std::size_t i = 0; i < inits.size(); ++i) {
-      threads.push_back(startThread(fmt::format("each of {} inits in a group", inits.size()), [&, i] {
-        try {
-          if (begin.get()) inits[i]();
-        } catch (...) {
-          errors[i] = std::current_exception();
-        }
-      }));
-    }
-  } catch (...) {
-    shortage = std::current_exception();
-  }
-  complete.set_value(!shortage);
-  for (std::thread& thread : threads) thread.join();
-  if (shortage) std::rethrow_exception(shortage);
-  for (const std::exception_ptr& error : errors) {
-    if (error) std::rethrow_exception(error);
-  }
+void runInits(const std::vector<std::function<void()>>& inits) {
+  runTogether(fmt::format("each of {} inits in a group", inits.size()), inits);
 }
 
 struct Running {
@@ -123,7 +94,7 @@ std::vector<std::unique_ptr<engine::Operation>> transferOperations(engine::Engin
 }
 
 void run(Group& work) {
-  runInits(std::move(work.inits));
+  runInits(work.inits);
   // All is made, and so checked, before anything is started.
   for (TransferItems& items : work.transfers) {
     for (auto& operation : transferOperations(*items.comm->engine, std::move(items.requests)))

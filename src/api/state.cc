@@ -8,6 +8,7 @@
 #include <unordered_map>
 
 #include "api/group.h"
+#include "base/thread.h"
 #include "base/environment.h"
 #include "base/log.h"
 #include "engine/device/nic_memory.h"

@@ -12,11 +12,6 @@ std::string ownText(Code code, const std::string& text, const std::string& name)
   return there ? text : name + ": " + text;
 }
 
-std::string noThreadText(const std::string& purpose, const std::string& why) {
-  return "no thread can be started for " + purpose + ": " + why +
-         "; raise `ulimit -u`, or the limit of processes of the container";
-}
-
 void failErrno(const std::string& what) {
   const int error = errno;
   char buffer[256];

@@ -35,9 +35,6 @@ std::string ownText(Code code, const std::string& text, const std::string& name)
 
 [[noreturn]] inline void fail(Code code, const std::string& what) { throw Error(code, what); }
 
-// What is said where no thread can be had.
-std::string noThreadText(const std::string& purpose, const std::string& why);
-
 // For a system call that failed: appends strerror(errno).
 [[noreturn]] void failErrno(const std::string& what);
 

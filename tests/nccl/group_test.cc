@@ -64,7 +64,7 @@ TEST(SideBySide, runsNothingWhereThreadsAreShort) {
       FAIL() << "no error with " << left << " threads";
     } catch (const Error& error) {
       EXPECT_EQ(error.code(), Code::systemError);
-      EXPECT_THAT(error.what(), HasSubstr("no further thread could be started"));
+      EXPECT_THAT(error.what(), HasSubstr("no thread can be started"));
     }
     EXPECT_EQ(ran, 0);
   }
@@ -96,7 +96,7 @@ TEST(Init, failsWhereNoThreadIsLeftForIt) {
     EXPECT_EQ(init(), ncclSystemError);
   }
   EXPECT_EQ(comm, nullptr);
-  EXPECT_THAT(lastError(), HasSubstr("no further thread could be started"));
+  EXPECT_THAT(lastError(), HasSubstr("no thread can be started"));
   EXPECT_EQ(init(), ncclInProgress);
   const CommunicatorRef communicator = findCommunicator(comm);
   ASSERT_TRUE(communicator);
