@@ -4,7 +4,7 @@
 
 #include "kernels/grid.h"
 #include "kernels/meet.h"
-#include "kernels/plan_head.cuh"
+#include "kernels/plan_alone.cuh"
 
 namespace fusco::kernels {
 
@@ -16,39 +16,8 @@ constexpr int kWholeInBlock = 4096;    // ids of all ranks
 constexpr int kWholeApart = 16384;     // the same where ranks on several GPUs would have to meet between two kernels
 constexpr int kOwnInBlock = 1024;      // and of its own rank
 constexpr int kSlottedInBlock = 2048;  // of its own rank, where it need not count those of others
-constexpr int kIdsAtATime = 4;         // that a thread has asked for
 constexpr int kMostDirect = 4096;      // counts of all ranks that every block adds up
 static_assert(kOwnInBlock <= kMapIds);
-
-// Counts the entries of a batch: addRow(key) for each; copies and entries of nodes where they are asked for. With one
-// node they are kept in `only`.
-template <typename AddRow>
-__device__ void countBatch(const PlanLaunch& launch, const PlanRank& rank, const Lane& me, int expert, bool withNodes,
-                           const PlanShared& s, uint2& only, AddRow&& addRow) {
-  const bool needsHome = launch.byRank || (withNodes && launch.nodes > 1);
-  const std::uint32_t home = expert >= 0 && needsHome ? homeOf(launch, rank, expert) : kNoHome;
-  const Mark mark = markOf(launch, me, expert, home);
-  if (mark.emits) addRow(mark.key);
-  if (!withNodes) return;
-  const std::uint32_t emitting = __ballot_sync(kAllLanes, mark.emits);
-  if (launch.nodes == 1) {
-    only.x += __popc(__ballot_sync(kAllLanes, mark.emits && beginsCopy(launch, me, emitting)));
-    only.y += __popc(emitting);
-    return;
-  }
-  const std::uint32_t node = home >> 16;
-  const std::uint32_t same = __match_any_sync(kAllLanes, mark.emits ? node : kNoHome) & emitting;
-  const std::uint32_t beginning = __ballot_sync(kAllLanes, mark.emits && beginsCopy(launch, me, same)) & same;
-  if (!mark.emits || (same & me.below) != 0) return;
-  atomicAdd(s.copiesOfNode + node, __popc(beginning));
-  atomicAdd(s.entriesOfNode + node, __popc(same));
-}
-
-__device__ void addOnly(const PlanLaunch& launch, const PlanShared& s, const Lane& me, uint2 only) {
-  if (launch.nodes != 1 || me.lane != 0 || only.y == 0) return;
-  atomicAdd(s.copiesOfNode, only.x);
-  atomicAdd(s.entriesOfNode, only.y);
-}
 
 __global__ void __launch_bounds__(32 * kMaxWarps) countKernel(const __grid_constant__ PlanLaunch launch) {
   const PlanRank& rank = launch.rank[blockIdx.y];
@@ -267,152 +236,6 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 2) dropKernel(const __grid_con
   }
   walk<true>(launch, rank, s, me, part.begin(), part.end(), false, basesAreKnown);
   clearTails(launch, rank, s, part.tokens, part.chunk + 1, part.chunks + 1);
-}
-
-// A block plans a rank, and counts the routing maps of all ranks by itself. kBySlots: in layouts other than expert
-// order.
-template <bool kBySlots>
-__global__ void __launch_bounds__(32 * kMaxWarps, 1) aloneKernel(const __grid_constant__ PlanLaunch launch) {
-  const int mine = launch.firstHere + static_cast<int>(blockIdx.y);
-  const PlanRank& rank = launch.rank[mine];
-  const PlanShared s = shareOut(launch, true);
-  const Lane me = whoAmI(launch);
-  clear(s.next, launch.keys);
-  clear(s.total, launch.keys);
-  clear(s.own, launch.keys);
-  if (launch.mayDrop) clear(s.lower, launch.keys);
-  clear(s.copiesOfNode, launch.nodes);
-  clear(s.entriesOfNode, launch.nodes);
-  clear(s.copies, launch.nodes);
-  clear(s.entries, launch.nodes);
-  clear(s.words, kPlanWords);
-  __syncthreads();
-  ptx::waitForPreviousLaunch();
-  ptx::letNextLaunchBegin();
-  bool tooMany = false;
-  const std::uint32_t tokens = tokensOf(rank, tooMany);
-  HeadFrame frame;
-  frame.load(rank);
-  const std::size_t brought = launch.turn != nullptr && *launch.turn % 2 != 0 ? launch.turnBytes : 0;
-
-  const auto mapOf = [&](int from) {
-    const bool here = from >= launch.firstHere && from < launch.firstHere + launch.ranksHere;
-    return static_cast<const std::byte*>(launch.rank[from].ids) + (here ? 0 : brought);
-  };
-  const auto refuse = [&](int from, std::uint32_t index) {
-    if (from == mine) atomicMax(s.words + kBad, ~index);
-    atomicMax(s.words + kBadRank, ~static_cast<std::uint32_t>(launch.rank[from].rank));
-  };
-  const auto add = [&](int from, std::uint32_t key) {
-    if (!kBySlots || !launch.slotted) atomicAdd(s.total + key, 1u);
-    if (from == mine) atomicAdd(s.own + key, 1u);
-    if (from < mine) atomicAdd(s.next + key, 1u);
-  };
-  // A kernel that is not in the instruction cache takes as long as its code is: what need not be unrolled is not.
-  const auto countAll = [&] {
-    uint2 only{0, 0};
-    if constexpr (kBySlots) {
-      const int counted = launch.slotted ? 1 : launch.rankCount, batches = counted * launch.batchesOfRank;
-      for (int first = me.warp; first < batches; first += kBatches * launch.warps) {
-        int expert[kBatches], from[kBatches];
-#pragma unroll
-        for (int b = 0; b < kBatches; ++b) {
-          const int batch = first + b * launch.warps;
-          from[b] = launch.slotted ? mine : batch % counted;
-          expert[b] = -1;
-          if (batch >= batches) continue;
-          bool isTooMany = false;
-          const std::uint32_t end = tokensOf(launch.rank[from[b]], isTooMany);
-          expert[b] = loadExpert(launch, mapOf(from[b]), me, batch / counted * launch.tokensOfBatch, end,
-                                 [&](std::uint32_t index) { refuse(from[b], index); });
-        }
-#pragma unroll
-        for (int b = 0; b < kBatches; ++b) {
-          if (first + b * launch.warps >= batches) break;
-          countBatch(launch, rank, me, expert[b], from[b] == mine, s, only,
-                     [&](std::uint32_t key) { add(from[b], key); });
-        }
-      }
-    } else {
-      // Rows by key: where an id is in its token does not matter. Then copies and entries of this rank.
-      __shared__ const std::byte* maps[kMaxPlanRanks];
-      __shared__ std::uint32_t ends[kMaxPlanRanks];
-      const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-      const int ofRank = 1 << launch.idsOfRank, all = launch.rankCount << launch.idsOfRank;
-      if (thread < launch.rankCount) {
-        bool isTooMany = false;
-        ends[thread] = tokensOf(launch.rank[thread], isTooMany) * launch.topk;
-        maps[thread] = mapOf(thread);
-      }
-      __syncthreads();
-      for (int first = thread; first < all; first += kIdsAtATime * threads) {
-        std::int64_t ids[kIdsAtATime];
-#pragma unroll
-        for (int i = 0; i < kIdsAtATime; ++i) {
-          const int at = first + i * threads, from = at >> launch.idsOfRank, index = at & (ofRank - 1);
-          ids[i] = -1;
-          if (at < all && index < static_cast<int>(ends[from])) ids[i] = idAt(launch, maps[from], index);
-        }
-#pragma unroll
-        for (int i = 0; i < kIdsAtATime; ++i) {
-          if (ids[i] == -1) continue;
-          const int at = first + i * threads, from = at >> launch.idsOfRank;
-          if (static_cast<std::uint64_t>(ids[i]) < static_cast<std::uint64_t>(launch.experts)) {
-            add(from, static_cast<std::uint32_t>(ids[i]));
-          } else {
-            refuse(from, static_cast<std::uint32_t>(at & (ofRank - 1)));
-          }
-        }
-      }
-      const auto step = static_cast<std::uint32_t>(launch.tokensOfBatch);
-#pragma unroll 1
-      for (std::uint32_t token = me.warp * step; token < tokens; token += launch.warps * step) {
-        const int expert = loadExpert(launch, rank.ids, me, token, tokens, [](std::uint32_t) {});
-        countBatch(launch, rank, me, expert, true, s, only, [](std::uint32_t) {});
-      }
-    }
-    addOnly(launch, s, me, only);
-  };
-  std::uint32_t wanted = 0;
-  bool isSecond = false, goesOn = false;
-  const auto basesAreKnown = [&] {
-    if (!isSecond) {
-      countAll();
-      __syncthreads();
-      const HeadRows head{launch, rank, s};
-      findRowBases(
-          launch, rank, s, me, [&](int key) { return s.own[key]; },
-          [&](int key, std::uint32_t base, std::uint32_t start, std::uint32_t total, std::uint32_t own) {
-            head.visit(key, base, start, total, own);
-          });
-      for (int node = 0; node < launch.nodes; ++node) wanted += s.entriesOfNode[node];
-      goesOn = s.words[kRefused] == 0;
-      if (goesOn && s.words[kLimited] != 0) return false;
-    }
-    placeNodes(launch, s, me);
-    __syncthreads();
-    finishHead(launch, rank, s, frame, tokens, wanted);
-    if (threadIdx.x == 0) setStatus(launch, rank, s, tooMany);
-    return goesOn;
-  };
-  if (tokens == 0) {
-    basesAreKnown();
-  } else {
-    for (;; isSecond = true) {
-      walk<true>(launch, rank, s, me, 0, tokens, !launch.mayDrop, basesAreKnown);
-      if (isSecond || !goesOn || s.words[kLimited] == 0) break;
-      // Rows are dropped: once more, with the numbers of what is kept.
-      walk<false>(launch, rank, s, me, 0, tokens, false, [] { return true; });
-      for (int key = threadIdx.x; key < launch.keys; key += blockDim.x) s.next[key] -= s.own[key];
-      for (int node = threadIdx.x; node < launch.nodes; node += blockDim.x) {
-        s.copiesOfNode[node] = s.copies[node];
-        s.entriesOfNode[node] = s.entries[node];
-        s.copies[node] = s.entries[node] = 0;
-      }
-      __syncthreads();
-    }
-  }
-  clearTails(launch, rank, s, tokens, 0, 1);
 }
 
 struct Device {
