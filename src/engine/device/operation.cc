@@ -190,9 +190,8 @@ void DeviceOperation::meet(const std::vector<Part>& parts) const {
 
 void DeviceOperation::recordUse(const Part& part) const {
   if (capturing_) return;
-  const std::shared_ptr<cuda::Event> end = part.all.front()->plan_->device->endOn(part.leader());
-  end->record(part.leader());
-  for (DeviceOperation* one : part.all) one->plan_->device->usedOn(part.leader(), end);
+  const std::shared_ptr<cuda::Event> end = part.all.front()->plan_->device->recordEnd(part.leader());
+  for (DeviceOperation* one : part.all) one->plan_->device->shareEnd(part.leader(), end);
 }
 
 void DeviceOperation::launchTogether(const std::vector<DeviceOperation*>& all) {

@@ -108,20 +108,16 @@ void DevicePlan::holdInGraph(cuda::Stream stream) {
   capture_ = capture;
 }
 
-std::shared_ptr<cuda::Event> DevicePlan::endOn(cuda::Stream stream) {
+std::shared_ptr<cuda::Event>& DevicePlan::endOn(cuda::Stream stream) {
   const auto known = std::find_if(uses_.begin(), uses_.end(), [&](const auto& use) { return use.first == stream; });
-  if (known != uses_.end()) return known->second;
-  uses_.emplace_back(stream, std::make_shared<cuda::Event>());
-  return uses_.back().second;
+  return known != uses_.end() ? known->second : uses_.emplace_back(stream, nullptr).second;
 }
 
-void DevicePlan::usedOn(cuda::Stream stream, std::shared_ptr<cuda::Event> end) {
-  const auto known = std::find_if(uses_.begin(), uses_.end(), [&](const auto& use) { return use.first == stream; });
-  if (known == uses_.end()) {
-    uses_.emplace_back(stream, std::move(end));
-  } else {
-    known->second = std::move(end);
-  }
+std::shared_ptr<cuda::Event> DevicePlan::recordEnd(cuda::Stream stream) {
+  std::shared_ptr<cuda::Event>& end = endOn(stream);
+  if (end == nullptr) end = std::make_shared<cuda::Event>();
+  end->record(stream);
+  return end;
 }
 
 void DevicePlan::settle() const {

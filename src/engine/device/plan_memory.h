@@ -57,9 +57,9 @@ class DevicePlan {
   // Its memory is not given out again before what was launched for it has ended, on any stream. Before a launch that is
   // captured: nor while the graph is there.
   void holdInGraph(exec::cuda::Stream stream);
-  // The event that is to be recorded behind a launch that is not; and whose event was recorded for others, too.
-  std::shared_ptr<exec::cuda::Event> endOn(exec::cuda::Stream stream);
-  void usedOn(exec::cuda::Stream stream, std::shared_ptr<exec::cuda::Event> end);
+  // Behind a launch on `stream` that is not: records an event, or shares the one that another plan of it has recorded.
+  std::shared_ptr<exec::cuda::Event> recordEnd(exec::cuda::Stream stream);
+  void shareEnd(exec::cuda::Stream stream, std::shared_ptr<exec::cuda::Event> end) { endOn(stream) = std::move(end); }
   // Until all of it has ended.
   void settle() const;
   // What a first dispatch writes beside its rows is there, or coming: not by one that is only captured.
@@ -68,6 +68,7 @@ class DevicePlan {
 
  private:
   void clearHead();
+  std::shared_ptr<exec::cuda::Event>& endOn(exec::cuda::Stream stream);
   // The one flow of a plan in one node.
   static kernels::PlanPointers pointersTo(const std::byte* arena, const plan::ArenaOffsets& offsets);
 

@@ -241,7 +241,7 @@ Outcome DevicePlanning::finish() {
       std::vector<DeviceOperation*> self{this};
       cuda::planLay(arguments(self, {blocksOfCount_}), stream());
       domain_.slotOrder(slot_).end(stream());
-      plan_->device->endOn(stream())->record(stream());
+      plan_->device->recordEnd(stream());
     }
     if (plan_->device->countsStayOnDevice()) {
       // What the host may say of it: the places that there are.
