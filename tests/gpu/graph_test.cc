@@ -301,18 +301,7 @@ class GpuGraph : public GpuTest {};
 
 TEST_F(GpuGraph, AReplayShufflesWhatIsThere) {
   const Cases some(12, 900);
-  fuscoUniqueId id;
-  FUSCO_OK(fuscoGetUniqueId(&id));
-  std::vector<fuscoComm_t> comms(kRanks, nullptr);
-  FUSCO_OK(fuscoGroupStart());
-  for (int r = 0; r < kRanks; ++r) {
-    fuscoConfig_t config = FUSCO_CONFIG_INIT;
-    config.device = fuscoDeviceCuda;
-    config.gpu = gpuOfRank(r, kRanks);
-    config.operationTimeoutMs = 20000;
-    FUSCO_OK(fuscoCommInitRankConfig(&comms[static_cast<std::size_t>(r)], kRanks, id, r, &config));
-  }
-  FUSCO_OK(fuscoGroupEnd());
+  const std::vector<fuscoComm_t> comms = gpuComms(kRanks);
   std::string wrong;
   for (std::int64_t i = 0; i < some.count && wrong.empty(); ++i) {
     GraphRun run(some.seed(i), comms);

@@ -182,6 +182,23 @@ inline std::vector<std::string> runGpuRanks(int ranks, const std::function<std::
   return wrong;
 }
 
+// Communicators of ranks on all GPUs of the machine, for one thread that drives them all.
+inline std::vector<fuscoComm_t> gpuComms(int ranks) {
+  fuscoUniqueId id;
+  FUSCO_OK(fuscoGetUniqueId(&id));
+  std::vector<fuscoComm_t> comms(static_cast<std::size_t>(ranks), nullptr);
+  FUSCO_OK(fuscoGroupStart());
+  for (int r = 0; r < ranks; ++r) {
+    fuscoConfig_t config = FUSCO_CONFIG_INIT;
+    config.device = fuscoDeviceCuda;
+    config.gpu = gpuOfRank(r, ranks);
+    config.operationTimeoutMs = 20000;
+    FUSCO_OK(fuscoCommInitRankConfig(&comms[static_cast<std::size_t>(r)], ranks, id, r, &config));
+  }
+  FUSCO_OK(fuscoGroupEnd());
+  return comms;
+}
+
 // A test that needs a GPU, and says so where there is none.
 class GpuTest : public ::testing::Test {
  protected:

@@ -20,18 +20,7 @@ int gpus() { return gpuOfRank(kRanks - 1, kRanks) + 1; }
 // Ranks on all GPUs, which one thread drives.
 class Node {
  public:
-  Node() : comms_(kRanks, nullptr) {
-    fuscoUniqueId id;
-    FUSCO_OK(fuscoGetUniqueId(&id));
-    FUSCO_OK(fuscoGroupStart());
-    for (int r = 0; r < kRanks; ++r) {
-      fuscoConfig_t config = FUSCO_CONFIG_INIT;
-      config.device = fuscoDeviceCuda;
-      config.gpu = gpuOfRank(r, kRanks);
-      config.operationTimeoutMs = 20000;
-      FUSCO_OK(fuscoCommInitRankConfig(&comms_[static_cast<std::size_t>(r)], kRanks, id, r, &config));
-    }
-    FUSCO_OK(fuscoGroupEnd());
+  Node() : comms_(gpuComms(kRanks)) {
     for (int gpu = 0; gpu < gpus(); ++gpu) {
       CUDA_OK(cudaSetDevice(gpu));
       spaces_.push_back(std::make_unique<GpuSpace>());
@@ -54,7 +43,7 @@ class Node {
   }
 
  private:
-  std::vector<fuscoComm_t> comms_;
+  const std::vector<fuscoComm_t> comms_;
   std::vector<std::unique_ptr<GpuSpace>> spaces_;
 };
 
@@ -214,6 +203,39 @@ class Shuffle {
   std::vector<std::unique_ptr<GpuBytes>> ids_, input_, output_;
 };
 
+// Several, each on streams of its own.
+struct SideBySide {
+  SideBySide(const Node& node, int count, std::uint64_t seed, const std::function<std::int64_t(int)>& tokens) {
+    for (int i = 0; i < count; ++i) {
+      streams.push_back(std::make_unique<Streams>());
+      shuffles.push_back(std::make_unique<Shuffle>(node, seed + static_cast<std::uint64_t>(i), tokens(i)));
+    }
+    node.settle();
+  }
+  std::size_t count() const { return shuffles.size(); }
+  void plan(std::size_t at) {
+    shuffles[at]->plan([&](int rank) { return streams[at]->of(rank); });
+  }
+  void dispatch(std::size_t at) {
+    shuffles[at]->dispatch([&](int rank) { return streams[at]->of(rank); });
+  }
+  void poison(const Node& node) {
+    for (auto& shuffle : shuffles) shuffle->poison();
+    node.settle();
+  }
+  std::string wrong(const Node& node) {
+    node.settle();
+    std::string text;
+    for (auto& shuffle : shuffles) {
+      shuffle->fetch();
+      if (text.empty()) text = shuffle->wrong();
+    }
+    return text;
+  }
+  std::vector<std::unique_ptr<Streams>> streams;
+  std::vector<std::unique_ptr<Shuffle>> shuffles;
+};
+
 class Graph {
  public:
   explicit Graph(cudaStream_t stream) {
@@ -240,61 +262,34 @@ class GpuStreams : public GpuTest {};
 // Planning counts in memory of an operation slot: whoever has it next comes after, also on another stream.
 TEST_F(GpuStreams, ManyMayPlanAndDispatchSideBySide) {
   const Node node;
-  constexpr int kSideBySide = 7;
-  std::vector<std::unique_ptr<Streams>> streams;
-  std::vector<std::unique_ptr<Shuffle>> shuffles;
-  for (int i = 0; i < kSideBySide; ++i) {
-    streams.push_back(std::make_unique<Streams>());
-    shuffles.push_back(std::make_unique<Shuffle>(node, 100 + static_cast<std::uint64_t>(i), i % 2 == 0 ? 3000 : 700));
-  }
-  node.settle();
-  for (int round = 0; round < 20; ++round) {
-    for (auto& shuffle : shuffles) shuffle->poison();
-    node.settle();
-    for (int i = 0; i < kSideBySide; ++i) {
-      const auto at = static_cast<std::size_t>((i * 3 + round) % kSideBySide);
-      shuffles[at]->plan([&](int rank) { return streams[at]->of(rank); });
+  SideBySide many(node, 7, 100, [](int i) { return i % 2 == 0 ? 3000 : 700; });
+  for (std::size_t round = 0; round < 20; ++round) {
+    many.poison(node);
+    for (std::size_t i = 0; i < many.count(); ++i) many.plan((i * 3 + round) % many.count());
+    for (std::size_t at = 0; at < many.count(); ++at) {
+      many.dispatch(at);
+      many.shuffles[at]->destroyPlans();
     }
-    for (std::size_t at = 0; at < kSideBySide; ++at) {
-      shuffles[at]->dispatch([&](int rank) { return streams[at]->of(rank); });
-      shuffles[at]->destroyPlans();
-    }
-    node.settle();
-    for (auto& shuffle : shuffles) {
-      shuffle->fetch();
-      ASSERT_EQ(shuffle->wrong(), "") << "round " << round;
-    }
+    ASSERT_EQ(many.wrong(node), "") << "round " << round;
   }
 }
 
 TEST_F(GpuStreams, BranchesOfACaptureMayPlanAndDispatchSideBySide) {
   const Node node;
-  constexpr int kBranches = 5;
-  std::vector<std::unique_ptr<Streams>> streams;
-  std::vector<std::unique_ptr<Shuffle>> shuffles;
-  for (int i = 0; i < kBranches; ++i) {
-    streams.push_back(std::make_unique<Streams>());
-    shuffles.push_back(std::make_unique<Shuffle>(node, 200 + static_cast<std::uint64_t>(i), 2500));
-  }
-  node.settle();
-  const cudaStream_t first = streams[0]->of(0);
+  SideBySide branches(node, 5, 200, [](int) { return 2500; });
+  const cudaStream_t first = branches.streams[0]->of(0);
   CUDA_OK(cudaStreamBeginCapture(first, cudaStreamCaptureModeGlobal));
-  for (auto& branch : streams) branch->follow(first);
-  for (std::size_t at = 0; at < kBranches; ++at) {
-    shuffles[at]->plan([&](int rank) { return streams[at]->of(rank); });
-    shuffles[at]->dispatch([&](int rank) { return streams[at]->of(rank); });
+  for (auto& branch : branches.streams) branch->follow(first);
+  for (std::size_t at = 0; at < branches.count(); ++at) {
+    branches.plan(at);
+    branches.dispatch(at);
   }
-  for (auto& branch : streams) branch->lead(first);
+  for (auto& branch : branches.streams) branch->lead(first);
   Graph graph(first);
   for (int round = 0; round < 20; ++round) {
-    for (auto& shuffle : shuffles) shuffle->poison();
-    node.settle();
+    branches.poison(node);
     graph.launch(first);
-    node.settle();
-    for (auto& shuffle : shuffles) {
-      shuffle->fetch();
-      ASSERT_EQ(shuffle->wrong(), "") << "round " << round;
-    }
+    ASSERT_EQ(branches.wrong(node), "") << "round " << round;
   }
 }
 
