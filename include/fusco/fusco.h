@@ -414,13 +414,14 @@ FUSCO_API fuscoResult_t fuscoPlanGetDeviceInfo(fuscoPlan_t plan, fuscoPlanDevice
 
 /* Per local expert, the number of its rows that are complete in the running (or last) dispatch, for consumers that
  * start before the end: [localExperts], written with release order by whoever places rows. Needs expertCounters = 1.
- * Alignment gaps are not counted.
+ * Alignment gaps are not counted. A dispatch begins by setting them to zero, one after the other.
  *
  * On GPUs they lie in GPU memory, for kernels on other streams: one that reads a counter with acquire (at device scope, at
  * system scope where ranks are on several GPUs) finds so many rows written. Each dispatch sets them to zero in the order of
  * its stream; those of one plan come one after the other. Where rows are cast, and in the slotted layout without
- * expertCounters, they are set when all rows are there, as they are where ranks are on several nodes. CUDA loads a kernel when it is launched first, and may wait for
- * running ones to do so: dispatch once, or set CUDA_MODULE_LOADING=EAGER, before a kernel waits for counters. */
+ * expertCounters, they are set when all rows are there, as they are where ranks are on several nodes. CUDA loads a kernel
+ * when it is launched first, and may wait for running ones to do so: dispatch once, or set CUDA_MODULE_LOADING=EAGER,
+ * before a kernel waits for counters. */
 FUSCO_API fuscoResult_t fuscoPlanExpertCounters(fuscoPlan_t plan, const volatile uint64_t** counters);
 
 /* Where a received row came from. source = -1: no row (an alignment gap, an unused slot). */
