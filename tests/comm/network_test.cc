@@ -241,6 +241,34 @@ INSTANTIATE_TEST_SUITE_P(
                                          Lay{"TwoNodesByTcp", 1, 2, 2, Net::tcp})),
     [](const auto& one) { return std::string(std::get<0>(one.param).name) + std::get<1>(one.param).name; });
 
+// Such as a loader of data, which nobody tells that its parent has died: its copies of the connections keep them up.
+TEST(Network, ARankThatDiesIsMissedThoughAChildOfItsLivesOn) {
+  SharedPage<std::atomic<bool>> over;
+  const auto texts = runConfigs(Kind::processes, configsOf({"", 2, 1, 1, Net::automatic}), [&](Fabric& fabric) {
+    transport::PostedLink& link = fabric.link(1 - fabric.rank(), 0);
+    await(fabric, [&] { return link.acquire() != nullptr; });
+    fabric.allGather(nullptr, 0, nullptr, 20000);
+    if (fabric.rank() == 1) {
+      if (fork() == 0) {
+        for (const Deadline patience = Deadline::afterMs(20000); !over->load() && !patience.passed();) usleep(1000);
+        _exit(0);
+      }
+      raise(SIGKILL);
+    }
+    std::string told;
+    try {
+      const std::int64_t begin = nowNs();
+      await(fabric, [&] { return nowNs() - begin > 5'000'000'000; });
+    } catch (const Error& error) {
+      told = error.what();
+    }
+    over->store(true);
+    throw std::runtime_error(told);
+  });
+  EXPECT_TRUE(texts[0].starts_with("rank 1 (")) << texts[0];
+  EXPECT_NE(texts[0].find("died"), std::string::npos) << texts[0];
+}
+
 TEST(Network, AStoppedRankIsNoErrorWhenItGoesOn) {
   const auto configs = configsOf({"", 3, 1, 1, Net::automatic});
   struct Board {

@@ -1,11 +1,14 @@
 #include "transport/tcp/reactor.h"
 
+#include <fcntl.h>
+#include <pthread.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
+#include <bit>
 
 #include "base/clock.h"
 #include "base/log.h"
@@ -30,11 +33,57 @@ void attempt(const Call& call, Arguments... arguments) {
   }
 }
 
+// A connection is up as long as any process holds it. A child that is forked off gets a copy of each; were they left
+// there, the peers would not see the end of a parent that dies while the child lives on. The numbers stay taken, since
+// what owns them has its memory in the child, too. No lock: one of its parent's might be held.
+class Inherited {
+ public:
+  void enter(int descriptor) { word(descriptor).fetch_or(bit(descriptor), std::memory_order_relaxed); }
+  void leave(int descriptor) { word(descriptor).fetch_and(~bit(descriptor), std::memory_order_relaxed); }
+
+  // In the child. Without a descriptor to put in their place they stay.
+  void giveUp() {
+    int nothing = -1;
+    for (std::size_t i = 0; i < words_.size(); ++i) {
+      // Pages that were never written to stay the parent's.
+      if (words_[i].load(std::memory_order_relaxed) == 0) continue;
+      if (nothing < 0) nothing = ::eventfd(0, EFD_CLOEXEC);
+      std::uint64_t held = words_[i].exchange(0, std::memory_order_relaxed);
+      for (; held != 0 && nothing >= 0; held &= held - 1) {
+        ::dup3(nothing, static_cast<int>(i) * 64 + std::countr_zero(held), O_CLOEXEC);
+      }
+    }
+    if (nothing >= 0) ::close(nothing);
+  }
+
+ private:
+  static constexpr int kMost = 1 << 20;  // as the kernel has it by default
+  static std::uint64_t bit(int descriptor) { return std::uint64_t{1} << descriptor % 64; }
+  // Of those that are beyond nothing is known.
+  std::atomic<std::uint64_t>& word(int descriptor) {
+    return descriptor < kMost ? words_[static_cast<std::size_t>(descriptor / 64)] : beyond_;
+  }
+
+  std::array<std::atomic<std::uint64_t>, kMost / 64> words_{};
+  std::atomic<std::uint64_t> beyond_{0};
+};
+
+constinit Inherited inherited;
+
+void giveUpInChildren() {
+  static const int registered = ::pthread_atfork(nullptr, nullptr, [] { inherited.giveUp(); });
+  static_cast<void>(registered);
+}
+
 }  // namespace
 
-Reactor::Reactor() : process_(::getpid()) {}
+Reactor::Reactor() : process_(::getpid()) { giveUpInChildren(); }
 
 Reactor::~Reactor() {
+  if (ofThisProcess()) {
+    // Of who was not made to its end, and so has removed nothing.
+    for (const auto& [descriptor, key] : keys_) inherited.leave(descriptor);
+  }
   if (!thread_.joinable()) return;
   if (!ofThisProcess()) {
     // A child that was forked off has no such thread, and shares the epoll with its parent: nothing is taken from it.
@@ -80,6 +129,7 @@ void Reactor::add(int descriptor, Call call) {
   if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, descriptor, &event) != 0) failErrno("cannot watch a socket");
   watched_.emplace(key, Watched{descriptor, std::move(call)});
   keys_[descriptor] = key;
+  inherited.enter(descriptor);
 }
 
 void Reactor::arm(int descriptor, std::uint32_t events) {
@@ -108,6 +158,7 @@ void Reactor::remove(int descriptor) {
   }
   const std::uint64_t key = found->second;
   ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, descriptor, nullptr);
+  inherited.leave(descriptor);
   keys_.erase(found);
   // The call itself may be what removes: it lives until it has returned (run()).
   watched_.erase(key);

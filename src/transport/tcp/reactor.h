@@ -36,7 +36,8 @@ class Reactor {
   Reactor(const Reactor&) = delete;
   Reactor& operator=(const Reactor&) = delete;
 
-  // Knows the descriptor from now on; nothing is reported before arm(). The descriptor must stay open until remove().
+  // Knows the descriptor from now on; nothing is reported before arm(). The descriptor must stay open until remove(). A
+  // child that is forked off meanwhile has something else under its number, and so does not keep the connection up.
   void add(int descriptor, Call call);
   // Reports once, the next time that one of `events` (EPOLLIN, EPOLLOUT) holds or the connection has broken; at once if
   // it does already. Replaces what was asked for before.
