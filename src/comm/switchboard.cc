@@ -138,6 +138,8 @@ void Switchboard::proceed(int descriptor) {
         result = Handshake::Result::failed;
         why = std::strerror(error);
       }
+      transport::watchConnection(descriptor, kSilenceMs);
+      pending.deadline = Deadline::never();
     }
     if (why.empty()) result = pending.handshake.step(descriptor);
     if (result == Handshake::Result::again) {
@@ -151,7 +153,10 @@ void Switchboard::proceed(int descriptor) {
 
 void Switchboard::finish(std::unique_ptr<Pending> pending, Handshake::Result result, const std::string& why) {
   if (pending->done) {
-    if (result == Handshake::Result::taken) return pending->done(std::move(pending->socket), false, "");
+    if (result == Handshake::Result::taken) {
+      transport::unwatchConnection(pending->socket.get());
+      return pending->done(std::move(pending->socket), false, "");
+    }
     return pending->done(UniqueFd(), result == Handshake::Result::refused, why);
   }
   if (result != Handshake::Result::proved) return;

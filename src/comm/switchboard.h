@@ -34,12 +34,14 @@ class Switchboard {
               Take take, Starve starve);
   ~Switchboard();
 
-  // Connects to `to`, from an interface's address if `from` is one. From any thread.
+  // Connects to `to`, from an interface's address if `from` is one; the other end's machine has to answer before the
+  // deadline. Its process may be stopped, or busy: that is waited for as long as its machine is there. From any thread.
   void call(const transport::Address& to, const transport::Address& from, const Purpose& purpose, Deadline deadline,
             Done done);
 
  private:
   static constexpr std::int64_t kPatienceMs = 10000;  // with who calls
+  static constexpr int kSilenceMs = 8000;             // of the machine that is called
   static constexpr std::size_t kMostStrangers = 1024;
   static constexpr std::size_t kFewStrangers = 64;
 

@@ -1,6 +1,7 @@
 // The fabric of ranks that share no memory, as the engine uses it. Hosts are made up by host ids, so that all of it
 // goes over this machine's own network: tree, links, gathers, deaths.
 #include <gtest/gtest.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -13,8 +14,12 @@
 #include "base/clock.h"
 #include "base/status.h"
 #include "comm/fabric.h"
+#include "comm/handshake.h"
+#include "comm/switchboard.h"
 #include "comm/tree.h"
 #include "comm/world.h"
+#include "transport/local/socket.h"
+#include "transport/tcp/connect.h"
 
 namespace fusco::comm::testing {
 namespace {
@@ -344,6 +349,53 @@ TEST(Network, NothingIsLeftBehindAndANewOneWorks) {
     return errors;
   });
   EXPECT_EQ(alone.join()[0], "");
+}
+
+// ---- processes that are stopped
+
+UniqueFd acceptFrom(const UniqueFd& listener) {
+  pollfd waiting{listener.get(), POLLIN, 0};
+  EXPECT_EQ(::poll(&waiting, 1, 5000), 1);
+  bool exhausted = false;
+  return transport::acceptOne(listener.get(), &exhausted);
+}
+
+transport::Address loopback() {
+  transport::Address address;
+  address.family = 4;
+  address.bytes[0] = 127;
+  address.bytes[3] = 1;
+  return address;
+}
+
+// The kernel of the machine answers for its process.
+TEST(Switchboard, ACallWaitsForAProcessThatIsStopped) {
+  const std::uint8_t key[32] = {1, 2, 3};
+  transport::Address address = loopback();
+  const UniqueFd listener = transport::listenTcp(&address, 16);
+  transport::Reactor reactor;
+  std::atomic<int> ended{0};
+  UniqueFd connected;
+  std::string failure;
+  Switchboard switchboard(
+      reactor, key, {}, [](const Purpose&) { return false; }, [](const Purpose&, UniqueFd) {}, [] {});
+  switchboard.call(address, {}, {Purpose::link, 1, 0, 0}, Deadline::afterMs(500),
+                   [&](UniqueFd socket, bool, const std::string& why) {
+                     connected = std::move(socket);
+                     failure = why;
+                     ++ended;
+                   });
+  usleep(1500000);
+  EXPECT_EQ(ended.load(), 0) << failure;
+  const UniqueFd called = acceptFrom(listener);
+  Handshake host(Handshake::Side::host, key);
+  auto result = Handshake::Result::again;
+  for (int i = 0; i < 2000 && result == Handshake::Result::again; ++i, usleep(1000)) result = host.step(called.get());
+  ASSERT_EQ(result, Handshake::Result::proved);
+  Handshake::answer(called.get(), true);
+  for (int i = 0; i < 2000 && ended.load() == 0; ++i) usleep(1000);
+  EXPECT_EQ(ended.load(), 1);
+  EXPECT_TRUE(connected) << failure;
 }
 
 // ---- the tree's shape

@@ -81,6 +81,11 @@ void watchConnection(int socket, int milliseconds) {
   setOption(socket, IPPROTO_TCP, TCP_USER_TIMEOUT, milliseconds);
 }
 
+void unwatchConnection(int socket) {
+  setOption(socket, SOL_SOCKET, SO_KEEPALIVE, 0);
+  setOption(socket, IPPROTO_TCP, TCP_USER_TIMEOUT, 0);
+}
+
 bool peerKernelIsSilent(int socket, int milliseconds) {
   tcp_info info{};
   socklen_t length = sizeof(info);

@@ -21,6 +21,8 @@ int connectResult(int socket);
 // For connections with heartbeats: no delay, keepalive, and broken (ETIMEDOUT) when the peer's kernel has acknowledged
 // nothing for `milliseconds`. Not for those on which the peer may stop to read: a closed window counts as silence.
 void watchConnection(int socket, int milliseconds);
+// No more, as for a new one.
+void unwatchConnection(int socket);
 
 // For these: whether the peer's kernel has acknowledged nothing for so long although it was asked.
 bool peerKernelIsSilent(int socket, int milliseconds);
