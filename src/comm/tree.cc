@@ -87,7 +87,7 @@ void Tree::attach(int peer, UniqueFd socket) {
     std::lock_guard lock(mutex_);
     Edge* edge = edgeTo(peer);
     if (edge == nullptr || edge->socket) return;
-    transport::watchConnection(socket.get(), patience_.silentKernelMs);
+    transport::keepConnection(socket.get(), patience_.silentKernelMs);
     edge->socket = std::move(socket);
     edge->open = true;
     edge->heardNs = nowNs();
@@ -212,22 +212,31 @@ void Tree::fall(Edge* edge, int error, std::vector<News>* news) {
 }
 
 void Tree::beat() {
-  std::lock_guard lock(mutex_);
-  const std::int64_t now = nowNs();
-  // This process itself may have been stopped: what came meanwhile has yet to be read.
-  const bool wasStopped = now - beatNs_ > 2'000'000 * patience_.beatMs;
-  beatNs_ = now;
-  for (Edge& edge : edges_) {
-    if (!edge.open) continue;
-    if (!edge.frames.queued()) send(&edge, Kind::beat, {});
-    if (wasStopped) edge.heardNs = now;
-    if (edge.stalled || edge.farewell || now - edge.heardNs < patience_.stallMs * 1'000'000) continue;
-    edge.stalled = true;
-    FUSCO_WARN(
-        "{} has given no sign of life for {} s, though its machine answers: its process is stopped, or short of "
-        "CPU time; waiting goes on",
-        ways_.nameOf(edge.peer), (now - edge.heardNs) / 1'000'000'000);
+  std::vector<News> news;
+  {
+    std::lock_guard lock(mutex_);
+    const std::int64_t now = nowNs();
+    // This process itself may have been stopped: what came meanwhile has yet to be read.
+    const bool wasStopped = now - beatNs_ > 2'000'000 * patience_.beatMs;
+    beatNs_ = now;
+    for (Edge& edge : edges_) {
+      if (!edge.open) continue;
+      // A process that is stopped may have closed the window, and that is answered for by its machine.
+      if (!wasStopped && transport::peerKernelIsSilent(edge.socket.get(), patience_.silentKernelMs)) {
+        fall(&edge, ETIMEDOUT, &news);
+        continue;
+      }
+      if (!edge.frames.queued()) send(&edge, Kind::beat, {});
+      if (wasStopped) edge.heardNs = now;
+      if (edge.stalled || edge.farewell || now - edge.heardNs < patience_.stallMs * 1'000'000) continue;
+      edge.stalled = true;
+      FUSCO_WARN(
+          "{} has given no sign of life for {} s, though its machine answers: its process is stopped, or short of "
+          "CPU time; waiting goes on",
+          ways_.nameOf(edge.peer), (now - edge.heardNs) / 1'000'000'000);
+    }
   }
+  for (const News& one : news) ways_.hear(one);
 }
 
 void Tree::flush(std::int64_t milliseconds) {

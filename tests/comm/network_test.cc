@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <mutex>
 #include <thread>
 
 #include "base/clock.h"
@@ -396,6 +397,39 @@ TEST(Switchboard, ACallWaitsForAProcessThatIsStopped) {
   for (int i = 0; i < 2000 && ended.load() == 0; ++i) usleep(1000);
   EXPECT_EQ(ended.load(), 1);
   EXPECT_TRUE(connected) << failure;
+}
+
+// It takes no more than fits into its socket.
+TEST(Tree, MuchToSayWaitsForAProcessThatIsStopped) {
+  transport::Address address = loopback();
+  const UniqueFd listener = transport::listenTcp(&address, 16);
+  UniqueFd ours = transport::beginConnect(address);
+  const UniqueFd theirs = acceptFrom(listener);
+  std::mutex mutex;
+  std::string news;
+  transport::Reactor reactor;
+  Tree tree(reactor, 1, 2, TreeShape{0, {}},
+            Tree::Ways{[&](const News& one) {
+                         std::lock_guard lock(mutex);
+                         news += one.text;
+                       },
+                       [] {}, [](int rank) { return "rank " + std::to_string(rank); }},
+            Tree::Patience{.beatMs = 100, .stallMs = 100000, .silentKernelMs = 2500});
+  tree.attach(0, std::move(ours));
+  const std::string chunk(7 << 20, 'x');
+  tree.contribute(chunk, chunk.size());
+  usleep(6000000);
+  std::size_t got = 0;
+  std::vector<char> buffer(1 << 20);
+  pollfd readable{theirs.get(), POLLIN, 0};
+  while (got < chunk.size() && ::poll(&readable, 1, 5000) == 1) {
+    const ssize_t part = ::recv(theirs.get(), buffer.data(), buffer.size(), MSG_DONTWAIT);
+    if (part <= 0) break;
+    got += static_cast<std::size_t>(part);
+  }
+  std::lock_guard lock(mutex);
+  EXPECT_EQ(news, "");
+  EXPECT_GE(got, chunk.size());
 }
 
 // ---- the tree's shape

@@ -71,13 +71,17 @@ int connectResult(int socket) {
   return error;
 }
 
-void watchConnection(int socket, int milliseconds) {
+void keepConnection(int socket, int milliseconds) {
   setOption(socket, IPPROTO_TCP, TCP_NODELAY, 1);
   setOption(socket, SOL_SOCKET, SO_KEEPALIVE, 1);
   const int seconds = std::max(1, milliseconds / 4000);
   setOption(socket, IPPROTO_TCP, TCP_KEEPIDLE, seconds);
   setOption(socket, IPPROTO_TCP, TCP_KEEPINTVL, seconds);
   setOption(socket, IPPROTO_TCP, TCP_KEEPCNT, 3);
+}
+
+void watchConnection(int socket, int milliseconds) {
+  keepConnection(socket, milliseconds);
   setOption(socket, IPPROTO_TCP, TCP_USER_TIMEOUT, milliseconds);
 }
 
@@ -90,7 +94,8 @@ bool peerKernelIsSilent(int socket, int milliseconds) {
   tcp_info info{};
   socklen_t length = sizeof(info);
   if (::getsockopt(socket, IPPROTO_TCP, TCP_INFO, &info, &length) != 0) return false;
-  const bool asked = info.tcpi_unacked > 0 || info.tcpi_probes > 0;
+  // A kernel with a closed window is asked less and less often: the last question may be of this moment, or lost.
+  const bool asked = info.tcpi_unacked > 0 || info.tcpi_probes > 1;
   return asked && info.tcpi_last_ack_recv > static_cast<std::uint32_t>(milliseconds);
 }
 

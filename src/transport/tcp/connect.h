@@ -18,13 +18,15 @@ UniqueFd beginConnect(const Address& to, const Address& from = {});
 // For a socket that has become writable or broken: 0 if it is connected, else why not (an errno).
 int connectResult(int socket);
 
-// For connections with heartbeats: no delay, keepalive, and broken (ETIMEDOUT) when the peer's kernel has acknowledged
-// nothing for `milliseconds`. Not for those on which the peer may stop to read: a closed window counts as silence.
+// No delay, keepalive, and broken (ETIMEDOUT) when the peer's kernel has acknowledged nothing for `milliseconds`. Not
+// for connections on which the peer may stop to read: a closed window counts as silence.
 void watchConnection(int socket, int milliseconds);
 // No more, as for a new one.
 void unwatchConnection(int socket);
 
-// For these: whether the peer's kernel has acknowledged nothing for so long although it was asked.
+// For those, with heartbeats: no delay, keepalive. Broken only where nothing is under way.
+void keepConnection(int socket, int milliseconds);
+// Whether the peer's kernel has acknowledged nothing for so long although it was asked.
 bool peerKernelIsSilent(int socket, int milliseconds);
 
 }  // namespace fusco::transport
