@@ -6,6 +6,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstring>
 #include <random>
 #include <string>
@@ -173,6 +174,22 @@ TEST(Interfaces, AreChosenAsNamed) {
   EXPECT_EQ(names("^eth"), "ib0 docker0 lo ");
   EXPECT_EQ(names("^docker,lo"), "eth0 eth1 ib0 ");
   for (const auto& one : transport::listInterfaces(4)) EXPECT_EQ(one.address.family, 4) << one.name;
+}
+
+// Where nobody listens, and the kernel takes the very port that is called for the caller's own.
+TEST(Connections, NoneIsMadeWithOneself) {
+  transport::Address address = transport::resolve("127.0.0.1:1");
+  address.port = 0;
+  // A port that is free.
+  transport::listenTcp(&address, 1);
+  UniqueFd socket = transport::beginConnect(address, address);
+  ASSERT_TRUE(socket);
+  pollfd polled{socket.get(), POLLOUT, 0};
+  ASSERT_EQ(::poll(&polled, 1, 5000), 1);
+  EXPECT_EQ(transport::connectResult(socket.get()), ECONNREFUSED);
+  socket.reset();
+  // Nor does it keep the port from who is to listen there.
+  EXPECT_TRUE(transport::listenTcp(&address, 1, true));
 }
 
 TEST(Interfaces, AddressesAreReadAndWritten) {

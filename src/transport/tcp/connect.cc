@@ -23,6 +23,13 @@ void setOption(int socket, int level, int option, int value) {
   (void)::setsockopt(socket, level, option, &value, sizeof(value));
 }
 
+Address nameOf(int socket, int (*name)(int, sockaddr*, socklen_t*)) {
+  sockaddr_storage storage;
+  socklen_t length = sizeof(storage);
+  if (name(socket, reinterpret_cast<sockaddr*>(&storage), &length) != 0) return {};
+  return fromSocketAddress(reinterpret_cast<sockaddr*>(&storage));
+}
+
 }  // namespace
 
 UniqueFd listenTcp(Address* address, int backlog, bool shared) {
@@ -68,7 +75,14 @@ int connectResult(int socket) {
   int error = 0;
   socklen_t length = sizeof(error);
   if (::getsockopt(socket, SOL_SOCKET, SO_ERROR, &error, &length) != 0) return errno;
-  return error;
+  if (error != 0) return error;
+  const Address own = nameOf(socket, ::getsockname);
+  if (!own || own != nameOf(socket, ::getpeername)) return 0;
+  // The kernel has chosen the port that was called, on which nobody listened, and the two calls have met. It goes back
+  // at once, without the minute that a connection's port is kept: somebody is to listen there.
+  const linger none{1, 0};
+  (void)::setsockopt(socket, SOL_SOCKET, SO_LINGER, &none, sizeof(none));
+  return ECONNREFUSED;
 }
 
 void keepConnection(int socket, int milliseconds) {

@@ -15,7 +15,8 @@ UniqueFd listenTcp(Address* address, int backlog, bool shared = false);
 
 // Begins to connect, from `from` (its port 0) if that is an address. Empty: it has failed at once, errno says why.
 UniqueFd beginConnect(const Address& to, const Address& from = {});
-// For a socket that has become writable or broken: 0 if it is connected, else why not (an errno).
+// For a socket that has become writable or broken: 0 if it is connected, else why not (an errno). Who is connected with
+// itself has found nobody.
 int connectResult(int socket);
 
 // No delay, keepalive, and broken (ETIMEDOUT) when the peer's kernel has acknowledged nothing for `milliseconds`. Not
