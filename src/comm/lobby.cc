@@ -17,6 +17,8 @@ namespace {
 constexpr std::size_t kMostCallers = 8192;
 constexpr std::int32_t kMostRanks = 1 << 20;
 constexpr std::size_t kFewCallers = 64;
+// A flood of strangers, which everybody on the machine may send, must not keep the ranks waiting.
+constexpr int kMostAtOnce = 256;
 std::atomic<unsigned> starved{0};  // lobbies of this process
 
 bool endsInTime(const char* text, std::size_t room) { return std::memchr(text, 0, room) != nullptr; }
@@ -66,8 +68,9 @@ void Lobby::serve(const std::atomic<bool>& stop) {
   }
 }
 
-void Lobby::acceptCallers() {
-  for (bool exhausted = false;;) {
+bool Lobby::acceptCallers() {
+  for (int turn = 0; turn < kMostAtOnce; ++turn) {
+    bool exhausted = false;
     UniqueFd socket = transport::acceptOne(listener_, &exhausted);
     if (socket) {
       noteStarving(false);
@@ -81,7 +84,7 @@ void Lobby::acceptCallers() {
       callers_.back().deadline = Deadline::afterMs(patience_.silentCallerMs);
       if (callers_.size() <= kMostCallers) continue;
     } else if (!exhausted) {
-      return;
+      return true;
     }
     // The longest silent makes room; few callers are no crowd that could be asked to.
     const bool crowded = !exhausted || callers_.size() >= kFewCallers;
@@ -93,9 +96,10 @@ void Lobby::acceptCallers() {
       callers_.erase(silent);
     } else {
       ::poll(nullptr, 0, 10);
-      return;
+      return true;
     }
   }
+  return false;
 }
 
 // Whether it still has not said who it is, now that what it may have said is heard.
@@ -189,8 +193,7 @@ bool Lobby::flushed() const {
 }
 
 bool Lobby::everyoneHasAnswer() {
-  acceptCallers();
-  return flushed() &&
+  return acceptCallers() && flushed() &&
          std::all_of(callers_.begin(), callers_.end(), [](const Caller& caller) { return caller.answered; });
 }
 

@@ -91,7 +91,8 @@ class Lobby {
   std::uint8_t key_[32];
 
  private:
-  void acceptCallers();
+  // Takes in those who are at the door. False: there were too many of them for one turn.
+  bool acceptCallers();
   bool isSilent(Caller* caller);
   void hear(Caller* caller);
   void push(Caller* caller);

@@ -2,11 +2,14 @@
 #include "comm/bootstrap.h"
 
 #include <gtest/gtest.h>
+#include <signal.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstring>
+#include <fstream>
 #include <thread>
 
 #include "base/status.h"
@@ -266,6 +269,55 @@ TEST(Bootstrap, GarbageAndSilenceHoldNobodyUp) {
   }
   EXPECT_LT(nowNs() - begin, 5'000'000'000);
 }
+
+// Names of all abstract sockets are there for everyone to read: another user of the machine calls them all the time.
+void callWithoutEnd(const char* prefix) {
+  if (::setuid(65534) != 0) throw std::runtime_error("cannot become another user");
+  for (;;) {
+    std::ifstream sockets("/proc/net/unix");
+    std::string name;
+    for (std::string line; std::getline(sockets, line);) {
+      if (const std::size_t at = line.find(prefix); at != std::string::npos) name = line.substr(at + 1);
+      if (name.empty()) continue;
+      for (int i = 0; i < 2000; ++i) transport::connectAbstract(name, Deadline::afterMs(1));
+    }
+  }
+}
+
+class AnotherUser : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(AnotherUser, HoldsNobodyUp) {
+  if (::geteuid() != 0) GTEST_SKIP() << "only root can become another user";
+  struct Board {
+    std::atomic<bool> ready{false};
+    char id[128];
+  };
+  SharedPage<Board> board;
+  Children flood(16, [&](int) -> std::string {
+    while (!board->ready.load()) usleep(1000);
+    callWithoutEnd(GetParam());
+    return {};
+  });
+  Children ranks(2, [&](int rank) -> std::string {
+    while (!board->ready.load()) usleep(1000);
+    // The first one's socket is called long before it looks.
+    if (rank == 1) usleep(1000000);
+    FabricConfig config;
+    config.rank = rank;
+    config.ranks = 2;
+    config.controlBytes = 4096;
+    config.initTimeoutMs = 5000;
+    Fabric::connect(config, board->id);
+    return {};
+  });
+  makeUniqueId(board->id);
+  board->ready.store(true);
+  for (const std::string& text : ranks.join()) EXPECT_EQ(text, "");
+  for (int i = 0; i < 16; ++i) ::kill(flood.pid(i), SIGKILL);
+}
+
+INSTANTIATE_TEST_SUITE_P(WhoCalls, AnotherUser, ::testing::Values("@fusco-meet-", "@fusco-rank-"),
+                         [](const auto& one) { return std::string(one.param).substr(7, 4); });
 
 TEST(Bootstrap, TheSilentAreSentAwayAndProgressIsReported) {
   Lobby::Patience patience;

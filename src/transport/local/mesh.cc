@@ -107,7 +107,8 @@ void Mesh::connectLower(const std::uint8_t key[32], Deadline deadline) {
 void Mesh::meet(const std::uint8_t key[32], UniqueFd listener, Deadline deadline) {
   constexpr std::size_t kMostCallers = 4096;
   constexpr std::size_t kManyCallers = 64;
-  Lasting lasting;  // descriptors have been short
+  constexpr int kMostAtOnce = 256;  // of a flood, which everybody on the machine may send
+  Lasting lasting;                  // descriptors have been short
   std::deque<UniqueFd> callers;
   for (;;) {
     bool complete = true;
@@ -162,7 +163,8 @@ void Mesh::meet(const std::uint8_t key[32], UniqueFd listener, Deadline deadline
       }
       caller = callers.erase(caller);
     }
-    for (bool exhausted = false;;) {
+    for (int turn = 0; turn < kMostAtOnce; ++turn) {
+      bool exhausted = false;
       UniqueFd caller = acceptOne(listener.get(), &exhausted);
       if (caller) {
         if (sameUser(caller.get())) callers.push_back(std::move(caller));
