@@ -196,6 +196,16 @@ TEST(Interfaces, AddressesAreReadAndWritten) {
   EXPECT_EQ(transport::textOf(transport::resolve("127.0.0.1:80")), "127.0.0.1:80");
   EXPECT_EQ(transport::textOf(transport::resolve("[::1]:81")), "[::1]:81");
   EXPECT_EQ(transport::textOf({}), "no address");
+  // An interface belongs to these, whose number here says nothing elsewhere.
+  for (const char* text : {"[fe80::1]:80", "[fe80::1%lo]:80"}) {
+    try {
+      transport::resolve(text);
+      ADD_FAILURE() << text;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), Code::invalidArgument);
+      EXPECT_NE(std::string(error.what()).find("link-local"), std::string::npos) << error.what();
+    }
+  }
 }
 
 }  // namespace

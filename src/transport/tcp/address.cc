@@ -99,7 +99,15 @@ Address resolve(const std::string& hostAndPort, int family) {
     refuse(::gai_strerror(problem));
   }
   const std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)> owner(found, &::freeaddrinfo);
-  Address address = fromSocketAddress(found->ai_addr);
+  Address address;
+  bool linkLocal = false;
+  for (const addrinfo* one = found; one != nullptr && !address; one = one->ai_next) {
+    address = fromSocketAddress(one->ai_addr);
+    if (address.family != 6 || !isLinkLocal(address)) continue;
+    linkLocal = true;
+    address = {};
+  }
+  if (linkLocal && !address) refuse("a link-local address means something else on each interface of each host");
   if (!address) refuse("it is neither IPv4 nor IPv6");
   address.port = port;
   return address;

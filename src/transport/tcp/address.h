@@ -27,8 +27,8 @@ std::string textOf(const Address& address);  // 10.0.0.1:4711, [fd00::1]:4711
 socklen_t toSocketAddress(const Address& address, sockaddr_storage* storage);
 Address fromSocketAddress(const sockaddr* address);
 
-// "host:port", "10.0.0.1:port", "[fd00::1]:port"; asks the resolver. `family`: 0 for either, 4 or 6. Throws
-// Error(invalidArgument) that names the text.
+// "host:port", "10.0.0.1:port", "[fd00::1]:port"; asks the resolver. `family`: 0 for either, 4 or 6. Of IPv6 none that
+// is link-local. Throws Error(invalidArgument) that names the text.
 Address resolve(const std::string& hostAndPort, int family = 0);
 
 struct Interface {
