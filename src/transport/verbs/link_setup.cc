@@ -229,7 +229,7 @@ void QueuePairLink::onGreeting(const Greeting& peer) {
     if (lost_.empty()) lost_ = lostFirst_ = "lost its way to this rank";
     if (lostNs_ == 0) lostNs_ = nowNs();
     attached_.store(false, std::memory_order_release);
-    const int nic = livingNic(static_cast<int>(peer.wish));
+    const int nic = livingNic(static_cast<int>(peer.wish % nics_.size()));
     if (nic < 0) return fall(State::failed, lost_ + ", and no port of this rank is left");
     change(nic);
     if (state() != State::open) return;
