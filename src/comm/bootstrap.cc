@@ -292,6 +292,7 @@ UniqueId agreeOnMeetingPlace(const std::string& hostAndPort, const std::string& 
   id.version = UniqueId::kVersion;
   id.flags = UniqueId::kByAddress;
   id.address = transport::resolve(hostAndPort, kFamilies[environment().number(Setting::socketFamily)]);
+  if (transport::meansOnlyItself(hostAndPort, id.address)) id.flags |= UniqueId::kEverywhere;
   Process& self = process();
   std::lock_guard lock(self.mutex);
   const std::uint32_t count = self.agreements[hostAndPort + '\n' + secret + '\n' + job]++;
@@ -305,6 +306,7 @@ void openAgreedPlace(const UniqueId& id) {
   auto place = std::make_unique<Place>();
   place->id = id;
   transport::Address address = id.address;
+  if ((id.flags & UniqueId::kEverywhere) != 0) std::memset(address.bytes, 0, sizeof(address.bytes));
   // The one before may still hold the port: for a moment, or, after a failure, as long as it tells ranks that come
   // late.
   const std::int64_t patienceMs = 2000 + Lobby::Patience{}.lateComersMs;

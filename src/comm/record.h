@@ -15,7 +15,8 @@ namespace fusco::comm {
 struct UniqueId {
   static constexpr std::uint64_t kMagic = 0x3144494f43535546;  // "FUSCOID1"
   static constexpr std::uint32_t kVersion = 2;
-  static constexpr std::uint32_t kByAddress = 1;  // rank 0 opens the meeting place at `address` when it connects
+  static constexpr std::uint32_t kByAddress = 1;   // rank 0 opens the meeting place at `address` when it connects
+  static constexpr std::uint32_t kEverywhere = 2;  // at all addresses of its host: by `address` others do not reach it
 
   std::uint64_t magic;
   std::uint32_t version;

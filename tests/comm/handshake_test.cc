@@ -196,6 +196,12 @@ TEST(Interfaces, AddressesAreReadAndWritten) {
   EXPECT_EQ(transport::textOf(transport::resolve("127.0.0.1:80")), "127.0.0.1:80");
   EXPECT_EQ(transport::textOf(transport::resolve("[::1]:81")), "[::1]:81");
   EXPECT_EQ(transport::textOf({}), "no address");
+  const transport::Address own = transport::resolve("127.0.1.1:80");
+  EXPECT_TRUE(transport::meansOnlyItself("node7:80", own));
+  EXPECT_TRUE(transport::meansOnlyItself("node7:80", transport::resolve("[::1]:80")));
+  for (const char* text : {"127.0.1.1:80", "localhost:80", "ip6-loopback:80", "[::1]:80"})
+    EXPECT_FALSE(transport::meansOnlyItself(text, own)) << text;
+  EXPECT_FALSE(transport::meansOnlyItself("node7:80", transport::resolve("10.0.0.1:80")));
   // An interface belongs to these, whose number here says nothing elsewhere.
   for (const char* text : {"[fe80::1]:80", "[fe80::1%lo]:80"}) {
     try {

@@ -265,6 +265,23 @@ TEST(Meeting, AnAgreedAddressServesOneInitAfterTheOther) {
   }
 }
 
+// As rank 0 finds it beside its host's name on Debian, where the other hosts find an address that they reach.
+TEST(Meeting, AnAgreedNameThatMeansItselfToRankZeroIsReachedByOthers) {
+  const std::string address = freeAddress();
+  UniqueId id = agreeOnMeetingPlace("127.0.1.1" + address.substr(address.rfind(':')), "a secret", "");
+  EXPECT_EQ(id.flags, UniqueId::kByAddress);
+  UniqueId other = id;
+  id.flags |= UniqueId::kEverywhere;
+  other.address = transport::resolve(address);
+  openAgreedPlace(id);
+  std::vector<Met> far;
+  std::thread elsewhere([&] { far = meetAll(other, {recordOf(1, 2, 6, 2000)}); });
+  const std::vector<Met> near = meetAll(id, {recordOf(0, 2, 5, 2000)});
+  elsewhere.join();
+  EXPECT_EQ(near.front().error, "");
+  EXPECT_EQ(far.front().error, "");
+}
+
 TEST(Meeting, AnAgreedAddressNeedsTheSameSecret) {
   const std::string address = freeAddress();
   const UniqueId id = agreeOnMeetingPlace(address, "a secret", "");

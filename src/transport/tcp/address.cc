@@ -113,6 +113,16 @@ Address resolve(const std::string& hostAndPort, int family) {
   return address;
 }
 
+bool meansOnlyItself(const std::string& hostAndPort, const Address& resolved) {
+  static constexpr std::uint8_t kLoopback[16] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1};
+  const bool itself =
+      resolved.family == 4 ? resolved.bytes[0] == 127 : std::memcmp(resolved.bytes, kLoopback, sizeof(kLoopback)) == 0;
+  const std::string host = hostAndPort.substr(0, hostAndPort.rfind(':'));
+  in6_addr number;
+  return itself && host.find("localhost") == std::string::npos && host.find("loopback") == std::string::npos &&
+         host.find(':') == std::string::npos && ::inet_pton(AF_INET, host.c_str(), &number) != 1;
+}
+
 std::vector<Interface> listInterfaces(int family) {
   ifaddrs* list = nullptr;
   if (::getifaddrs(&list) != 0) failErrno("cannot list the network interfaces");

@@ -31,6 +31,10 @@ Address fromSocketAddress(const sockaddr* address);
 // is link-local. Throws Error(invalidArgument) that names the text.
 Address resolve(const std::string& hostAndPort, int family = 0);
 
+// Whether the name of a host was resolved to an address by which only that host reaches itself, as /etc/hosts often has
+// it for its own name; "localhost" and addresses mean what they say.
+bool meansOnlyItself(const std::string& hostAndPort, const Address& resolved);
+
 struct Interface {
   std::string name;
   Address address;  // port 0
