@@ -205,9 +205,11 @@ void Network::forgetShared(const void* address) {
   if (nics_) nics_->forgetShared(address);
 }
 
+// Known only once it has its link: where memory is short it has none, and all others are still looked after.
 Network::Line& Network::lineTo(int peer, int channel, Purpose::Kind kind) {
-  Line& line = lines_[{peer, channel}];
-  if (line.link) return line;
+  const auto found = lines_.find({peer, channel});
+  if (found != lines_.end()) return found->second;
+  Line line;
   line.kind = kind;
   line.stages.assign(kStreams, Stage::none);
   transport::NetworkLinkOptions options{shape_.slotBytes, shape_.slots, kStreams,
@@ -221,7 +223,7 @@ Network::Line& Network::lineTo(int peer, int channel, Purpose::Kind kind) {
   } else {
     line.link = std::make_unique<transport::TcpLink>(reactor_, std::move(options));
   }
-  return line;
+  return lines_.emplace(std::pair(peer, channel), std::move(line)).first->second;
 }
 
 transport::PostedLink& Network::link(int peer, int channel) {

@@ -1,5 +1,7 @@
 // The fabric of ranks that share no memory, as the engine uses it. Hosts are made up by host ids, so that all of it
 // goes over this machine's own network: tree, links, gathers, deaths.
+#include "comm/network.h"
+
 #include <gtest/gtest.h>
 #include <poll.h>
 #include <signal.h>
@@ -19,6 +21,7 @@
 #include "comm/switchboard.h"
 #include "comm/tree.h"
 #include "comm/world.h"
+#include "plan/topology.h"
 #include "transport/local/socket.h"
 #include "transport/tcp/connect.h"
 
@@ -367,6 +370,26 @@ transport::Address loopback() {
   address.bytes[0] = 127;
   address.bytes[3] = 1;
   return address;
+}
+
+// As where memory is short: the others are still looked after.
+TEST(Network, ALinkThatCannotBeMadeIsNoLink) {
+  std::vector<Record> records(2);
+  for (int rank = 0; rank < 2; ++rank) {
+    records[static_cast<std::size_t>(rank)].rank = rank;
+    records[static_cast<std::size_t>(rank)].domain = static_cast<std::uint64_t>(rank);
+    records[static_cast<std::size_t>(rank)].addressCount = 1;
+    records[static_cast<std::size_t>(rank)].addresses[0] = loopback();
+  }
+  const plan::Topology topology({0, 1}, 1);
+  const std::uint8_t key[32] = {};
+  const Network::LinkShape noSlots{1024, 0, 4};
+  Network network(records, 0, topology, key, {}, noSlots, {[](const News&) {}, [] {}});
+  EXPECT_THROW(network.link(1, 0), Error);
+  std::string how;
+  bool orderly = false;
+  EXPECT_EQ(network.brokenLink([](int) { return false; }, &how, &orderly), -1);
+  EXPECT_EQ(network.memoryBytes(), 0u);
 }
 
 // The kernel of the machine answers for its process.
