@@ -17,6 +17,7 @@ namespace {
 constexpr std::int64_t kAttemptMs = 5000;
 constexpr std::int64_t kPauseMs = 50;
 constexpr int kSilenceMs = 8000;
+constexpr int kMostHangUps = 20;
 constexpr std::size_t kMostAnswer = std::size_t{1} << 30;
 
 }  // namespace
@@ -151,8 +152,7 @@ void Relay::begin() {
   const bool starving = error == EMFILE || error == ENFILE;
   if (callStarving_.note(starving) > transport::kStarvingNs) return starve();
   if (starving) {
-    phase_ = Phase::resting;
-    next_ = Deadline::afterMs(kPauseMs);
+    pause();
   } else if (error != 0) {
     retry(std::strerror(error), error == ECONNREFUSED);
   }
@@ -177,6 +177,8 @@ void Relay::proceed() {
       case Handshake::Result::taken:
         break;
       default:
+        // Or it had to make room for others, or has waited for too long while this process was stopped.
+        if (++hangUps_ <= kMostHangUps) return pause();
         return retry("who listens there does not hold the id's key", true);
     }
     phase_ = Phase::open;
@@ -200,14 +202,15 @@ void Relay::proceed() {
                                 "; the process that opened it has ended, look at its log");
 }
 
-// With an agreed address the place may open, or make room for the next init, at any time.
-void Relay::retry(const std::string& why, bool mayStillCome) {
+void Relay::pause() {
   socket_.reset();
   phase_ = Phase::resting;
-  if (mayStillCome && (id_.flags & UniqueId::kByAddress) != 0) {
-    next_ = Deadline::afterMs(kPauseMs);
-    return;
-  }
+  next_ = Deadline::afterMs(kPauseMs);
+}
+
+// With an agreed address the place may open, or make room for the next init, at any time.
+void Relay::retry(const std::string& why, bool mayStillCome) {
+  if (mayStillCome && (id_.flags & UniqueId::kByAddress) != 0) return pause();
   giveUp(
       Code::remoteError,
       "the meeting place of this id at " + transport::textOf(id_.address) + " cannot be reached: " + why +

@@ -38,6 +38,8 @@ class Relay final : public Lobby {
 
   void begin();
   void proceed();
+  // Until the next attempt.
+  void pause();
   void retry(const std::string& why, bool mayStillCome);
   void hear(std::uint32_t kind, std::string_view body);
   void giveUp(Code code, const std::string& text);
@@ -53,6 +55,7 @@ class Relay final : public Lobby {
   Deadline progress_ = Deadline::never();
   Deadline end_ = Deadline::never();
   std::int64_t firstCameNs_ = 0;
+  int hangUps_ = 0;  // before the handshake was over
   bool anyone_ = false;
   bool alone_ = false;  // without callers
 };

@@ -251,6 +251,30 @@ TEST(Relay, WaitingTakesNoProcessor) {
   serving.join();
 }
 
+// Whom a flood of strangers has pushed out, or who was stopped for longer than the meeting place waits, calls again.
+TEST(Relay, ACallThatIsHungUpOnIsMadeAgain) {
+  UniqueId id{};
+  id.magic = UniqueId::kMagic;
+  id.version = UniqueId::kVersion;
+  id.address = transport::resolve("127.0.0.1:1");
+  id.address.port = 0;
+  transport::randomBytes(id.key, sizeof(id.key));
+  const UniqueFd network = transport::listenTcp(&id.address, 16);
+  std::atomic<bool> stop{false};
+  Rendezvous place(id, -1, network.get(), {});
+  std::thread serving([&] {
+    for (int hungUp = 0; hungUp < 3;) {
+      pollfd polled{network.get(), POLLIN, 0};
+      if (::poll(&polled, 1, 5000) != 1) return;
+      bool exhausted = false;
+      hungUp += transport::acceptOne(network.get(), &exhausted) ? 1 : 0;
+    }
+    place.serve(stop);
+  });
+  expectComplete(meetAll(id, {recordOf(0, 2, 7, 3000), recordOf(1, 2, 8, 3000)}));
+  serving.join();
+}
+
 // Too many to be asked to make room, but none that says nothing.
 TEST(Relay, ManyRanksAreToldThatDescriptorsAreShort) {
   constexpr int kRanks = 80;
