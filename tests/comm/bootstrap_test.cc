@@ -314,6 +314,9 @@ TEST_P(AnotherUser, HoldsNobodyUp) {
   board->ready.store(true);
   for (const std::string& text : ranks.join()) EXPECT_EQ(text, "");
   for (int i = 0; i < 16; ++i) ::kill(flood.pid(i), SIGKILL);
+  for (const std::string& text : flood.join()) {
+    if (text != "killed") GTEST_SKIP() << text;
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(WhoCalls, AnotherUser, ::testing::Values("@fusco-meet-", "@fusco-rank-"),
