@@ -1,5 +1,6 @@
 // The place where ranks meet: one thread each, in the process that opened it.
 #include <poll.h>
+#include <pthread.h>
 #include <sys/random.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -38,6 +39,11 @@ class Place {
   std::atomic<bool> finished{false};
   std::thread thread;
   void wake() { ::shutdown(listener_.get(), SHUT_RDWR); }
+  // Without a word to those who come: the listeners are another process's too.
+  void closeListeners() {
+    listener_ = {};
+    wide_ = {};
+  }
 
  private:
   struct Caller {
@@ -277,15 +283,29 @@ void Place::serve() {
 struct Places {
   std::mutex mutex;
   std::list<std::unique_ptr<Place>> open;
+  std::list<std::unique_ptr<Place>> inherited;  // of the parent: their threads do not exist here
 };
 
 void endAll();
+void afterForkInChild();
+
 Places& places() {
   // Never destroyed: threads may still serve while the process ends.
   static auto& all = *new Places;
+  static const int registered =
+      ::pthread_atfork([] { all.mutex.lock(); }, [] { all.mutex.unlock(); }, [] { afterForkInChild(); });
   static const int atExit = std::atexit([] { endAll(); });
+  (void)registered;
   (void)atExit;
   return all;
+}
+
+// The parent serves on; here is nobody who could.
+void afterForkInChild() {
+  Places& all = places();
+  for (auto& place : all.open) place->closeListeners();
+  all.inherited.splice(all.inherited.end(), all.open);
+  all.mutex.unlock();
 }
 
 void endAll() {

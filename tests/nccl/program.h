@@ -85,6 +85,7 @@ void communicators(const Rank& self);
 void misuse(const Rank& self);
 void abortWhileWaiting(const Rank& self);
 void oneMissing(const Rank& self);
+void forkedOff(const Rank& self);
 void passedOn(const Rank& self);
 void carriedCommunicators(const Rank& self);
 void carriedByName(const Rank& self);

@@ -1,5 +1,6 @@
 // How communicators come, go and fail.
 #include <dlfcn.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -292,6 +293,29 @@ void oneMissing(const Rank& self) {
   require(why.find(missing) != std::string::npos, "the communicator's text is '" + why + "'");
   OK(ncclCommDestroy(comm));
   require(secondsSince(start) < 10, "that took too long");
+}
+
+// A child that is forked off while ids wait for their ranks, and ends, takes nothing from its parent.
+void forkedOff(const Rank& self) {
+  if (self.rank == 0) {
+    OK(ncclGetUniqueId(&self.board->ids[0]));
+    const pid_t child = fork();
+    if (child == 0) {
+      alarm(20);
+      ncclUniqueId id;
+      ncclComm_t alone = nullptr;
+      const bool well = ncclGetUniqueId(&id) == ncclSuccess && ncclCommInitRank(&alone, 1, id, 0) == ncclSuccess &&
+                        ncclCommDestroy(alone) == ncclSuccess;
+      std::exit(well ? 0 : 1);
+    }
+    int status = -1;
+    require(waitpid(child, &status, 0) == child, "no child");
+    require(status == 0, "the child ended with " + std::to_string(status));
+    self.board->made[0] = 1;
+  }
+  const ncclComm_t comm = self.connect();
+  checkWorks(comm, self.rank, self.ranks);
+  OK(ncclCommDestroy(comm));
 }
 
 // Against the double, or through libfusco to it: a few calls of each kind, none of which fails.

@@ -56,6 +56,7 @@ int main(int count, char** arguments) {
   if (scenario == "misuse") return runRanks(ranks, misuse);
   if (scenario == "abort") return runRanks(ranks, abortWhileWaiting);
   if (scenario == "one-missing") return runRanks(ranks, oneMissing);
+  if (scenario == "forked-off") return runRanks(ranks, forkedOff);
   if (scenario == "passed-on") return runRanks(ranks, passedOn);
   if (scenario == "carried") return runRanks(ranks, carriedCommunicators);
   if (scenario == "not-carried") return runRanks(ranks, notCarried);

@@ -93,6 +93,8 @@ TEST_P(Program, abortEndsAGroupThatWaits) { expectWell("abort 4"); }
 
 TEST_P(Program, oneRankMissing) { expectWell("one-missing 4", "FUSCO_INIT_TIMEOUT_MS=1500"); }
 
+TEST_P(Program, aForkedChildTakesNothingAlong) { expectWell("forked-off 3"); }
+
 std::string ownLibrary() { return FUSCO_NCCL_PROGRAMS "/nccl_program_relinked"; }
 
 INSTANTIATE_TEST_SUITE_P(Relinked, Program, testing::Values(Way{"relinked", "", ownLibrary()}),
