@@ -95,6 +95,8 @@ ncclResult_t deviceGroupEnd() {
 
 ncclResult_t deviceGroupSimulateEnd(ncclSimInfo_t* info) {
   const ncclResult_t result = FUSCO_REAL(GroupSimulateEnd, info);
+  // Where NCCL has no such call its group is still open.
+  if (realFunction(Function::GroupSimulateEnd) == nullptr) return result;
   if (group().depth > 0 && --group().depth == 0) group() = Group{};
   return result;
 }

@@ -219,6 +219,21 @@ void notCarried(const Rank& self) {
   OK(ncclCommDestroy(comm));
 }
 
+// An NCCL that cannot simulate a group says so, and the group is as open as before, with all that is in it.
+void noSimulation(const Rank& self) {
+  const ncclComm_t comm = self.connect(0);
+  const auto simulate = reinterpret_cast<ncclResult_t (*)(void*)>(findExtra("ncclGroupSimulateEnd"));
+  const int value = self.rank + 1;
+  int got = -1;
+  OK(ncclGroupStart());
+  OK(ncclSend(&value, 1, ncclInt32, (self.rank + 1) % self.ranks, comm, nullptr));
+  OK(ncclRecv(&got, 1, ncclInt32, (self.rank + self.ranks - 1) % self.ranks, comm, nullptr));
+  require(simulate(nullptr) == ncclInvalidUsage, "this NCCL has ncclGroupSimulateEnd");
+  OK(ncclGroupEnd());
+  require(got == (self.rank + self.ranks - 1) % self.ranks + 1, "the group was lost");
+  OK(ncclCommDestroy(comm));
+}
+
 // No thread is left to vote on communicators that NCCL has made: they are NCCL's, and ready.
 void shortOfThreads(int ranks) {
   std::vector<ncclComm_t> comms(static_cast<std::size_t>(ranks));

@@ -60,6 +60,7 @@ int main(int count, char** arguments) {
   if (scenario == "passed-on") return runRanks(ranks, passedOn);
   if (scenario == "carried") return runRanks(ranks, carriedCommunicators);
   if (scenario == "not-carried") return runRanks(ranks, notCarried);
+  if (scenario == "no-simulation") return runRanks(ranks, noSimulation);
   if (scenario == "short-of-threads") return runRanks(1, [&](const Rank&) { shortOfThreads(ranks); });
   if (scenario == "elsewhere") return runRanks(ranks, elsewhere);
   if (scenario == "carried-by-name") return runRanks(ranks, carriedByName);
