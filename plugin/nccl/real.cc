@@ -71,13 +71,14 @@ bool bearsNcclsName(const std::string& path) {
   return std::string_view(path).substr(path.rfind('/') + 1).starts_with("libnccl.so");
 }
 
-// A library that has NCCL linked into it, as torch may have.
+// A library that has NCCL linked into it, as torch may have. Asked for by the name that a profiler, which stands in
+// front of NCCL and calls it by that, has not: its calls would come back to it for ever.
 void* openIfNcclIsInside(const std::string& path) {
   void* const handle = open(path.c_str(), RTLD_NOLOAD);
   if (handle == nullptr) return nullptr;
   Dl_info info;
   link_map* map = nullptr;
-  void* const symbol = dlsym(handle, "ncclCommInitRank");  // its own, or that of a library which it needs
+  void* const symbol = dlsym(handle, "pncclCommInitRank");  // its own, or that of a library which it needs
   if (symbol != nullptr && dladdr(symbol, &info) != 0 && dlinfo(handle, RTLD_DI_LINKMAP, &map) == 0 &&
       info.dli_fname != nullptr && path == map->l_name && path == info.dli_fname)
     return handle;

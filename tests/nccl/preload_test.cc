@@ -81,6 +81,18 @@ TEST(LinkedIn, IsFoundAndSaid) {
   EXPECT_THAT(asked, HasSubstr("23003\n"));
 }
 
+// A profiler has NCCL's names without NCCL: its calls come back to libfusco by their other names, and go on from there.
+TEST(LinkedIn, AWrapperIsNotTakenForNccl) {
+  if (!isThere("python3")) GTEST_SKIP() << "no python3";
+  const Result asked =
+      run("LD_LIBRARY_PATH=$(dirname " FUSCO_NCCL_DOUBLE ") LD_PRELOAD='" FUSCO_NCCL_WRAPPER " " FUSCO_NCCL_LIBRARY "'",
+          "python3 -c 'import ctypes; v = ctypes.c_int(); ctypes.CDLL(None).ncclGetVersion(ctypes.byref(v)); "
+          "print(v.value)'",
+          20);
+  EXPECT_EQ(asked.output, "23003\n");
+  EXPECT_EQ(asked.status, 0);
+}
+
 // What a loader does that opens NCCL by name and looks into the handle.
 TEST(Shim, leadsToLibfusco) {
   if (!isThere("python3")) GTEST_SKIP() << "no python3";
