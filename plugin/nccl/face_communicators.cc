@@ -103,6 +103,7 @@ ncclResult_t CommFinalize(ncclComm_t comm) {
   FUSCO_PASS_INSIDE(CommFinalize, comm)
   if (mode() == Mode::host) {
     return guarded("ncclCommFinalize", [&] {
+      if (comm == nullptr) return;
       // Calls have completed when they return: there is nothing to wait for.
       usable(comm)->state = State::finalized;
     });
@@ -228,7 +229,13 @@ ncclResult_t CommRegister(const ncclComm_t comm, void* buffer, size_t bytes, voi
 }
 
 ncclResult_t CommDeregister(const ncclComm_t comm, void* handle) {
-  return guarded("ncclCommDeregister", [&] { check(fuscoCommDeregister(usable(comm)->engine, handle)); });
+  return guarded("ncclCommDeregister", [&] {
+    const CommunicatorRef communicator = known(comm);
+    // As NCCL gives NULL for what it does not register.
+    if (handle == nullptr) return;
+    if (communicator->state != State::finalized) requireUsable(*communicator);
+    check(fuscoCommDeregister(communicator->engine, handle));
+  });
 }
 
 }  // namespace fusco::nccl::face

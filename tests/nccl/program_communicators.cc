@@ -184,6 +184,11 @@ void misuse(const Rank& self) {
   OK(ncclSend(&a, 1, ncclInt32, self.rank, comm, nullptr));
   OK(reinterpret_cast<ncclResult_t (*)(void*)>(findExtra("ncclGroupSimulateEnd"))(nullptr));
   expect(ncclSend(&a, 1, ncclInt32, self.rank, comm, nullptr), ncclInvalidUsage, "itself", "a send to oneself alone");
+  // Nothing is no mistake, as in NCCL: cleaning up needs no questions.
+  OK(ncclCommFinalize(nullptr));
+  OK(ncclCommDestroy(nullptr));
+  OK(ncclCommAbort(nullptr));
+  OK(extra<CommDeregister>("ncclCommDeregister")(comm, nullptr));
   ncclUniqueId unmarked{};
   ncclComm_t never = comm;
   expect(ncclCommInitRank(&never, 1, unmarked, 0), ncclInvalidArgument, "FUSCO_DEVICE=host",
@@ -194,6 +199,10 @@ void misuse(const Rank& self) {
          ncclInvalidUsage, "host mode", "what host mode has not");
   ncclResult_t state = ncclInProgress;
   const ncclComm_t second = self.connect(1);
+  void* registered = nullptr;
+  OK(extra<CommRegister>("ncclCommRegister")(second, &a, sizeof a, &registered));
+  OK(ncclCommFinalize(second));
+  OK(extra<CommDeregister>("ncclCommDeregister")(second, registered));
   OK(ncclCommDestroy(second));
   expect(ncclCommDestroy(second), ncclInvalidArgument, "destroyed", "destroyed twice");
   destroyTooEarly();
