@@ -36,9 +36,15 @@ const char* GetLastError(ncclComm_t comm) {
       if (text[0] != 0) return text;
     }
   }
-  if (mode() == Mode::host || !lastError().empty()) return lastError().c_str();
-  void* const address = realFunction(Function::GetLastError);
-  return address == nullptr ? "" : reinterpret_cast<const char* (*)(ncclComm_t)>(address)(comm);
+  const std::string& own = lastError();
+  void* const address = mode() == Mode::host ? nullptr : realFunction(Function::GetLastError);
+  const char* const real = address == nullptr ? "" : reinterpret_cast<const char* (*)(ncclComm_t)>(address)(comm);
+  if (own.empty()) return real;
+  if (real[0] == 0) return own.c_str();
+  // Nobody knows which of them came last: many of NCCL's calls do not pass here.
+  thread_local std::string both;
+  both = own + "; NCCL: " + real;
+  return both.c_str();
 }
 
 ncclResult_t GetUniqueId(ncclUniqueId* id) {

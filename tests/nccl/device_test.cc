@@ -58,6 +58,8 @@ TEST(Device, AGroupThatNcclCannotSimulateStaysOpen) {
   EXPECT_EQ(sumOf(expectWell("no-simulation 2", "FUSCO_NCCL_LIB=" FUSCO_NCCL_OLD_DOUBLE), ": carried "), 4);
 }
 
+TEST(Device, TellsNcclsLastErrorBesideItsOwn) { expectWell("last-errors 2", "FUSCO_CARRY=none"); }
+
 TEST(Device, CarriesRandomGroups) {
   EXPECT_GT(sumOf(expectWell("random 4 21 150 2"), ": carried "), 1000);
   EXPECT_GT(sumOf(expectWell("random 3 22 150 1"), ": carried "), 500);

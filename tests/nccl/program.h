@@ -93,6 +93,7 @@ void elsewhere(const Rank& self);
 void shortOfThreads(int ranks);
 void notCarried(const Rank& self);
 void noSimulation(const Rank& self);
+void lastErrors(const Rank& self);
 // In front of a double, which has no collectives of its own: left out then (FUSCO_TEST_NO_COLLECTIVES).
 bool hasCollectives();
 // Prints what the library in front of us answers where there is no GPU.

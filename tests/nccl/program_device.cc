@@ -234,6 +234,16 @@ void noSimulation(const Rank& self) {
   OK(ncclCommDestroy(comm));
 }
 
+// What libfusco said earlier on this thread does not stand before what NCCL says.
+void lastErrors(const Rank& self) {
+  const ncclComm_t comm = self.connect(0);
+  require(!isCarried(comm), "nothing was to be carried");
+  const std::string both = ncclGetLastError(comm);
+  require(both.find("not carried") != std::string::npos, "the text is '" + both + "'");
+  require(both.find("the double's last error") != std::string::npos, "NCCL's text is hidden by '" + both + "'");
+  OK(ncclCommDestroy(comm));
+}
+
 // No thread is left to vote on communicators that NCCL has made: they are NCCL's, and ready.
 void shortOfThreads(int ranks) {
   std::vector<ncclComm_t> comms(static_cast<std::size_t>(ranks));

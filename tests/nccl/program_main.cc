@@ -61,6 +61,7 @@ int main(int count, char** arguments) {
   if (scenario == "carried") return runRanks(ranks, carriedCommunicators);
   if (scenario == "not-carried") return runRanks(ranks, notCarried);
   if (scenario == "no-simulation") return runRanks(ranks, noSimulation);
+  if (scenario == "last-errors") return runRanks(ranks, lastErrors);
   if (scenario == "short-of-threads") return runRanks(1, [&](const Rank&) { shortOfThreads(ranks); });
   if (scenario == "elsewhere") return runRanks(ranks, elsewhere);
   if (scenario == "carried-by-name") return runRanks(ranks, carriedByName);
