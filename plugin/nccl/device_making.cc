@@ -2,6 +2,7 @@
 #include <poll.h>
 
 #include <algorithm>
+#include <cstring>
 #include <memory>
 #include <utility>
 
@@ -272,6 +273,12 @@ Making noteGrow(ncclComm_t parent, const ncclUniqueId* id, ncclComm_t* slot, con
 
 void markId(ncclUniqueId& id) {
   guarded("libfusco", [&] {
+    // By NCCL_COMM_ID every rank makes the id by itself, each would have a mark of its own, and wait there in vain.
+    // Then the id does not begin with a random number.
+    constexpr std::uint64_t kMadeByEverybody = 0x0280028002800280;
+    std::uint64_t begin = 0;
+    std::memcpy(&begin, id.internal, sizeof begin);
+    if (begin == kMadeByEverybody) return;
     const bool votes = deviceVotes({});
     // A name that asks to be carried is not known yet: such a mark costs nothing.
     if (!deviceReason().empty() && !votes) return;

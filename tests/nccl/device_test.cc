@@ -49,6 +49,11 @@ TEST(Device, NobodyWaitsForRanksOfOtherMachines) {
   expectWell("elsewhere 4");
 }
 
+TEST(Device, NobodyWaitsWhereEveryRankMakesTheId) {
+  const std::string output = expectWell("everyone-makes-the-id 3", "NCCL_COMM_ID=127.0.0.1:4711");
+  EXPECT_THAT(output, HasSubstr("its id bears no mark of libfusco"));
+}
+
 TEST(Device, SettingsOfNcclForbidIt) {
   EXPECT_THAT(expectWell("not-carried 2", "NCCL_P2P_DISABLE=1"), HasSubstr("NCCL_P2P_DISABLE is 1"));
   EXPECT_THAT(expectWell("not-carried 2", "NCCL_CTA_POLICY='EFFICIENCY|ZERO'"), HasSubstr("NCCL_CTA_POLICY is"));

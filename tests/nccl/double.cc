@@ -73,7 +73,13 @@ void makeId(ncclUniqueId* id) {
   // An address at its usual place.
   const unsigned char loopback[16] = {2, 0, 0, 9, 127, 0, 0, 1};
   std::memcpy(id->internal + 8, loopback, sizeof loopback);
-  const std::uint64_t place = fusco::test::newPlace();
+  std::uint64_t place = fusco::test::newPlace();
+  if (const char* const agreed = std::getenv("NCCL_COMM_ID")) {
+    // As in NCCL: every rank makes the same one.
+    const std::uint64_t magic = 0x0280028002800280;
+    std::memcpy(id->internal, &magic, sizeof magic);
+    place = std::hash<std::string>()(agreed);
+  }
   std::memcpy(id->internal + 32, &place, sizeof place);
 }
 std::uint64_t placeOf(const ncclUniqueId& id) {

@@ -90,6 +90,7 @@ void passedOn(const Rank& self);
 void carriedCommunicators(const Rank& self);
 void carriedByName(const Rank& self);
 void elsewhere(const Rank& self);
+void everyoneMakesTheId(const Rank& self);
 void shortOfThreads(int ranks);
 void notCarried(const Rank& self);
 void noSimulation(const Rank& self);

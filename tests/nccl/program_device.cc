@@ -280,6 +280,19 @@ void elsewhere(const Rank& self) {
   OK(ncclCommDestroy(comm));
 }
 
+// Each rank makes the id by itself (NCCL_COMM_ID), which is the same everywhere but for a mark: nobody waits for ranks
+// that have another one.
+void everyoneMakesTheId(const Rank& self) {
+  ncclUniqueId id;
+  OK(ncclGetUniqueId(&id));
+  const auto start = Clock::now();
+  ncclComm_t comm = nullptr;
+  OK(ncclCommInitRank(&comm, self.ranks, id, self.rank));
+  require(secondsSince(start) < 4, "init took " + std::to_string(secondsSince(start)) + " s");
+  require(!isCarried(comm), "a communicator whose ranks cannot meet");
+  OK(ncclCommDestroy(comm));
+}
+
 // Only the communicator that asks for it by its name is carried (FUSCO_CARRY=none).
 void carriedByName(const Rank& self) {
   const ncclComm_t first = self.connect(0);

@@ -64,6 +64,7 @@ int main(int count, char** arguments) {
   if (scenario == "last-errors") return runRanks(ranks, lastErrors);
   if (scenario == "short-of-threads") return runRanks(1, [&](const Rank&) { shortOfThreads(ranks); });
   if (scenario == "elsewhere") return runRanks(ranks, elsewhere);
+  if (scenario == "everyone-makes-the-id") return runRanks(ranks, everyoneMakesTheId);
   if (scenario == "carried-by-name") return runRanks(ranks, carriedByName);
   if (scenario == "answers") {
     answers();
