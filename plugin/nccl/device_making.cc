@@ -258,6 +258,7 @@ Making noteSplit(ncclComm_t parent, int color, ncclComm_t* slot, const ncclConfi
 }
 
 Making noteShrink(ncclComm_t parent, const int* excluded, int count, ncclComm_t* slot, const ncclConfig_t* config) {
+  if (excluded == nullptr && count > 0) return {};  // which NCCL refuses
   return noteChild(parent, slot, config, [&](Communicator& known) {
     return shrinkPlace(known, std::vector<int>(excluded, excluded + std::max(count, 0)));
   });

@@ -187,6 +187,7 @@ DOUBLE(ncclResult_t, CommShrink,
        (comm, excluded, excludedCount, newcomm, config, flags), {
          count(Function::CommShrink);
          *newcomm = nullptr;
+         if (excludedCount > 0 && excluded == nullptr) return ncclInvalidArgument;
          int before = 0;
          for (int i = 0; i < excludedCount; ++i) before += excluded[i] < comm->rank ? 1 : 0;
          const int ranks = comm->ranks - excludedCount, rank = comm->rank - before;

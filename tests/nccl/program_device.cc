@@ -176,6 +176,10 @@ void ends(const Rank& self, ncclComm_t first) {
   OK(ncclRecv(&got, 1, ncclInt32, self.rank, first, graph));
   OK(ncclGroupEnd());
   require(got == -1, "a captured call was carried");
+  // A list that is not there: the real library says what is wrong.
+  ncclComm_t wrong = nullptr;
+  const ncclResult_t refused = extra<Shrink>("ncclCommShrink")(first, nullptr, 1, &wrong, nullptr, 0);
+  require(refused == ncclInvalidArgument, "shrink without a list answers " + std::to_string(static_cast<int>(refused)));
   // Revoked: nothing more is carried, and what was on its way ends; then shrunk by who is left.
   const ncclComm_t revoked = self.connect(11);
   OK(extra<Revoke>("ncclCommRevoke")(revoked, 0));
