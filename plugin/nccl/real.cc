@@ -177,12 +177,10 @@ const Library* library() {
   return &found;
 }
 
-void* lookUp(unsigned index) {
-  const Library* const real = library();
-  if (real == nullptr) return nullptr;
+void* lookUp(const Library& real, unsigned index) {
   const std::string name = std::string("pnccl") + kFunctions[index].name;
-  void* symbol = dlsym(real->handle, name.c_str());
-  return symbol != nullptr ? symbol : dlsym(real->handle, name.c_str() + 1);
+  void* symbol = dlsym(real.handle, name.c_str());
+  return symbol != nullptr ? symbol : dlsym(real.handle, name.c_str() + 1);
 }
 
 void storeSlot(unsigned index, void* target) { __atomic_store_n(&fuscoNcclSlots[index], target, __ATOMIC_RELEASE); }
@@ -203,8 +201,11 @@ void* realFunction(Function function) {
   const auto index = static_cast<unsigned>(function);
   std::uintptr_t address = known[index].load(std::memory_order_acquire);
   if (address == 0) {
-    address = reinterpret_cast<std::uintptr_t>(lookUp(index));
-    if (address == 0 && library() != nullptr) address = 1;
+    // Asked once: a library that another thread loads meanwhile is not one that lacks the function.
+    const Library* const real = library();
+    if (real == nullptr) return nullptr;
+    address = reinterpret_cast<std::uintptr_t>(lookUp(*real, index));
+    if (address == 0) address = 1;
     known[index].store(address, std::memory_order_release);
   }
   return address <= 1 ? nullptr : reinterpret_cast<void*>(address);
