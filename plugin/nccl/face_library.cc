@@ -26,7 +26,7 @@ const char* GetLastError(ncclComm_t comm) {
   if (const CommunicatorRef communicator = findCommunicator(comm)) {
     if (communicator->state == State::failed) {
       // A copy, which stays when the communicator is destroyed.
-      thread_local std::string failure;
+      std::string& failure = ofThisThread<std::string, struct Failure>();
       std::lock_guard lock(communicator->errorMutex);
       failure = communicator->errorText;
       return failure.c_str();
@@ -42,7 +42,7 @@ const char* GetLastError(ncclComm_t comm) {
   if (own.empty()) return real;
   if (real[0] == 0) return own.c_str();
   // Nobody knows which of them came last: many of NCCL's calls do not pass here.
-  thread_local std::string both;
+  std::string& both = ofThisThread<std::string, struct Both>();
   both = own + "; NCCL: " + real;
   return both.c_str();
 }

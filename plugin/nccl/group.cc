@@ -7,10 +7,7 @@
 
 namespace fusco::nccl {
 
-Group& group() {
-  thread_local Group mine;
-  return mine;
-}
+Group& group() { return ofThisThread<Group, struct Collected>(); }
 
 Work& Group::workOf(const CommunicatorRef& communicator) {
   for (Work& known : work) {

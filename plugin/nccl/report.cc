@@ -7,7 +7,7 @@ namespace fusco::nccl {
 
 namespace {
 
-thread_local std::string lastErrorText;
+std::string& lastErrorText() { return ofThisThread<std::string, struct LastError>(); }
 
 // What the core has logged already.
 class Said : public Error {
@@ -38,8 +38,8 @@ void warnOnce(const std::string& subject, const std::string& text) {
   warn(text);
 }
 
-void setLastError(const std::string& text) { lastErrorText = text; }
-const std::string& lastError() { return lastErrorText; }
+void setLastError(const std::string& text) { lastErrorText() = text; }
+const std::string& lastError() { return lastErrorText(); }
 
 void check(fuscoResult_t result) {
   if (result != fuscoSuccess) throw Said(static_cast<Code>(result), fuscoGetLastError(nullptr));

@@ -358,6 +358,34 @@ void passedOn(const Rank& self) {
   require(calls("CommGetAsyncError") == 1, "asking reaches the real library");
 }
 
+// Who has communicators in static objects calls when the main thread's own variables are gone.
+void lastWords() {
+  const auto stale = reinterpret_cast<ncclComm_t>(std::uintptr_t{0x5708});
+  struct End {
+    ncclComm_t comm;
+    ~End() {
+      ncclResult_t state = ncclSuccess;
+      bool well = ncclCommGetAsyncError(comm, &state) == ncclInvalidArgument;
+      well = well && std::string(ncclGetLastError(comm)).find("ncclCommGetAsyncError: there is no") == 0;
+      int value = 1, got = 0;
+      ncclUniqueId id;
+      ncclComm_t alone = nullptr;
+      well = well && ncclGetUniqueId(&id) == ncclSuccess && ncclCommInitRank(&alone, 1, id, 0) == ncclSuccess;
+      well = well && ncclGroupStart() == ncclSuccess;
+      well = well && ncclSend(&value, 1, ncclInt32, 0, alone, nullptr) == ncclSuccess;
+      well = well && ncclRecv(&got, 1, ncclInt32, 0, alone, nullptr) == ncclSuccess;
+      well = well && ncclGroupEnd() == ncclSuccess && got == 1;
+      well = well && ncclCommDestroy(alone) == ncclSuccess;
+      if (!well) _exit(1);
+    }
+  };
+  static const End end{stale};
+  // A text that has to grow later.
+  int ranks = 0;
+  require(ncclCommCount(stale, &ranks) == ncclInvalidArgument, "a communicator that never was");
+  require(ncclGetLastError(nullptr)[0] != 0, "an error without a text");
+}
+
 void answers() {
   int version = 0, number = -1;
   ncclResult_t result = ncclGetVersion(&version);

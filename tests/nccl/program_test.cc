@@ -95,6 +95,8 @@ TEST_P(Program, oneRankMissing) { expectWell("one-missing 4", "FUSCO_INIT_TIMEOU
 
 TEST_P(Program, aForkedChildTakesNothingAlong) { expectWell("forked-off 3"); }
 
+TEST_P(Program, staticObjectsMayCallAtTheEnd) { expectWell("last-words 1"); }
+
 std::string ownLibrary() { return FUSCO_NCCL_PROGRAMS "/nccl_program_relinked"; }
 
 INSTANTIATE_TEST_SUITE_P(Relinked, Program, testing::Values(Way{"relinked", "", ownLibrary()}),
