@@ -13,6 +13,7 @@
 #include <functional>
 #include <set>
 #include <sstream>
+#include <thread>
 #include <vector>
 
 #include "house/pattern.h"
@@ -220,6 +221,36 @@ TEST(Order, LibraryThatComesLaterIsLeftAlone) {
                       return std::string(calls("GetVersion") == before ? "" : "the later one was asked");
                     }),
             "");
+}
+
+// Who closes it while a thread of its own still makes a communicator does not take the ground from under that thread.
+TEST(Order, LibraryStaysWhereItIs) {
+  EXPECT_EQ(
+      inChild("",
+              [] {
+                setenv("FUSCO_DEVICE", "host", 1);
+                void* const face = dlopen(FUSCO_NCCL_LIBRARY, RTLD_NOW | RTLD_LOCAL);
+                if (face == nullptr) return std::string(dlerror());
+                std::string wrong;
+                // A thread with variables of its own in the library would keep it.
+                std::thread([&] {
+                  ncclUniqueId id{};
+                  ncclComm_t comm = nullptr;
+                  ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+                  config.blocking = 0;
+                  const auto getId = reinterpret_cast<decltype(&::ncclGetUniqueId)>(dlsym(face, "ncclGetUniqueId"));
+                  const auto init =
+                      reinterpret_cast<decltype(&::ncclCommInitRankConfig)>(dlsym(face, "ncclCommInitRankConfig"));
+                  const auto abort = reinterpret_cast<decltype(&::ncclCommAbort)>(dlsym(face, "ncclCommAbort"));
+                  if (getId(&id) != ncclSuccess || init(&comm, 2, id, 0, &config) != ncclInProgress ||
+                      abort(comm) != ncclSuccess)
+                    wrong = "no communicator was begun and given up";
+                }).join();
+                dlclose(face);
+                usleep(100000);
+                return wrong;
+              }),
+      "");
 }
 
 // And by address, also for those in which libfusco has a part.
