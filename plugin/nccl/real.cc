@@ -163,7 +163,8 @@ const Library* library() {
   if (const Library* known = opened.load(std::memory_order_acquire)) return known;
   void* const handle = find();
   if (handle == nullptr) return nullptr;
-  static Library found;
+  // Never destroyed: static objects may call at their end.
+  static auto& found = *new Library;
   found.handle = handle;
   link_map* map = nullptr;
   if (dlinfo(handle, RTLD_DI_LINKMAP, &map) == 0) {

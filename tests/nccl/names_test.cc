@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -312,6 +313,22 @@ TEST(Missing, FunctionsAreSaidToBeMissing) {
                       if (gone() != ncclInvalidUsage) return std::string("a function that is not there answers");
                       const std::string text = ::ncclGetLastError(nullptr);
                       return text.find("2.28") != std::string::npos ? std::string() : "the text is " + text;
+                    }),
+            "");
+}
+
+// Also when the process ends: what is found first goes last.
+TEST(Missing, FunctionsAreSaidToBeMissingAtTheEnd) {
+  EXPECT_EQ(inChild(FUSCO_NCCL_OLD_DOUBLE,
+                    []() -> std::string {
+                      std::atexit([] {
+                        const auto gone = reinterpret_cast<ncclResult_t (*)()>(&ncclDevCommCreate);
+                        const bool told = gone() == ncclInvalidUsage &&
+                                          std::string(::ncclGetLastError(nullptr)).find(FUSCO_NCCL_OLD_DOUBLE) == 0;
+                        _exit(told ? 0 : 3);
+                      });
+                      if (slotTarget(Function::AllReduce) == nullptr) _exit(4);
+                      std::exit(5);
                     }),
             "");
 }
