@@ -91,8 +91,10 @@ A combine(ncclRedOp_t operation, A a, A b) {
         return a * b;
       }
     case ncclMax:
+      if constexpr (std::is_floating_point_v<A>) return std::fmax(a, b);
       return a < b ? b : a;
     case ncclMin:
+      if constexpr (std::is_floating_point_v<A>) return std::fmin(a, b);
       return b < a ? b : a;
     default:
       if constexpr (std::is_integral_v<A>) {

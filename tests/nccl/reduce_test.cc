@@ -1,6 +1,7 @@
 // Averages of host mode over more ranks than a test would start.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <vector>
@@ -55,6 +56,33 @@ TEST(Average, sumsIntegersInTheirType) {
 TEST(Average, dividesFloats) {
   EXPECT_EQ(averageOf(ncclFloat32, std::vector<float>(300, 1.5f)), 1.5f);
   EXPECT_EQ(averageOf(ncclFloat64, std::vector<double>(300, 1.5)), 1.5);
+}
+
+template <typename T>
+T reduced(ncclDataType_t type, ncclRedOp_t operation, T first, T second) {
+  T result{77};
+  reduceInOrder(type, operation, {&first, &second}, &result, 1);
+  return result;
+}
+
+// As in NCCL, whoever has it: a number that is not one is passed over.
+template <typename T>
+void expectNumbers(ncclDataType_t type, T none, T low, T high) {
+  for (const ncclRedOp_t operation : {ncclMax, ncclMin}) {
+    EXPECT_EQ(reduced(type, operation, none, high), high) << type;
+    EXPECT_EQ(reduced(type, operation, low, none), low) << type;
+    EXPECT_EQ(reduced(type, operation, low, high), operation == ncclMax ? high : low) << type;
+  }
+}
+
+TEST(Extremes, passOverWhatIsNoNumber) {
+  expectNumbers<float>(ncclFloat32, std::nanf(""), -1, 2);
+  expectNumbers<double>(ncclFloat64, std::nan(""), -1, 2);
+  expectNumbers<std::uint16_t>(ncclFloat16, 0x7e00, 0xbc00, 0x4000);
+  expectNumbers<std::uint16_t>(ncclBfloat16, 0x7fc0, 0xbf80, 0x4000);
+  expectNumbers<std::uint8_t>(ncclFloat8e4m3, 0x7f, 0xb8, 0x40);
+  expectNumbers<std::uint8_t>(ncclFloat8e5m2, 0x7e, 0xbc, 0x40);
+  EXPECT_TRUE(std::isnan(reduced(ncclFloat32, ncclMax, std::nanf(""), std::nanf(""))));
 }
 
 }  // namespace
