@@ -1,5 +1,7 @@
 #include "plugin/nccl/communicators.h"
 
+#include <pthread.h>
+
 namespace fusco::nccl {
 
 // Entries are never given back to the system, so that a reader may touch one that has just been taken out; their count
@@ -27,6 +29,10 @@ struct Table {
 
 Table& table() {
   static auto& all = *new Table;
+  // A thread may be at work on it while another one forks; the child still asks.
+  static const int registered =
+      ::pthread_atfork([] { all.mutex.lock(); }, [] { all.mutex.unlock(); }, [] { all.mutex.unlock(); });
+  (void)registered;
   return all;
 }
 
@@ -70,7 +76,7 @@ Communicator* CommunicatorRef::get() const { return entry_->communicator.get(); 
 
 CommunicatorRef enter(ncclComm_t handle, std::unique_ptr<Communicator> communicator) {
   Table& all = table();
-  std::lock_guard lock(all.mutex);
+  std::unique_lock lock(all.mutex);
   Entry* entry = nullptr;
   if (all.unused.empty()) {
     entry = new Entry;
@@ -90,6 +96,7 @@ CommunicatorRef enter(ncclComm_t handle, std::unique_ptr<Communicator> communica
   entry->next.store(head.load(std::memory_order_relaxed), std::memory_order_relaxed);
   head.store(entry, std::memory_order_release);
   all.version.fetch_add(1, std::memory_order_acq_rel);
+  lock.unlock();  // one lock at a time: a fork takes them in another order
   beginStatistics(*entry->communicator);
   return CommunicatorRef(entry);
 }

@@ -86,6 +86,7 @@ void misuse(const Rank& self);
 void abortWhileWaiting(const Rank& self);
 void oneMissing(const Rank& self);
 void forkedOff(const Rank& self);
+void forkedOffMeanwhile();
 void lastWords();
 void passedOn(const Rank& self);
 void carriedCommunicators(const Rank& self);

@@ -311,10 +311,14 @@ void forkedOff(const Rank& self) {
     const pid_t child = fork();
     if (child == 0) {
       alarm(20);
+      bool well = true;
+#if !defined(__SANITIZE_THREAD__)
+      // ThreadSanitizer refuses threads here.
       ncclUniqueId id;
       ncclComm_t alone = nullptr;
-      const bool well = ncclGetUniqueId(&id) == ncclSuccess && ncclCommInitRank(&alone, 1, id, 0) == ncclSuccess &&
-                        ncclCommDestroy(alone) == ncclSuccess;
+      well = ncclGetUniqueId(&id) == ncclSuccess && ncclCommInitRank(&alone, 1, id, 0) == ncclSuccess &&
+             ncclCommDestroy(alone) == ncclSuccess;
+#endif
       std::exit(well ? 0 : 1);
     }
     int status = -1;
@@ -356,6 +360,36 @@ void passedOn(const Rank& self) {
   require(calls("CommInitRank") == 1 && calls("CommDestroy") == 1, "init and destroy reach the real library once");
   require(calls("Send") == 2 && calls("Recv") == 2 && calls("AlltoAll") == 1, "sends reach the real library");
   require(calls("CommGetAsyncError") == 1, "asking reaches the real library");
+}
+
+// Nor does it wait for a lock that another thread held when it was forked off.
+void forkedOffMeanwhile() {
+  const auto stale = reinterpret_cast<ncclComm_t>(std::uintptr_t{0x5708});
+  std::atomic<bool> stop{false};
+  std::vector<std::thread> others;
+  ncclCommAbort(stale);  // what is made once, is
+  for (int i = 0; i < 3; ++i) {
+    others.emplace_back([&] {
+      while (!stop) ncclCommAbort(stale);
+    });
+  }
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  constexpr int kForks = 50;
+#else
+  constexpr int kForks = 1000;
+#endif
+  int status = 0;
+  for (int i = 0; i < kForks && status == 0; ++i) {
+    const pid_t child = fork();
+    if (child == 0) {
+      alarm(20);
+      _exit(ncclCommAbort(stale) == ncclInvalidArgument ? 0 : 1);
+    }
+    if (waitpid(child, &status, 0) != child) status = -1;
+  }
+  stop = true;
+  for (std::thread& thread : others) thread.join();
+  require(status == 0, "a child ended with " + std::to_string(status));
 }
 
 // Who has communicators in static objects calls when the main thread's own variables are gone.

@@ -57,6 +57,7 @@ int main(int count, char** arguments) {
   if (scenario == "abort") return runRanks(ranks, abortWhileWaiting);
   if (scenario == "one-missing") return runRanks(ranks, oneMissing);
   if (scenario == "forked-off") return runRanks(ranks, forkedOff);
+  if (scenario == "forked-off-meanwhile") return runRanks(ranks, [](const Rank&) { forkedOffMeanwhile(); });
   if (scenario == "last-words") return runRanks(ranks, [](const Rank&) { lastWords(); });
   if (scenario == "passed-on") return runRanks(ranks, passedOn);
   if (scenario == "carried") return runRanks(ranks, carriedCommunicators);

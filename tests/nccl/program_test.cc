@@ -101,6 +101,12 @@ std::string ownLibrary() { return FUSCO_NCCL_PROGRAMS "/nccl_program_relinked"; 
 
 INSTANTIATE_TEST_SUITE_P(Relinked, Program, testing::Values(Way{"relinked", "", ownLibrary()}),
                          testing::PrintToStringParamName());
+
+TEST(Fork, aChildWaitsForNoLock) {
+  const Result result = run("FUSCO_DEVICE=host FUSCO_DEBUG=NONE", ownLibrary() + " forked-off-meanwhile 1");
+  EXPECT_EQ(result.status, 0) << result.output;
+}
+
 // A sanitizer wants to be loaded before everything else: there preloading is left to the other builds.
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 std::string otherLibrary() { return FUSCO_NCCL_PROGRAMS "/nccl_program_preloaded"; }
