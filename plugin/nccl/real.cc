@@ -52,9 +52,9 @@ bool isOurselves(void* handle) {
   return symbol == nullptr || baseOf(symbol) == baseOf(reinterpret_cast<const void*>(&mode));
 }
 
-// Keeps the library, if it is there and an NCCL. No DEEPBIND: sanitizers refuse it, and it splits malloc.
-void* open(const char* path, int extra = 0) {
-  void* const handle = dlopen(path, RTLD_LAZY | RTLD_LOCAL | RTLD_NODELETE | extra);
+// Keeps the library for good, if it is there and an NCCL. No DEEPBIND: sanitizers refuse it, and it splits malloc.
+void* open(const char* path, int extra = RTLD_NODELETE) {
+  void* const handle = dlopen(path, RTLD_LAZY | RTLD_LOCAL | extra);
   if (handle == nullptr) return nullptr;
   if (!isOurselves(handle)) return handle;
   dlclose(handle);
@@ -74,14 +74,14 @@ bool bearsNcclsName(const std::string& path) {
 // A library that has NCCL linked into it, as torch may have. Asked for by the name that a profiler, which stands in
 // front of NCCL and calls it by that, has not: its calls would come back to it for ever.
 void* openIfNcclIsInside(const std::string& path) {
-  void* const handle = open(path.c_str(), RTLD_NOLOAD);
+  void* const handle = open(path.c_str(), RTLD_NOLOAD);  // any library: not for good yet
   if (handle == nullptr) return nullptr;
   Dl_info info;
   link_map* map = nullptr;
   void* const symbol = dlsym(handle, "pncclCommInitRank");  // its own, or that of a library which it needs
   if (symbol != nullptr && dladdr(symbol, &info) != 0 && dlinfo(handle, RTLD_DI_LINKMAP, &map) == 0 &&
       info.dli_fname != nullptr && path == map->l_name && path == info.dli_fname)
-    return handle;
+    return open(path.c_str(), RTLD_NOLOAD | RTLD_NODELETE);
   dlclose(handle);
   return nullptr;
 }
@@ -122,7 +122,7 @@ void* find() {
   dl_iterate_phdr(&collectLoaded, &loaded);
   for (const std::string& path : loaded) {
     if (!bearsNcclsName(path)) continue;
-    if (void* const handle = open(path.c_str(), RTLD_NOLOAD)) return handle;
+    if (void* const handle = open(path.c_str(), RTLD_NOLOAD | RTLD_NODELETE)) return handle;
   }
   for (const std::string& path : loaded) {
     void* const handle = openIfNcclIsInside(path);

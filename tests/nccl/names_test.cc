@@ -254,6 +254,19 @@ TEST(Order, LibraryStaysWhereItIs) {
       "");
 }
 
+// Looking for NCCL inside a library that is there does not keep that library.
+TEST(Order, OtherLibrariesMayGo) {
+  EXPECT_EQ(inChild("",
+                    [] {
+                      void* const other = dlopen(FUSCO_NCCL_WRAPPER, RTLD_LAZY | RTLD_LOCAL);
+                      if (other == nullptr) return std::string(dlerror());
+                      realLibrary();
+                      dlclose(other);
+                      return std::string(dlopen(FUSCO_NCCL_WRAPPER, RTLD_LAZY | RTLD_NOLOAD) == nullptr ? "" : "kept");
+                    }),
+            "");
+}
+
 // And by address, also for those in which libfusco has a part.
 std::string slotsLeadTo(const std::string& path) {
   std::string wrong;
