@@ -24,17 +24,31 @@ ncclResult_t CommInitRank(ncclComm_t* comm, int nranks, ncclUniqueId id, int ran
   return noteMade(result, {noteInit(&id, comm, nullptr)});
 }
 
+namespace {
+
+// One place is enough: all ranks have all ids in the same order, and meet by the first.
+void closeOtherPlaces(int nId, const ncclUniqueId* ids) {
+  guarded("libfusco", [&] {
+    for (int i = 1; i < nId; ++i) {
+      if (const Tag tag = readTag(ids[i]); tag.valid()) closeMeeting(tag);
+    }
+  });
+}
+
+}  // namespace
+
 ncclResult_t CommInitRankScalable(ncclComm_t* comm, int nranks, int rank, int nId, ncclUniqueId* ids,
                                   ncclConfig_t* config) {
   FUSCO_PASS_INSIDE(CommInitRankScalable, comm, nranks, rank, nId, ids, config)
   if (mode() == Mode::host) {
     return hostCall("ncclCommInitRankScalable", [&] {
       if (nId < 1 || ids == nullptr) fail(Code::invalidArgument, "at least one id is needed");
-      // One place is enough: all ranks have all ids in the same order.
+      closeOtherPlaces(nId, ids);
       addInit(comm, nranks, rank, readTag(ids[0]), readConfig(config));
     });
   }
   const ncclResult_t result = FUSCO_REAL(CommInitRankScalable, comm, nranks, rank, nId, ids, config);
+  if (result == ncclSuccess || result == ncclInProgress) closeOtherPlaces(nId, ids);
   return noteMade(result, {noteInit(nId > 0 ? ids : nullptr, comm, config)});
 }
 

@@ -45,6 +45,8 @@ Tag newTag();
 // Opens a meeting place, with a new tag or the given one, and the thread that serves it until all have come and gone.
 Tag openMeeting();
 void openMeeting(const Tag& tag);
+// Closes a place to which nobody will come, if it is this process's.
+void closeMeeting(const Tag& tag);
 // One that hears of ranks on other machines as well (elsewhere.h); where that cannot be, it is left to rank 0 to open.
 Tag openWideMeeting();
 

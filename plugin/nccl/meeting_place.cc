@@ -38,6 +38,7 @@ class Place {
   std::atomic<bool> stop{false};
   std::atomic<bool> finished{false};
   std::thread thread;
+  bool isAt(const Tag& tag) const { return std::memcmp(tag.name, tag_.name, sizeof tag.name) == 0; }
   void wake() { ::shutdown(listener_.get(), SHUT_RDWR); }
   // Without a word to those who come: the listeners are another process's too.
   void closeListeners() {
@@ -362,6 +363,15 @@ void open(const Tag& tag, Socket wide) {
 }  // namespace
 
 void openMeeting(const Tag& tag) { open(tag, {}); }
+
+void closeMeeting(const Tag& tag) {
+  std::lock_guard lock(places().mutex);
+  for (auto& place : places().open) {
+    if (!place->isAt(tag)) continue;
+    place->stop = true;
+    place->wake();
+  }
+}
 
 Tag openWideMeeting() {
   Tag tag = newTag();

@@ -6,6 +6,8 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
+#include <iterator>
 #include <thread>
 
 #include "fusco/fusco.h"
@@ -42,6 +44,11 @@ void waitUntilReady(ncclComm_t comm) {
     usleep(1000);
   }
   ok(state, "a non-blocking communicator");
+}
+
+std::size_t threadsHere() {
+  const std::filesystem::directory_iterator tasks("/proc/self/task");
+  return static_cast<std::size_t>(std::distance(begin(tasks), end(tasks)));
 }
 
 using Shrink = ncclResult_t (*)(ncclComm_t, int*, int, ncclComm_t*, ncclConfig_t*, int);
@@ -87,11 +94,15 @@ void communicators(const Rank& self) {
   OK(ncclCommDestroy(nonBlocking));
   OK(ncclCommDestroy(blocking));
 
+  const std::size_t threads = threadsHere();
   ncclUniqueId ids[2] = {self.id(2), self.id(3)};
   ncclComm_t scalable = nullptr;
   OK(extra<Scalable>("ncclCommInitRankScalable")(&scalable, self.ranks, self.rank, 2, ids, nullptr));
   checkWorks(scalable, self.rank, self.ranks);
   OK(ncclCommDestroy(scalable));
+  // Nor does anybody wait for ranks by the ids that are left.
+  for (int i = 0; i < 10000 && threadsHere() > threads; ++i) usleep(1000);
+  require(threadsHere() <= threads, "threads stay behind");
 
   ncclComm_t none = comm;
   OK(ncclCommSplit(comm, self.rank == 0 ? NCCL_SPLIT_NOCOLOR : 3, 0, &none, nullptr));
