@@ -23,6 +23,13 @@ if(NOT shim)
   message(FATAL_ERROR "no libnccl.so.2 in a folder of its own was installed")
 endif()
 
+# Programs that were installed with it find their library there. shuffle_mpi_peer needs none, and knows no --help.
+file(GLOB programs ${FOLDER}/moved/bin/*)
+list(FILTER programs EXCLUDE REGEX "mpi_peer$")
+foreach(program ${programs})
+  run(${program} --help)
+endforeach()
+
 find_program(PKG_CONFIG pkg-config)
 if(PKG_CONFIG)
   file(GLOB_RECURSE file ${FOLDER}/moved/*/fusco.pc)
