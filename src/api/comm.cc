@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstring>
 
 #include "api/group.h"
@@ -230,8 +231,8 @@ fuscoResult_t fuscoCommSplit(fuscoComm_t comm, int color, int key, fuscoComm_t* 
     if (childConfig.device == fuscoDeviceCuda)
       state->gpu = parent->gpu >= 0 ? parent->gpu : exec::cuda::currentDevice();
     // The child keeps the parent's nodes unless the caller says otherwise.
-    if (config == nullptr || config->nodeId == FUSCO_UNSET)
-      state->config.nodeId = fabric.topology().nodeOf(parent->rank);
+    const bool says = config != nullptr && config->size >= offsetof(fuscoConfig_t, nodeId) + sizeof config->nodeId;
+    if (!says || config->nodeId == FUSCO_UNSET) state->config.nodeId = fabric.topology().nodeOf(parent->rank);
     finishInit(state, ids[static_cast<std::size_t>(members.front())]);
     *newcomm = addComm(state);
   });

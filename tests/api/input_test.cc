@@ -495,6 +495,23 @@ TEST(Input, initIsChecked) {
   });
 }
 
+// What stands behind an older caller's struct is not the node that it wants for a split.
+TEST(Input, anOlderConfigurationKeepsTheParentsNodes) {
+  runWell(kThreadNodes, [](Rank& self) {
+    fuscoComm_t comm = self.connect(), child = nullptr;
+    fuscoConfig_t config = self.config();
+    config.size = offsetof(fuscoConfig_t, nodeId);
+    config.nodeId = 7;
+    FUSCO_OK(fuscoCommSplit(comm, 0, self.rank(), &child, &config));
+    int first = -1, last = -1;
+    FUSCO_OK(fuscoCommNode(child, 0, &first));
+    FUSCO_OK(fuscoCommNode(child, 3, &last));
+    REQUIRE(first == 0 && last == 1);
+    leave(child);
+    leave(comm);
+  });
+}
+
 // A caller that was built against an older header has shorter structs.
 TEST(Input, olderStructsAreTaken) {
   runWell(kThreads, [](Rank& self) {
