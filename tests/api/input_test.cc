@@ -495,6 +495,22 @@ TEST(Input, initIsChecked) {
   });
 }
 
+// Where capacityRows is what leaves no room, maxTokens is not what to raise.
+TEST(Input, slottedCapacityIsNamed) {
+  runWell(kThreads, [](Rank& self) {
+    fuscoComm_t comm = self.connect();
+    Routing routing(4, 2, 4);
+    routing.config.layout = fuscoLayoutSlotted;
+    routing.config.maxTokens = 4;
+    routing.config.capacityRows = 1;
+    fuscoPlan_t plan = nullptr;
+    const std::string text = EXPECT_CODE(fuscoPlanCreate(&plan, &routing.config, comm, nullptr), fuscoInvalidArgument);
+    requireContains(text, "capacityRows 1");
+    shuffleWorks(self, comm);
+    leave(comm);
+  });
+}
+
 // What stands behind an older caller's struct is not the node that it wants for a split.
 TEST(Input, anOlderConfigurationKeepsTheParentsNodes) {
   runWell(kThreadNodes, [](Rank& self) {
