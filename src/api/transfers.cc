@@ -26,12 +26,12 @@ void checkPeer(const CommState& comm, int peer) {
 }
 
 // A row that is received twice would hold one or the other. Lists in GPU memory are empty here.
-void checkDistinct(const char* what, const std::vector<std::int64_t>& list) {
+void checkDistinct(const std::vector<std::int64_t>& list) {
   // As most lists are.
   const auto notRising = [](std::int64_t a, std::int64_t b) { return a >= b; };
   if (std::adjacent_find(list.begin(), list.end(), notRising) == list.end()) return;
   const auto refuse = [&](std::int64_t row) {
-    fail(Code::invalidArgument, fmt::format("{}: row {} is named twice; each row can be received once", what, row));
+    fail(Code::invalidArgument, fmt::format("row {} is named twice; each row can be received once", row));
   };
   const auto most = static_cast<std::size_t>(*std::max_element(list.begin(), list.end()));
   if (most / 64 <= list.size()) {
@@ -50,8 +50,8 @@ void checkDistinct(const char* what, const std::vector<std::int64_t>& list) {
   if (twice != sorted.end()) refuse(*twice);
 }
 
-void transfer(const char* what, bool send, const void* buffer, std::size_t rows, std::size_t rowBytes,
-              const void* indices, fuscoDataType_t indexType, int peer, fuscoComm_t handle, cudaStream_t stream) {
+void transfer(bool send, const void* buffer, std::size_t rows, std::size_t rowBytes, const void* indices,
+              fuscoDataType_t indexType, int peer, fuscoComm_t handle, cudaStream_t stream) {
   const auto comm = findComm(handle);
   checkPeer(*comm, peer);
   engine::TransferRequest request;
@@ -61,13 +61,13 @@ void transfer(const char* what, bool send, const void* buffer, std::size_t rows,
   request.rows = rows;
   request.rowBytes = rowBytes;
   request.stream = stream;
-  const std::size_t bytes = product(what, rows, rowBytes);
+  const std::size_t bytes = product("rows", rows, rowBytes);
   if (buffer == nullptr && bytes > 0)
-    fail(Code::invalidArgument, fmt::format("{}: the buffer is NULL and {} bytes are to be moved", what, bytes));
+    fail(Code::invalidArgument, fmt::format("the buffer is NULL and {} bytes are to be moved", bytes));
   if (indices != nullptr && bytes > 0) {
     if (indexType != fuscoInt32 && indexType != fuscoInt64) {
       fail(Code::invalidArgument,
-           fmt::format("{}: row indices are fuscoInt32 or fuscoInt64, not {}", what, static_cast<int>(indexType)));
+           fmt::format("row indices are fuscoInt32 or fuscoInt64, not {}", static_cast<int>(indexType)));
     }
     request.listed = true;
     request.deviceList = indices;
@@ -79,12 +79,11 @@ void transfer(const char* what, bool send, const void* buffer, std::size_t rows,
       request.list[i] = indexType == fuscoInt32 ? static_cast<const std::int32_t*>(indices)[i]
                                                 : static_cast<const std::int64_t*>(indices)[i];
       if (request.list[i] < 0)
-        fail(Code::invalidArgument,
-             fmt::format("{}: row index {} is {}, must not be negative", what, i, request.list[i]));
-      product(what, static_cast<std::size_t>(request.list[i]) + 1, rowBytes);
+        fail(Code::invalidArgument, fmt::format("row index {} is {}, must not be negative", i, request.list[i]));
+      product("row index", static_cast<std::size_t>(request.list[i]) + 1, rowBytes);
     }
   }
-  if (!send && request.listed) checkDistinct(what, request.list);
+  if (!send && request.listed) checkDistinct(request.list);
   asGroup([&] { enqueue(comm, std::move(request)); });
 }
 
@@ -94,7 +93,7 @@ fuscoResult_t fuscoSend(const void* sendbuff, size_t count, fuscoDataType_t data
                         cudaStream_t stream) {
   return guarded("fuscoSend", [&] {
     const std::size_t bytes = product("count", count, typeBytes(datatype));
-    transfer("fuscoSend", true, sendbuff, 1, bytes, nullptr, fuscoInt64, peer, comm, stream);
+    transfer(true, sendbuff, 1, bytes, nullptr, fuscoInt64, peer, comm, stream);
   });
 }
 
@@ -102,22 +101,20 @@ fuscoResult_t fuscoRecv(void* recvbuff, size_t count, fuscoDataType_t datatype, 
                         cudaStream_t stream) {
   return guarded("fuscoRecv", [&] {
     const std::size_t bytes = product("count", count, typeBytes(datatype));
-    transfer("fuscoRecv", false, recvbuff, 1, bytes, nullptr, fuscoInt64, peer, comm, stream);
+    transfer(false, recvbuff, 1, bytes, nullptr, fuscoInt64, peer, comm, stream);
   });
 }
 
 fuscoResult_t fuscoGatherSend(const void* sendbuff, size_t rows, size_t rowBytes, const void* rowIndices,
                               fuscoDataType_t indexType, int peer, fuscoComm_t comm, cudaStream_t stream) {
-  return guarded("fuscoGatherSend", [&] {
-    transfer("fuscoGatherSend", true, sendbuff, rows, rowBytes, rowIndices, indexType, peer, comm, stream);
-  });
+  return guarded("fuscoGatherSend",
+                 [&] { transfer(true, sendbuff, rows, rowBytes, rowIndices, indexType, peer, comm, stream); });
 }
 
 fuscoResult_t fuscoScatterRecv(void* recvbuff, size_t rows, size_t rowBytes, const void* rowIndices,
                                fuscoDataType_t indexType, int peer, fuscoComm_t comm, cudaStream_t stream) {
-  return guarded("fuscoScatterRecv", [&] {
-    transfer("fuscoScatterRecv", false, recvbuff, rows, rowBytes, rowIndices, indexType, peer, comm, stream);
-  });
+  return guarded("fuscoScatterRecv",
+                 [&] { transfer(false, recvbuff, rows, rowBytes, rowIndices, indexType, peer, comm, stream); });
 }
 
 fuscoResult_t fuscoAllToAllv(const void* sendbuff, const size_t sendcounts[], const size_t sdispls[], void* recvbuff,

@@ -347,7 +347,7 @@ void Engine::finishOldest() {
   std::shared_ptr<Submission> oldest;
   {
     std::lock_guard lock(mutex_);
-    if (started_.empty()) fail(Code::invalidUsage, "fuscoFinish: nothing was started on this communicator");
+    if (started_.empty()) fail(Code::invalidUsage, "nothing was started on this communicator");
     oldest = started_.front();
     started_.pop_front();
   }

@@ -511,6 +511,23 @@ TEST(Input, slottedCapacityIsNamed) {
   });
 }
 
+// The function stands before each text; once is enough.
+TEST(Input, aFunctionIsNamedOnce) {
+  runWell(kThreads, [](Rank& self) {
+    fuscoComm_t comm = self.connect();
+    const std::int32_t list[] = {0, -1};
+    char byte = 0;
+    REQUIRE(EXPECT_CODE(fuscoGatherSend(&byte, 2, 1, list, fuscoInt32, 0, comm, nullptr), fuscoInvalidArgument) ==
+            "fuscoGatherSend: row index 1 is -1, must not be negative");
+    Routing routing(1, 1, 2);
+    fuscoPlan_t plan = routing.make(comm);
+    REQUIRE(EXPECT_CODE(fuscoFinish(plan), fuscoInvalidUsage) ==
+            "fuscoFinish: nothing was started on this communicator");
+    FUSCO_OK(fuscoPlanDestroy(plan));
+    leave(comm);
+  });
+}
+
 // What stands behind an older caller's struct is not the node that it wants for a split.
 TEST(Input, anOlderConfigurationKeepsTheParentsNodes) {
   runWell(kThreadNodes, [](Rank& self) {
