@@ -186,15 +186,21 @@ std::size_t LocalFabric::memoryBytes() const {
 // ---- the interface's static part
 
 std::unique_ptr<Fabric> Fabric::connect(const FabricConfig& config, const char id[128]) {
+  constexpr std::size_t kMostControlBytes = std::size_t{1} << 40;
   if (config.ranks <= 0 || config.rank < 0 || config.rank >= config.ranks) {
     fail(Code::invalidArgument, "rank " + std::to_string(config.rank) + " of " + std::to_string(config.ranks) +
                                     ": ranks count from 0 to the number of ranks minus 1");
   }
+  if (config.controlBytes > kMostControlBytes) {
+    fail(Code::invalidArgument,
+         "rank " + std::to_string(config.rank) + ": " + std::to_string(config.ranks) + " ranks would need " +
+             std::to_string(config.controlBytes >> 30) +
+             " GiB of control memory on each node, more than 1 TiB; is the number of ranks right?");
+  }
   if (config.lanesPerNode < 1 || config.slots < 1 || config.slotBytes < sizeof(transport::SliceHeader) ||
-      config.slotBytes % 64 != 0 || config.controlBytes > (std::size_t{1} << 40)) {
-    fail(Code::invalidArgument, "rank " + std::to_string(config.rank) +
-                                    ": lanes and slots must be at least 1, slots a "
-                                    "multiple of 64 bytes and control memory at most 1 TiB");
+      config.slotBytes % 64 != 0) {
+    fail(Code::invalidArgument,
+         "rank " + std::to_string(config.rank) + ": lanes and slots must be at least 1, slots a multiple of 64 bytes");
   }
   UniqueId known;
   std::memcpy(&known, id, sizeof(known));

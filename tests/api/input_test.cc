@@ -465,6 +465,15 @@ TEST(Input, handlesThatAreGoneAreRefused) {
   });
 }
 
+TEST(Input, tooManyRanksAreNamed) {
+  fuscoUniqueId id;
+  ASSERT_EQ(fuscoGetUniqueId(&id), fuscoSuccess);
+  fuscoComm_t comm = nullptr;
+  EXPECT_EQ(fuscoCommInitRank(&comm, 2000000000, id, 0), fuscoInvalidArgument);
+  EXPECT_NE(std::string(fuscoGetLastError(nullptr)).find("2000000000 ranks"), std::string::npos)
+      << fuscoGetLastError(nullptr);
+}
+
 TEST(Input, initIsChecked) {
   runWell({"one rank", 1, 1, {}, true, 16384}, [](Rank& self) {
     const fuscoUniqueId id = self.id();
