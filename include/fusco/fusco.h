@@ -42,7 +42,8 @@
  *  - Where ranks are on several nodes the host plans and sends: a call waits for the stream, returns when all of it has
  * been done, and cannot be captured.
  *  - Public structs begin with their size and a magic number and grow only at their end: start from the INIT macro.
- *  - Pointers to tensors are the caller's and stay so; they must stay valid until the call has completed.
+ *  - Pointers to tensors are the caller's and stay so; they must stay valid until the call has completed. What is
+ * written may overlap nothing else of its call, but where it is said.
  */
 #ifndef FUSCO_FUSCO_H_
 #define FUSCO_FUSCO_H_
@@ -339,7 +340,7 @@ typedef struct {
   fuscoDataType_t idType; /* fuscoInt32 or fuscoInt64 */
   const float* weights;   /* [tokens, topk] or NULL (all 1); copied */
   int64_t tokens;         /* T, may differ between ranks, may be 0 */
-  int topk;               /* K >= 1, the same on all ranks */
+  int topk;               /* K, 1 to 32767, T x K below 2^31; the same on all ranks */
   int experts;            /* E >= 1, of all ranks together, the same on all ranks */
   int layout;             /* fuscoLayout_t, the same on all ranks */
   int alignment;          /* each local expert's rows start at a multiple of it (expert order); default 1 */
@@ -444,7 +445,8 @@ FUSCO_API fuscoResult_t fuscoPlanRankOrder(fuscoPlan_t plan, const int32_t** loc
 /* The plan as text (json = 0) or JSON, at most `bytes` with the closing 0 in `buffer`; *needed (may be NULL) is the
  * size that would hold all of it. */
 FUSCO_API fuscoResult_t fuscoPlanPrint(fuscoPlan_t plan, int json, char* buffer, size_t bytes, size_t* needed);
-/* Writes {routing map, topology, exchanged} so that the plan can be replayed without any peer. */
+/* Writes {routing map, topology, exchanged} so that the plan can be replayed without any peer, to look into it: by
+ * plan::load and plan::replay of src/plan/file.h. No function of this header reads it. */
 FUSCO_API fuscoResult_t fuscoPlanSave(fuscoPlan_t plan, const char* path);
 
 typedef enum { fuscoCastNone = 0, fuscoCastBf16ToFp8e4m3 = 1 } fuscoCast_t;
@@ -481,7 +483,7 @@ typedef struct {
   void* output;    /* [tokens] rows: output[t] = bias[t] + sum over slots of weight * row; zeros for unrouted tokens */
   size_t elements; /* per row */
   fuscoDataType_t datatype; /* fuscoBfloat16, fuscoFloat16 or fuscoFloat32 */
-  const void* bias;         /* [tokens] rows of the same type, or NULL */
+  const void* bias;         /* [tokens] rows of the same type, or NULL; may be output itself */
   int weighted;     /* 1 (default): with the plan's weights. 0: plain sum (the backward of dispatch). In the rank-order
                      * layout sums are always plain: a row stands for all of the token's slots on its rank */
   int partialsFp32; /* 1: sums travel between nodes in FP32, at twice the bytes for 16-bit rows; between GPUs of a node
