@@ -91,6 +91,10 @@ void checkTogether(Options& o, const std::string& tokens, const std::string& typ
       oneOf("--impl", impl, {"fusco", "limit", "staged", "nccl"});
     else
       oneOf("--impl", impl, {"fusco", "limit", "mpi-alltoallv", "mpi-alltoallw", "mpi-sendrecv"});
+  // A name that nothing has would spoil nothing, and look as if the checks found nothing.
+  if (!o.corrupt.empty() && o.corrupt.rfind("limit-", 0) != 0 &&
+      std::find(o.impls.begin(), o.impls.end(), o.corrupt) == o.impls.end())
+    throw UsageError("--corrupt", "'" + o.corrupt + "' is not one of --impl, and neither limit-nt nor limit-plain");
   o.ops.clear();
   for (const std::string& name : ops) o.ops.push_back(opNamed(name));
   o.bytes = {integer("-b", from), integer("-e", to), static_cast<double>(integer("-f", factor))};

@@ -42,6 +42,8 @@ TEST(Options, RefusesWhatItDoesNotKnow) {
                                              {"--memory", "disk"},
                                              {"--sms", "8"},
                                              {"--graph"},
+                                             {"--corrupt", "fusko"},
+                                             {"--impl", "fusco", "--corrupt", "mpi-alltoallv"},
                                              {"--device", "cuda", "--op", "alltoallv"},
                                              {"--device", "cuda", "--impl", "mpi-alltoallv"},
                                              {"--device", "cuda", "--processes", "--scales"},
