@@ -1,6 +1,10 @@
 // fusco_doctor: what a run will need, whether it is there, and the line that mends it.
 #include <fmt/format.h>
 
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+
 #include "doctor/report.h"
 #include "flags.h"
 #include "fusco/fusco.h"
@@ -31,6 +35,9 @@ int main(int count, char** arguments) {
   checkNccl(report);
   checkTrials(report);
   const std::string text = json ? report.json() : report.text();
-  fmt::print("{}", text);
+  if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0) {
+    fmt::print(stderr, "fusco_doctor: cannot write to standard output: {}\n", std::strerror(errno));
+    return 1;
+  }
   return report.count(Status::fail) == 0 ? 0 : 1;
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <optional>
+#include <stdexcept>
 
 #if defined(FUSCO_BENCH_HAS_CUDA)
 #include "shuffle/cuda/process_rank.h"
@@ -114,8 +115,9 @@ int measureAll(Harness& harness, const Options& options, const Prepared& prepare
   }
   if (!fatal.empty()) fmt::print("# ended: {}\n", fatal);
   printEnd(options, rows.size(), wrongRows, failed || !fatal.empty());
-  std::fflush(stdout);
   if (!options.jsonFile.empty()) writeJson(options.jsonFile, jsonOf(options, header, rows));
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0)
+    throw std::runtime_error("the rows could not be written to standard output; is the disk full?");
   return failed || !fatal.empty() || wrongRows > 0 ? 1 : 0;
 }
 

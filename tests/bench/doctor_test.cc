@@ -48,6 +48,12 @@ TEST(Doctor, thisMachineShuffles) {
   EXPECT_THAT(said.text, HasSubstr(" passed, "));
 }
 
+TEST(Doctor, aReportThatCannotBeWrittenIsAFailure) {
+  const Said said = say("(timeout 100 " + kProgram + " >/dev/full)");
+  EXPECT_EQ(said.code, 1);
+  EXPECT_THAT(said.text, HasSubstr("cannot write"));
+}
+
 TEST(Doctor, namesWhatIsShort) {
   const Json all = findingsOf("ulimit -n 200; FUSCO_NO_SUCH_THING=1 FUSCO_NCCL_LIB=/nowhere/libnccl.so.2");
   EXPECT_THAT(found(all, "WARN", "open files"), HasSubstr("200"));

@@ -115,6 +115,12 @@ TEST(ShufflePerf, OneSpoiltByteIsFound) {
     }
 }
 
+TEST(ShufflePerf, RowsThatCannotBeWrittenAreAFailure) {
+  Said said = say("(" + kQuick + "--impl fusco --op dispatch >/dev/full)");
+  EXPECT_EQ(said.code, 2) << said.text;
+  EXPECT_THAT(said.text, HasSubstr("could not be written"));
+}
+
 TEST(ShufflePerf, MissingPeersAreNamed) {
   Said said = say("PATH=/nowhere " + kQuick + "--op dispatch");
   EXPECT_EQ(said.code, 0) << said.text;
