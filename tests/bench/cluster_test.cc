@@ -79,6 +79,16 @@ TEST(Cluster, NothingStaysWhenItIsEnded) {
   EXPECT_EQ(cluster("--nodes 1 -- false").code, 1);
 }
 
+// 77 is for machines where there can be no cluster.
+TEST(Cluster, WhatIsWrongInItsCommandIsSaid) {
+  for (const char* words : {"--rate quick -- true", "--slow 9:0:5mbit:1 -- true", "--slow 0:1:5mbit:1 -- true",
+                            "--slow 0:0:quick:1 -- true", "--nodes 0 -- true", "-- /nowhere/program"}) {
+    const Said said = cluster(words);
+    EXPECT_EQ(said.code, 2) << words << said.text;
+    EXPECT_NE(said.text.find("cluster: error: "), std::string::npos) << said.text;
+  }
+}
+
 TEST(Cluster, NothingStaysWhenItIsKilled) {
   const Said made = cluster("--nodes 1 -- true");
   SKIP_WITHOUT_RIGHT(made);
