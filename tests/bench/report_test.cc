@@ -133,6 +133,17 @@ TEST_F(Report, ShowsPartsAndNumbersOfMultiprocessors) {
   EXPECT_EQ(say(std::string(REPORT) + " " + after_ + " --part none").code, 2);
 }
 
+// 1 means that something got worse.
+TEST_F(Report, WhatCannotBeReadOrWrittenEndsWithTwo) {
+  Said said = say(std::string(REPORT) + " /bin/sh");
+  EXPECT_EQ(said.code, 2) << said.text;
+  EXPECT_THAT(said.text, HasSubstr("/bin/sh is not JSON"));
+  said = say("(" + std::string(REPORT) + " --compare " + before_ + " " + before_ + " >/dev/full)");
+  EXPECT_EQ(said.code, 2) << said.text;
+  EXPECT_THAT(said.text, HasSubstr("report: cannot write: "));
+  EXPECT_THAT(said.text, Not(HasSubstr("Traceback")));
+}
+
 TEST_F(Report, PlotsOrSaysWhatToInstall) {
   std::string picture = temporary("plot.png");
   Said said = say(std::string(REPORT) + " " + before_ + " --plot " + picture);
