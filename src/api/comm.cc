@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstring>
+#include <exception>
 
 #include "api/group.h"
 #include "api/state.h"
@@ -219,10 +220,27 @@ fuscoResult_t fuscoCommSplit(fuscoComm_t comm, int color, int key, fuscoComm_t* 
       return all[static_cast<std::size_t>(a)].key < all[static_cast<std::size_t>(b)].key;
     });
     fuscoUniqueId id{};
-    if (!members.empty() && members.front() == parent->rank) comm::makeUniqueId(id.internal);
+    std::exception_ptr noPlace;
+    if (!members.empty() && members.front() == parent->rank) {
+      try {
+        comm::makeUniqueId(id.internal);
+      } catch (...) {
+        // The others wait for it: they get an id that is none.
+        noPlace = std::current_exception();
+        id = {};
+      }
+    }
     std::vector<fuscoUniqueId> ids(static_cast<std::size_t>(parent->ranks));
     fabric.allGather(&id, sizeof id, ids.data(), timeout);
+    if (noPlace) std::rethrow_exception(noPlace);
     if (members.empty()) return;
+    const fuscoUniqueId& ofChild = ids[static_cast<std::size_t>(members.front())];
+    if (std::all_of(ofChild.internal, ofChild.internal + sizeof ofChild.internal, [](char c) { return c == 0; })) {
+      fail(Code::remoteError,
+           fmt::format("rank {} could not open a place where the ranks of color {} meet; look at its "
+                       "error, then split again",
+                       members.front(), color));
+    }
     auto state = std::make_shared<CommState>();
     state->rank = static_cast<int>(std::find(members.begin(), members.end(), parent->rank) - members.begin());
     state->ranks = static_cast<int>(members.size());
@@ -233,7 +251,7 @@ fuscoResult_t fuscoCommSplit(fuscoComm_t comm, int color, int key, fuscoComm_t* 
     // The child keeps the parent's nodes unless the caller says otherwise.
     const bool says = config != nullptr && config->size >= offsetof(fuscoConfig_t, nodeId) + sizeof config->nodeId;
     if (!says || config->nodeId == FUSCO_UNSET) state->config.nodeId = fabric.topology().nodeOf(parent->rank);
-    finishInit(state, ids[static_cast<std::size_t>(members.front())]);
+    finishInit(state, ofChild);
     *newcomm = addComm(state);
   });
 }

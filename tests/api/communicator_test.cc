@@ -75,6 +75,40 @@ TEST(Communicator, splitByColourAndKey) {
   }
 }
 
+// Who would open the place where they meet lacks a descriptor for it: nobody waits for its time-out.
+TEST(Communicator, aSplitThatCannotBeginIsToldToAll) {
+  runWell({"processes", 4, 1, {}, true, 16384}, [](Rank& self) {
+    fuscoComm_t comm = self.connect();
+    rlimit before{};
+    REQUIRE(getrlimit(RLIMIT_NOFILE, &before) == 0);
+    if (self.rank() == 2) {
+      const int next = dup(0);
+      REQUIRE(next >= 0 && close(next) == 0);
+      const rlimit none{static_cast<rlim_t>(next), before.rlim_max};
+      REQUIRE(setrlimit(RLIMIT_NOFILE, &none) == 0);
+    }
+    const auto begin = Clock::now();
+    fuscoComm_t child = nullptr;
+    const fuscoResult_t result = fuscoCommSplit(comm, self.rank() < 2 ? 0 : 1, 0, &child, nullptr);
+    const std::string text = fuscoGetLastError(nullptr);
+    require(secondsSince(begin) < 30, "the split took too long");
+    REQUIRE(setrlimit(RLIMIT_NOFILE, &before) == 0);
+    if (self.rank() < 2) {
+      FUSCO_OK(result);
+      leave(child);
+    } else {
+      REQUIRE(child == nullptr);
+      require(result == (self.rank() == 2 ? fuscoSystemError : fuscoRemoteError), "result " + std::to_string(result));
+      requireContains(text, self.rank() == 2 ? "descriptors" : "rank 2 could not open a place");
+    }
+    self.barrier();
+    FUSCO_OK(fuscoCommSplit(comm, 0, 0, &child, nullptr));
+    leave(child);
+    shuffleWorks(self, comm);
+    leave(comm);
+  });
+}
+
 TEST(Communicator, initWithoutBlocking) {
   for (const World& world : {kThreads, kProcesses, kTwoNodes}) {
     runWell(world, [](Rank& self) {
