@@ -3,9 +3,9 @@
 
 #include <functional>
 #include <string>
-#include <utility>
 
 #include "base/status.h"
+#include "base/thread.h"
 #include "fusco/nccl_api.h"
 
 namespace fusco::nccl {
@@ -18,21 +18,6 @@ void info(const std::string& text);
 void warn(const std::string& text);
 // Says it once for each subject.
 void warnOnce(const std::string& subject, const std::string& text);
-
-// This thread's T, one for each Purpose. Static objects may call at their end, when the main thread's own variables are
-// gone: they get one that stays.
-template <typename T, typename Purpose>
-T& ofThisThread() {
-  thread_local T* own = nullptr;
-  struct End {
-    ~End() { delete std::exchange(own, nullptr); }
-  };
-  if (own == nullptr) {
-    thread_local End end;
-    own = new T;
-  }
-  return *own;
-}
 
 // What ncclGetLastError tells this thread.
 void setLastError(const std::string& text);

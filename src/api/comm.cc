@@ -49,7 +49,7 @@ const char* fuscoGetErrorString(fuscoResult_t result) {
 }
 
 const char* fuscoGetLastError(fuscoComm_t comm) {
-  thread_local std::string text;
+  std::string& text = ofThisThread<std::string, struct ErrorText>();
   if (comm == nullptr) return (text = threadLastError()).c_str();
   try {
     const auto state = findCommAnyState(comm);
@@ -90,7 +90,7 @@ fuscoResult_t fuscoLog(int level, const char* text) {
 fuscoResult_t fuscoGetAutoDevice(fuscoDevice_t* device, const char** why) {
   return guarded("fuscoGetAutoDevice", [&] {
     if (device == nullptr) fail(Code::invalidArgument, "device is NULL");
-    thread_local std::string text;
+    std::string& text = ofThisThread<std::string, struct WhyText>();
     text.clear();
     *device = exec::cuda::available(&text) ? fuscoDeviceCuda : fuscoDeviceHost;
     if (why != nullptr) *why = text.c_str();

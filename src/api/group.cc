@@ -32,7 +32,7 @@ struct Group {
   std::vector<TransferItems> transfers;
 };
 
-thread_local Group group;
+Group& group() { return ofThisThread<Group, struct Collected>(); }
 
 void runInits(const std::vector<std::function<void()>>& inits) {
   runTogether(fmt::format("each of {} inits in a group", inits.size()), inits);
@@ -121,29 +121,29 @@ void run(Group& work) {
 
 void enqueue(const std::shared_ptr<CommState>& comm, std::unique_ptr<engine::Operation> operation,
              std::function<void()> after) {
-  group.collectives.push_back({comm, std::move(operation), std::move(after)});
+  group().collectives.push_back({comm, std::move(operation), std::move(after)});
 }
 
 void enqueue(const std::shared_ptr<CommState>& comm, engine::TransferRequest request) {
-  for (TransferItems& items : group.transfers) {
+  for (TransferItems& items : group().transfers) {
     if (items.comm == comm) {
       items.requests.push_back(std::move(request));
       return;
     }
   }
-  group.transfers.push_back({comm, {}});
-  group.transfers.back().requests.push_back(std::move(request));
+  group().transfers.push_back({comm, {}});
+  group().transfers.back().requests.push_back(std::move(request));
 }
 
-void enqueueInit(std::function<void()> init) { group.inits.push_back(std::move(init)); }
+void enqueueInit(std::function<void()> init) { group().inits.push_back(std::move(init)); }
 
-bool inGroup() { return group.depth > 0; }
+bool inGroup() { return group().depth > 0; }
 
 void noteGroupError(Code code, const std::string& text) {
-  if (group.depth > 0 && !group.error) group.error = std::make_exception_ptr(Error(code, text));
+  if (group().depth > 0 && !group().error) group().error = std::make_exception_ptr(Error(code, text));
 }
 
-void groupStart() { ++group.depth; }
+void groupStart() { ++group().depth; }
 
 void asGroup(const std::function<void()>& body) {
   groupStart();
@@ -151,16 +151,16 @@ void asGroup(const std::function<void()>& body) {
     body();
   } catch (...) {
     // In an outer group the error sticks, so that what was enqueued before it is not carried out either.
-    if (--group.depth == 0) group = Group{};
+    if (--group().depth == 0) group() = Group{};
     throw;
   }
   groupEnd();
 }
 
 void groupEnd() {
-  if (group.depth == 0) fail(Code::invalidUsage, "fuscoGroupEnd without fuscoGroupStart on this thread");
-  if (--group.depth > 0) return;
-  Group work = std::exchange(group, Group{});
+  if (group().depth == 0) fail(Code::invalidUsage, "fuscoGroupEnd without fuscoGroupStart on this thread");
+  if (--group().depth > 0) return;
+  Group work = std::exchange(group(), Group{});
   if (work.error) std::rethrow_exception(work.error);
   run(work);
 }

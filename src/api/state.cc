@@ -8,9 +8,9 @@
 #include <unordered_map>
 
 #include "api/group.h"
-#include "base/thread.h"
 #include "base/environment.h"
 #include "base/log.h"
+#include "base/thread.h"
 #include "engine/device/nic_memory.h"
 #include "exec/cuda.h"
 #include "exec/ranges.h"
@@ -22,7 +22,7 @@ namespace {
 // Each slice from or to a GPU has a price of its own: a launch, a copy, an event, and the question whether it has come.
 constexpr std::int64_t kSliceBytes = 256 << 10, kSliceBytesOfGpu = 1 << 20;
 
-thread_local std::string lastError;
+std::string& lastError() { return ofThisThread<std::string, struct LastError>(); }
 
 template <class Handle, class State>
 class Registry {
@@ -123,8 +123,8 @@ std::shared_ptr<PlanHandleState> removePlan(fuscoPlan_t plan) {
   return known(planRegistry().remove(plan), "plan", plan);
 }
 
-void setLastError(const std::string& text) { lastError = text; }
-const std::string& threadLastError() { return lastError; }
+void setLastError(const std::string& text) { lastError() = text; }
+const std::string& threadLastError() { return lastError(); }
 
 fuscoResult_t guarded(const char* function, const std::function<void()>& body) {
   const exec::Range range(function);
@@ -134,21 +134,21 @@ fuscoResult_t guarded(const char* function, const std::function<void()>& body) {
     return fuscoSuccess;
   } catch (const Error& e) {
     code = e.code();
-    lastError = fmt::format("{}: {}", function, e.what());
+    lastError() = fmt::format("{}: {}", function, e.what());
   } catch (const std::bad_alloc&) {
     code = Code::systemError;
-    lastError = fmt::format("{}: memory is short", function);
+    lastError() = fmt::format("{}: memory is short", function);
   } catch (const std::system_error& e) {
     code = Code::systemError;
     const bool threads = e.code() == std::errc::resource_unavailable_try_again;
-    lastError = fmt::format("{}: {}", function, threads ? noThreadText("this call", e.what()) : e.what());
+    lastError() = fmt::format("{}: {}", function, threads ? noThreadText("this call", e.what()) : e.what());
   } catch (const std::exception& e) {
-    lastError = fmt::format("{}: {}", function, e.what());
+    lastError() = fmt::format("{}: {}", function, e.what());
   } catch (...) {
-    lastError = fmt::format("{}: unknown failure", function);
+    lastError() = fmt::format("{}: unknown failure", function);
   }
-  if (inGroup()) noteGroupError(code, lastError);
-  FUSCO_WARN("{}", lastError);
+  if (inGroup()) noteGroupError(code, lastError());
+  FUSCO_WARN("{}", lastError());
   return static_cast<fuscoResult_t>(code);
 }
 

@@ -64,4 +64,19 @@ inline void runTogether(const std::string& purpose, const std::vector<std::funct
   }
 }
 
+// This thread's T, one for each Purpose. Static objects may call at their end, when the main thread's own variables are
+// gone: they get one that stays.
+template <typename T, typename Purpose>
+T& ofThisThread() {
+  thread_local T* own = nullptr;
+  struct End {
+    ~End() { delete std::exchange(own, nullptr); }
+  };
+  if (own == nullptr) {
+    thread_local End end;
+    own = new T;
+  }
+  return *own;
+}
+
 }  // namespace fusco

@@ -11,6 +11,7 @@
 #include "base/bus_id.h"
 #include "base/log.h"
 #include "base/status.h"
+#include "base/thread.h"
 #include "exec/cuda_calls.h"
 #include "exec/cuda_virtual.h"
 #include "exec/nvml.h"
@@ -218,8 +219,7 @@ struct OwnStreams {
 
 // A stream of this thread and GPU that waits for no other.
 cudaStream_t ownStream() {
-  static thread_local OwnStreams own;
-  cudaStream_t& stream = own.byDevice[currentDevice()];
+  cudaStream_t& stream = ofThisThread<OwnStreams, struct Own>().byDevice[currentDevice()];
   if (stream == nullptr) FUSCO_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   return stream;
 }

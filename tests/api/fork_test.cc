@@ -1,8 +1,10 @@
-// A child of a fork has none of its parent's communicators, and is told so.
+// A child of a fork has none of its parent's communicators, and is told so. What a process may do while it ends.
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <cstdint>
+#include <cstdlib>
 #include <string>
 #include <thread>
 #include <vector>
@@ -76,6 +78,38 @@ TEST(Fork, aChildIsRefusedWhateverOthersDoMeanwhile) {
     require(status == 0, "a child ended with status " + std::to_string(status));
     leave(comm);
   });
+}
+
+// Static objects end after the main thread's own variables; a new text has to grow.
+struct LastWords {
+  std::string first;
+  ~LastWords() {
+    const auto never = reinterpret_cast<fuscoComm_t>(std::uintptr_t{0x5708});
+    bool well = fuscoGroupStart() == fuscoSuccess && fuscoCommAbort(never) == fuscoInvalidArgument;
+    well = well && fuscoGroupEnd() == fuscoInvalidArgument && fuscoGetLastError(nullptr) == first;
+    fuscoDevice_t device = fuscoDeviceAuto;
+    const char* why = nullptr;
+    well = well && fuscoGetAutoDevice(&device, &why) == fuscoSuccess && why != nullptr;
+    if (!well) _exit(1);
+  }
+};
+TEST(Exit, staticObjectsMayCall) {
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(20);
+    static LastWords end;
+    const auto never = reinterpret_cast<fuscoComm_t>(std::uintptr_t{0x5708});
+    fuscoDevice_t device = fuscoDeviceAuto;
+    const char* why = nullptr;
+    bool well = fuscoGetAutoDevice(&device, &why) == fuscoSuccess;
+    well = well && fuscoGroupStart() == fuscoSuccess && fuscoCommAbort(never) == fuscoInvalidArgument;
+    well = well && fuscoGroupEnd() == fuscoInvalidArgument;
+    end.first = fuscoGetLastError(nullptr);
+    std::exit(well ? 0 : 2);
+  }
+  int status = -1;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
 }
 
 }  // namespace
