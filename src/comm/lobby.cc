@@ -17,8 +17,6 @@ namespace {
 constexpr std::size_t kMostCallers = 8192;
 constexpr std::int32_t kMostRanks = 1 << 20;
 constexpr std::size_t kFewCallers = 64;
-// A flood of strangers, which everybody on the machine may send, must not keep the ranks waiting.
-constexpr int kMostAtOnce = 256;
 std::atomic<unsigned> starved{0};  // lobbies of this process
 
 bool endsInTime(const char* text, std::size_t room) { return std::memchr(text, 0, room) != nullptr; }
@@ -69,7 +67,7 @@ void Lobby::serve(const std::atomic<bool>& stop) {
 }
 
 bool Lobby::acceptCallers() {
-  for (int turn = 0; turn < kMostAtOnce; ++turn) {
+  for (int turn = 0; turn < transport::kAcceptsAtOnce; ++turn) {
     bool exhausted = false;
     UniqueFd socket = transport::acceptOne(listener_, &exhausted);
     if (socket) {

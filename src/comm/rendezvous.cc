@@ -52,8 +52,7 @@ void Rendezvous::onPolled(const pollfd* polled, std::size_t count) {
 }
 
 void Rendezvous::acceptGuests() {
-  // A few at a time: a flood of strangers must not keep the ranks waiting.
-  for (int turn = 0; turn < 256; ++turn) {
+  for (int turn = 0; turn < transport::kAcceptsAtOnce; ++turn) {
     bool exhausted = false;
     UniqueFd socket = transport::acceptOne(network_, &exhausted);
     if (!socket && !exhausted) return;

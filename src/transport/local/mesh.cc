@@ -107,8 +107,7 @@ void Mesh::connectLower(const std::uint8_t key[32], Deadline deadline) {
 void Mesh::meet(const std::uint8_t key[32], UniqueFd listener, Deadline deadline) {
   constexpr std::size_t kMostCallers = 4096;
   constexpr std::size_t kManyCallers = 64;
-  constexpr int kMostAtOnce = 256;  // of a flood, which everybody on the machine may send
-  Lasting lasting;                  // descriptors have been short
+  Lasting lasting;  // descriptors have been short
   std::deque<UniqueFd> callers;
   for (;;) {
     bool complete = true;
@@ -163,7 +162,7 @@ void Mesh::meet(const std::uint8_t key[32], UniqueFd listener, Deadline deadline
       }
       caller = callers.erase(caller);
     }
-    for (int turn = 0; turn < kMostAtOnce; ++turn) {
+    for (int turn = 0; turn < kAcceptsAtOnce; ++turn) {
       bool exhausted = false;
       UniqueFd caller = acceptOne(listener.get(), &exhausted);
       if (caller) {

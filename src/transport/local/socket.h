@@ -31,6 +31,9 @@ UniqueFd connectAbstract(const std::string& name, Deadline deadline);
 
 // Who has had no descriptors for so long, though nobody could make room, gives up.
 constexpr std::int64_t kStarvingNs = 1'000'000'000;
+// Of those who wait, at a time: everybody on the machine may send a flood of strangers, which must not keep ranks
+// waiting.
+constexpr int kAcceptsAtOnce = 256;
 // Takes one waiting connection; empty when there is none. `exhausted` tells that one waits, and the process has no
 // descriptors left for it.
 UniqueFd acceptOne(int listener, bool* exhausted);
