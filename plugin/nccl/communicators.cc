@@ -1,6 +1,6 @@
 #include "plugin/nccl/communicators.h"
 
-#include <pthread.h>
+#include "base/thread.h"
 
 namespace fusco::nccl {
 
@@ -29,10 +29,7 @@ struct Table {
 
 Table& table() {
   static auto& all = *new Table;
-  // A thread may be at work on it while another one forks; the child still asks.
-  static const int registered =
-      ::pthread_atfork([] { all.mutex.lock(); }, [] { all.mutex.unlock(); }, [] { all.mutex.unlock(); });
-  (void)registered;
+  holdAtForks<[]() -> std::mutex& { return all.mutex; }>();
   return all;
 }
 

@@ -1,7 +1,6 @@
 #include "api/state.h"
 
 #include <fmt/format.h>
-#include <pthread.h>
 #include <unistd.h>
 
 #include <system_error>
@@ -29,13 +28,10 @@ class Registry {
  public:
   // Never destroyed: threads may still hold communicators while the process ends.
   static Registry& instance() {
-    static Registry* const one = [] {
-      static Registry* made = new Registry;
-      // A thread may hold the lock while another one forks; the child still asks for handles, and is told.
-      pthread_atfork([] { made->mutex_.lock(); }, [] { made->mutex_.unlock(); }, [] { made->mutex_.unlock(); });
-      return made;
-    }();
-    return *one;
+    static auto& one = *new Registry;
+    // A child asks for handles of its parent, and is told.
+    holdAtForks<[]() -> std::mutex& { return one.mutex_; }>();
+    return one;
   }
   Handle add(std::shared_ptr<State> state) {
     std::lock_guard lock(mutex_);

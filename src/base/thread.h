@@ -1,6 +1,8 @@
 // Threads of the library and of libfusco.
 #pragma once
 
+#include <pthread.h>
+
 #include <atomic>
 #include <exception>
 #include <functional>
@@ -62,6 +64,14 @@ inline void runTogether(const std::string& purpose, const std::vector<std::funct
   for (const std::exception_ptr& error : errors) {
     if (error) std::rethrow_exception(error);
   }
+}
+
+// From now on no process forks while a thread holds the mutex that `mutexOf` returns: the child may take it.
+template <auto mutexOf>
+void holdAtForks() {
+  static const int registered =
+      ::pthread_atfork([] { mutexOf().lock(); }, [] { mutexOf().unlock(); }, [] { mutexOf().unlock(); });
+  static_cast<void>(registered);
 }
 
 // This thread's T, one for each Purpose. Static objects may call at their end, when the main thread's own variables are
