@@ -541,19 +541,13 @@ Outcome Planning::plan() {
   }
   p.view = plan::view(p.arena.data());
   if (!exchanges_ && p.view.header->dropped > 0 && !p.request.dropBeyondCapacity) {
-    if (p.request.options.capacityRows > 0) {
-      throw CommonError(Code::invalidArgument,
-                        fmt::format("rank {}: {} rows have no slot, with capacityRows {} and maxTokens {}: set "
-                                    "capacityRows to 0, raise maxTokens where tokens name an expert more than once, "
-                                    "or choose fuscoCapacityDrop",
-                                    engine_.fabric().rank(), p.view.header->dropped, p.request.options.capacityRows,
-                                    p.request.options.maxTokens));
-    }
-    throw CommonError(Code::invalidArgument,
-                      fmt::format("rank {}: {} rows have no slot, since tokens name an expert more than once and "
-                                  "maxTokens is {}: raise it, or "
-                                  "choose fuscoCapacityDrop",
-                                  engine_.fabric().rank(), p.view.header->dropped, p.request.options.maxTokens));
+    const std::int64_t capacity = p.request.options.capacityRows;
+    throw CommonError(
+        Code::invalidArgument,
+        fmt::format("rank {}: {} rows have no slot, with capacityRows {} and maxTokens {}: {}raise maxTokens where "
+                    "tokens name an expert more than once, or choose fuscoCapacityDrop",
+                    engine_.fabric().rank(), p.view.header->dropped, capacity, p.request.options.maxTokens,
+                    capacity > 0 ? "set capacityRows to 0, " : ""));
   }
   prepare();
   return Outcome::complete;
