@@ -125,14 +125,15 @@ void enqueue(const std::shared_ptr<CommState>& comm, std::unique_ptr<engine::Ope
 }
 
 void enqueue(const std::shared_ptr<CommState>& comm, engine::TransferRequest request) {
-  for (TransferItems& items : group().transfers) {
+  std::vector<TransferItems>& transfers = group().transfers;
+  for (TransferItems& items : transfers) {
     if (items.comm == comm) {
       items.requests.push_back(std::move(request));
       return;
     }
   }
-  group().transfers.push_back({comm, {}});
-  group().transfers.back().requests.push_back(std::move(request));
+  transfers.push_back({comm, {}});
+  transfers.back().requests.push_back(std::move(request));
 }
 
 void enqueueInit(std::function<void()> init) { group().inits.push_back(std::move(init)); }
@@ -140,7 +141,8 @@ void enqueueInit(std::function<void()> init) { group().inits.push_back(std::move
 bool inGroup() { return group().depth > 0; }
 
 void noteGroupError(Code code, const std::string& text) {
-  if (group().depth > 0 && !group().error) group().error = std::make_exception_ptr(Error(code, text));
+  Group& mine = group();
+  if (mine.depth > 0 && !mine.error) mine.error = std::make_exception_ptr(Error(code, text));
 }
 
 void groupStart() { ++group().depth; }
@@ -158,9 +160,10 @@ void asGroup(const std::function<void()>& body) {
 }
 
 void groupEnd() {
-  if (group().depth == 0) fail(Code::invalidUsage, "fuscoGroupEnd without fuscoGroupStart on this thread");
-  if (--group().depth > 0) return;
-  Group work = std::exchange(group(), Group{});
+  Group& mine = group();
+  if (mine.depth == 0) fail(Code::invalidUsage, "fuscoGroupEnd without fuscoGroupStart on this thread");
+  if (--mine.depth > 0) return;
+  Group work = std::exchange(mine, Group{});
   if (work.error) std::rethrow_exception(work.error);
   run(work);
 }
