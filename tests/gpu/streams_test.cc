@@ -63,7 +63,7 @@ class Streams {
   }
   Streams(const Streams&) = delete;
   Streams& operator=(const Streams&) = delete;
-  cudaStream_t of(int rank) const { return streams_[static_cast<std::size_t>(gpuOfRank(rank, kRanks))]; }
+  cudaStream_t operator()(int rank) const { return streams_[static_cast<std::size_t>(gpuOfRank(rank, kRanks))]; }
   // All of these come after what is on `stream`, or it after all of these.
   void follow(cudaStream_t stream) const {
     const cudaEvent_t event = recorded(0, stream);
@@ -133,7 +133,7 @@ class Shuffle {
   Shuffle(const Shuffle&) = delete;
   Shuffle& operator=(const Shuffle&) = delete;
 
-  using StreamOf = std::function<cudaStream_t(int)>;
+  template <typename StreamOf>  // of a rank
   void plan(const StreamOf& stream, bool tickets = false) {
     FUSCO_OK(fuscoGroupStart());
     for (int r = 0; r < kRanks; ++r) {
@@ -152,6 +152,7 @@ class Shuffle {
     }
     FUSCO_OK(fuscoGroupEnd());
   }
+  template <typename StreamOf>
   void dispatch(const StreamOf& stream) {
     FUSCO_OK(fuscoGroupStart());
     for (int r = 0; r < kRanks; ++r) {
@@ -213,12 +214,8 @@ struct SideBySide {
     node.settle();
   }
   std::size_t count() const { return shuffles.size(); }
-  void plan(std::size_t at) {
-    shuffles[at]->plan([&](int rank) { return streams[at]->of(rank); });
-  }
-  void dispatch(std::size_t at) {
-    shuffles[at]->dispatch([&](int rank) { return streams[at]->of(rank); });
-  }
+  void plan(std::size_t at) { shuffles[at]->plan(*streams[at]); }
+  void dispatch(std::size_t at) { shuffles[at]->dispatch(*streams[at]); }
   void poison(const Node& node) {
     for (auto& shuffle : shuffles) shuffle->poison();
     node.settle();
@@ -277,7 +274,7 @@ TEST_F(GpuStreams, ManyMayPlanAndDispatchSideBySide) {
 TEST_F(GpuStreams, BranchesOfACaptureMayPlanAndDispatchSideBySide) {
   const Node node;
   SideBySide branches(node, 5, 200, [](int) { return 2500; });
-  const cudaStream_t first = branches.streams[0]->of(0);
+  const cudaStream_t first = (*branches.streams[0])(0);
   CUDA_OK(cudaStreamBeginCapture(first, cudaStreamCaptureModeGlobal));
   for (auto& branch : branches.streams) branch->follow(first);
   for (std::size_t at = 0; at < branches.count(); ++at) {
@@ -334,24 +331,23 @@ TEST_F(GpuStreams, AStreamOfEachThreadIsRefused) {
 TEST_F(GpuStreams, AGraphOutlivesItsPlans) {
   const Node node;
   const Streams streams;
-  const auto on = [&](int rank) { return streams.of(rank); };
   Shuffle captured(node, 400, 200);
   node.settle();
-  CUDA_OK(cudaStreamBeginCapture(streams.of(0), cudaStreamCaptureModeGlobal));
-  streams.follow(streams.of(0));
-  captured.plan(on);
-  captured.dispatch(on);
-  streams.lead(streams.of(0));
-  auto graph = std::make_unique<Graph>(streams.of(0));
+  CUDA_OK(cudaStreamBeginCapture(streams(0), cudaStreamCaptureModeGlobal));
+  streams.follow(streams(0));
+  captured.plan(streams);
+  captured.dispatch(streams);
+  streams.lead(streams(0));
+  auto graph = std::make_unique<Graph>(streams(0));
   captured.destroyPlans();
   for (int round = 0; round < 5; ++round) {
     Shuffle other(node, 410 + static_cast<std::uint64_t>(round), 200);
-    other.plan(on);
+    other.plan(streams);
     captured.poison();
     node.settle();
-    graph->launch(streams.of(0));
+    graph->launch(streams(0));
     node.settle();
-    other.dispatch(on);
+    other.dispatch(streams);
     node.settle();
     captured.fetch();
     other.fetch();
@@ -361,8 +357,8 @@ TEST_F(GpuStreams, AGraphOutlivesItsPlans) {
   // When it is gone, its memory serves others.
   graph.reset();
   Shuffle last(node, 420, 200);
-  last.plan(on);
-  last.dispatch(on);
+  last.plan(streams);
+  last.dispatch(streams);
   node.settle();
   last.fetch();
   EXPECT_EQ(last.wrong(), "");
@@ -371,22 +367,21 @@ TEST_F(GpuStreams, AGraphOutlivesItsPlans) {
 TEST_F(GpuStreams, APlanMayEndWhileItsStreamIsCaptured) {
   const Node node;
   const Streams streams;
-  const auto on = [&](int rank) { return streams.of(rank); };
   Shuffle warm(node, 500, 100), captured(node, 501, 100);
-  warm.plan(on);
-  warm.dispatch(on);
+  warm.plan(streams);
+  warm.dispatch(streams);
   node.settle();
-  CUDA_OK(cudaStreamBeginCapture(streams.of(0), cudaStreamCaptureModeGlobal));
-  streams.follow(streams.of(0));
+  CUDA_OK(cudaStreamBeginCapture(streams(0), cudaStreamCaptureModeGlobal));
+  streams.follow(streams(0));
   warm.destroyPlans();
-  captured.plan(on);
-  captured.dispatch(on);
-  streams.lead(streams.of(0));
-  Graph graph(streams.of(0));
-  graph.launch(streams.of(0));
+  captured.plan(streams);
+  captured.dispatch(streams);
+  streams.lead(streams(0));
+  Graph graph(streams(0));
+  graph.launch(streams(0));
   Shuffle next(node, 502, 100);
-  next.plan(on);
-  next.dispatch(on);
+  next.plan(streams);
+  next.dispatch(streams);
   node.settle();
   captured.fetch();
   next.fetch();
@@ -398,17 +393,16 @@ TEST_F(GpuStreams, APlanMayEndWhileItsStreamIsCaptured) {
 TEST_F(GpuStreams, ADispatchThatWasOnlyCapturedIsNotTheFirst) {
   const Node node;
   const Streams streams;
-  const auto on = [&](int rank) { return streams.of(rank); };
   Shuffle shuffle(node, 600, 100);
   node.settle();
-  shuffle.plan(on, true);
+  shuffle.plan(streams, true);
   node.settle();
-  CUDA_OK(cudaStreamBeginCapture(streams.of(0), cudaStreamCaptureModeGlobal));
-  streams.follow(streams.of(0));
-  shuffle.dispatch(on);
-  streams.lead(streams.of(0));
-  { const Graph graph(streams.of(0)); }
-  shuffle.dispatch(on);
+  CUDA_OK(cudaStreamBeginCapture(streams(0), cudaStreamCaptureModeGlobal));
+  streams.follow(streams(0));
+  shuffle.dispatch(streams);
+  streams.lead(streams(0));
+  { const Graph graph(streams(0)); }
+  shuffle.dispatch(streams);
   node.settle();
   shuffle.fetch();
   EXPECT_EQ(shuffle.wrong(), "");
@@ -432,8 +426,8 @@ TEST_F(GpuStreams, StreamsMayEndBeforePlans) {
     node.settle();
     {
       const Streams streams;
-      shuffle.plan([&](int rank) { return streams.of(rank); });
-      shuffle.dispatch([&](int rank) { return streams.of(rank); });
+      shuffle.plan(streams);
+      shuffle.dispatch(streams);
     }
     shuffle.destroyPlans();
     node.settle();
@@ -446,17 +440,16 @@ TEST_F(GpuStreams, StreamsMayEndBeforePlans) {
 TEST_F(GpuStreams, AWrongPointerLeavesTheCommunicatorUsable) {
   const Node node;
   const Streams streams;
-  const auto on = [&](int rank) { return streams.of(rank); };
   Shuffle shuffle(node, 800, 50);
-  shuffle.plan(on);
+  shuffle.plan(streams);
   node.settle();
   std::vector<std::uint8_t> pageable(4096);
-  EXPECT_EQ(fuscoDispatch(shuffle.planOf(0), pageable.data(), shuffle.output(0).there(), kRowBytes, on(0)),
+  EXPECT_EQ(fuscoDispatch(shuffle.planOf(0), pageable.data(), shuffle.output(0).there(), kRowBytes, streams(0)),
             fuscoInvalidArgument);
   EXPECT_EQ(fuscoDispatch(shuffle.planOf(0), shuffle.output(0).there(), shuffle.output(0).there(), std::size_t{1} << 32,
-                          on(0)),
+                          streams(0)),
             fuscoInvalidArgument);
-  shuffle.dispatch(on);
+  shuffle.dispatch(streams);
   node.settle();
   shuffle.fetch();
   EXPECT_EQ(shuffle.wrong(), "");
