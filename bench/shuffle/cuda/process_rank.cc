@@ -79,8 +79,8 @@ class RankShuffle : public Implementation {
   ~RankShuffle() override {
     cudaStreamSynchronize(stream_.get());
     replay_.reset();
-    fuscoPlanDestroy(plan_);
-    fuscoPlanDestroy(capturedPlan_);
+    for (const fuscoPlan_t plan : {plan_, capturedPlan_})
+      if (plan != nullptr) fuscoPlanDestroy(plan);
   }
 
   void run() override {
