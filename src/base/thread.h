@@ -22,11 +22,21 @@ inline std::string noThreadText(const std::string& purpose, const std::string& w
          "; raise `ulimit -u`, or the limit of processes of the container";
 }
 
+// Whether this thread is one that this shared object has started: nobody else's code runs on it, or comes to find what
+// it had set there. (What libfusco starts is a caller's for the library.)
+inline bool& isOwnThread() {
+  thread_local bool is = false;
+  return is;
+}
+
 // A thread that runs `body`, or systemError: what there was none for, and which limit to raise.
 template <class Body>
 std::thread startThread(const std::string& purpose, Body&& body) {
   try {
-    return std::thread(std::forward<Body>(body));
+    return std::thread([run = std::forward<Body>(body)]() mutable {
+      isOwnThread() = true;
+      run();
+    });
   } catch (const std::system_error& error) {
     fail(Code::systemError, noThreadText(purpose, error.what()));
   }

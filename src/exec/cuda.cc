@@ -116,6 +116,13 @@ bool reachDevice(int device, int other) {
   return true;
 }
 
+namespace {
+int& nested() {
+  thread_local int count = 0;
+  return count;
+}
+}  // namespace
+
 OnDevice::OnDevice(int device) {
   const int now = currentDevice();
   if (now != device) {
@@ -125,10 +132,14 @@ OnDevice::OnDevice(int device) {
   cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
   FUSCO_CUDA_CHECK(cudaThreadExchangeStreamCaptureMode(&mode));
   captureMode_ = mode;
+  ++nested();
 }
+// To make a GPU a thread's gives it a context there, half a gigabyte of its memory: so a thread of the library's own,
+// which begins with GPU 0, stays where it was.
 OnDevice::~OnDevice() {
   auto mode = static_cast<cudaStreamCaptureMode>(captureMode_);
   cudaThreadExchangeStreamCaptureMode(&mode);
+  if (--nested() == 0 && isOwnThread()) return;
   if (before_ >= 0) cudaSetDevice(before_);
 }
 

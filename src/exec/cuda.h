@@ -37,7 +37,8 @@ std::vector<std::uint32_t> withoutPath(int device);
 // Lets kernels on `device` use the memory of `other`; false where the machine has no such path.
 bool reachDevice(int device, int other);
 
-// Makes a GPU the thread's for a while; the caller's need not be the communicator's. Meanwhile calls of the library's
+// Makes a GPU the thread's for a while, the caller's need not be the communicator's; or for good where the thread is the
+// library's own. Meanwhile calls of the library's
 // own (allocations, copies on streams of its own) are legal though a stream of the caller's is being captured.
 class OnDevice {
  public:

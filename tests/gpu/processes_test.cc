@@ -162,6 +162,50 @@ TEST_F(GpuProcesses, TwoRanksOfFewMultiprocessors) { runWorld({"two, few", 2, 1,
 
 TEST_F(GpuProcesses, TwoNodesOfTwoProcesses) { runWorld({"two nodes of two", 4, 1, {0, 0, 1, 1}, true, 16384}, 20); }
 
+// Threads of the library's own, as an init that does not block and started operations have, begin with GPU 0.
+TEST_F(GpuProcesses, NoThreadMakesAContextOnAnotherGpu) {
+  constexpr int kTokens = 20, kTopk = 2, kRowBytes = 64;
+  const std::string oneGpu = "all ranks are on one GPU";
+  const std::vector<std::string> ends = runRanks({"two", 2, 1, {}, true, 16384}, [&](Rank& self) {
+    if (gpuOfRank(1, 2) == 0) throw std::runtime_error(oneGpu);
+    fuscoConfig_t config = onGpu(self);
+    config.blocking = 0;
+    fuscoComm_t comm = self.connect(0, config);
+    fuscoResult_t state = fuscoInProgress;
+    while (state == fuscoInProgress) FUSCO_OK(fuscoCommGetAsyncError(comm, &state));
+    FUSCO_OK(state);
+    {
+      GpuSpace space;
+      GpuBytes ids(space, kTokens * kTopk * 8), input(space, kTokens * kRowBytes), output(space, 4 * input.here.size());
+      ids.send();
+      space.settle();
+      fuscoPlanConfig_t routing = FUSCO_PLAN_CONFIG_INIT;
+      routing.expertIds = ids.there();
+      routing.tokens = kTokens;
+      routing.topk = kTopk;
+      routing.experts = 4;
+      fuscoPlan_t plan = nullptr;
+      FUSCO_OK(fuscoPlanCreate(&plan, &routing, comm, space.stream()));
+      fuscoDispatchArgs_t args = FUSCO_DISPATCH_INIT;
+      args.input = input.there();
+      args.output = output.there();
+      args.rowBytes = kRowBytes;
+      FUSCO_OK(fuscoDispatchStart(plan, &args, space.stream()));
+      FUSCO_OK(fuscoFinish(plan));
+      space.settle();
+      FUSCO_OK(fuscoPlanDestroy(plan));
+    }
+    FUSCO_OK(fuscoCommDestroy(comm));
+    unsigned flags = 0;
+    int active = 0;
+    okDriver(driver<decltype(cuDevicePrimaryCtxGetState)>("cuDevicePrimaryCtxGetState")(1 - self.rank(), &flags, &active),
+             "cuDevicePrimaryCtxGetState");
+    REQUIRE(active == 0);
+  });
+  if (ends[0].find(oneGpu) != std::string::npos) GTEST_SKIP() << oneGpu;
+  for (const std::string& text : ends) EXPECT_EQ(text, "");
+}
+
 // Each process captures its plan, dispatch and combine, and replays them with what is there.
 class GraphOfRank {
  public:
