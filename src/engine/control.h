@@ -50,6 +50,7 @@ enum ReadyFlags : std::uint32_t {
   kCrossesOnce = 256,
   kWaitsBeside = 512,
   kMapReached = 1024,  // planning on GPUs: others may read this rank's routing map
+  kFollows = 2048,     // dispatch on GPUs: in the capture nothing is between this rank's planning and it
 };
 
 // What all ranks must agree on; compared field by field so that an error can name both values.

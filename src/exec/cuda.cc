@@ -260,6 +260,45 @@ unsigned long long captureOf(Stream stream) {
   return status == cudaStreamCaptureStatusActive ? id : 0;
 }
 
+#if CUDART_VERSION >= 13000
+CaptureEdges captureEdges(Stream stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  CaptureEdges edges;
+  const cudaGraphNode_t* nodes = nullptr;
+  const cudaGraphEdgeData* kinds = nullptr;
+  std::size_t count = 0;
+  FUSCO_CUDA_CHECK(cudaStreamGetCaptureInfo(native(stream), &status, &edges.capture, nullptr, &nodes, &kinds, &count));
+  if (status != cudaStreamCaptureStatusActive) return {};
+  edges.nodes.assign(nodes, nodes + count);
+  return edges;
+}
+
+namespace {
+void changeCaptureEdges(Stream stream, const CaptureEdges& edges, cudaStreamUpdateCaptureDependenciesFlags how) {
+  if (edges.capture == 0) return;
+  std::vector<cudaGraphNode_t> nodes;
+  for (void* node : edges.nodes) nodes.push_back(static_cast<cudaGraphNode_t>(node));
+  FUSCO_CUDA_CHECK(cudaStreamUpdateCaptureDependencies(native(stream), nodes.data(), nullptr, nodes.size(), how));
+}
+}  // namespace
+
+void setCaptureEdges(Stream stream, const CaptureEdges& edges) {
+  changeCaptureEdges(stream, edges, cudaStreamSetCaptureDependencies);
+}
+void addCaptureEdges(Stream stream, const CaptureEdges& edges) {
+  CaptureEdges fresh = captureEdges(stream);
+  const std::vector<void*> known = std::move(fresh.nodes);
+  fresh.nodes.clear();
+  std::copy_if(edges.nodes.begin(), edges.nodes.end(), std::back_inserter(fresh.nodes),
+               [&](void* node) { return std::find(known.begin(), known.end(), node) == known.end(); });
+  if (!fresh.nodes.empty()) changeCaptureEdges(stream, fresh, cudaStreamAddCaptureDependencies);
+}
+#else
+CaptureEdges captureEdges(Stream) { return {}; }
+void setCaptureEdges(Stream, const CaptureEdges&) {}
+void addCaptureEdges(Stream, const CaptureEdges&) {}
+#endif
+
 void holdInGraph(Stream stream, std::shared_ptr<const void> held) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   unsigned long long id = 0;
@@ -303,25 +342,61 @@ bool Event::reached() const {
   return true;
 }
 
-void Order::begin(Stream stream) const {
-  const unsigned long long capture = captureOf(stream);
-  if (capture == 0) {
+Order::Capture& Order::captureNamed(unsigned long long number) {
+  auto known =
+      std::find_if(captures_.begin(), captures_.end(), [&](const Capture& one) { return one.number == number; });
+  if (known == captures_.end()) {
+    if (captures_.size() == kMostCaptures) captures_.pop_back();
+    known = captures_.emplace(captures_.begin());
+    known->number = number;
+  }
+  captures_.splice(captures_.begin(), captures_, known);
+  return captures_.front();
+}
+
+bool Order::isFree(Stream stream) const {
+  const unsigned long long number = captureOf(stream);
+  return std::none_of(captures_.begin(), captures_.end(),
+                      [&](const Capture& one) { return one.number == number && one.ended && one.endedOn != stream; });
+}
+
+// What a graph has to wait for each time, each of its streams waits for once.
+void Order::begin(Stream stream) {
+  const unsigned long long number = captureOf(stream);
+  if (number == 0) {
     if (used_) end_.waitOn(stream);
     return;
   }
-  if (eachTime_) end_.waitOnEachTime(stream);
-  if (capture == capture_) captured_.waitOn(stream);
+  Capture& capture = captureNamed(number);
+  if (capture.ended) {
+    if (stream != capture.endedOn) capture.end.waitOn(stream);
+  } else if (eachTime_ && stream != capture.waitedOn) {
+    end_.waitOnEachTime(stream);
+    capture.waitedOn = stream;
+  }
 }
 void Order::end(Stream stream) {
-  const unsigned long long capture = captureOf(stream);
-  if (capture == 0) {
+  const unsigned long long number = captureOf(stream);
+  if (number == 0) {
     end_.record(stream);
   } else {
-    if (eachTime_) end_.recordEachTime(stream);
-    captured_.record(stream);
-    capture_ = capture;
+    Capture& capture = captureNamed(number);
+    if (eachTime_) recordEachTime(stream, capture);
+    capture.end.record(stream);
+    capture.ended = true;
+    capture.endedOn = stream;
   }
-  used_ = used_ || capture == 0 || eachTime_;
+  ++ends_;
+  used_ = used_ || number == 0 || eachTime_;
+}
+
+// Records follow each other, and nothing else waits for them.
+void Order::recordEachTime(Stream stream, Capture& capture) {
+  const CaptureEdges before = captureEdges(stream);
+  addCaptureEdges(stream, capture.recorded);
+  end_.recordEachTime(stream);
+  capture.recorded = captureEdges(stream);
+  setCaptureEdges(stream, before);
 }
 
 Exported exportMemory(const void* pointer, std::size_t bytes) {

@@ -6,6 +6,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <list>
 #include <memory>
 #include <string>
 #include <vector>
@@ -37,9 +38,9 @@ std::vector<std::uint32_t> withoutPath(int device);
 // Lets kernels on `device` use the memory of `other`; false where the machine has no such path.
 bool reachDevice(int device, int other);
 
-// Makes a GPU the thread's for a while, the caller's need not be the communicator's; or for good where the thread is the
-// library's own. Meanwhile calls of the library's
-// own (allocations, copies on streams of its own) are legal though a stream of the caller's is being captured.
+// Makes a GPU the thread's for a while, the caller's need not be the communicator's; or for good where the thread is
+// the library's own. Meanwhile calls of the library's own (allocations, copies on streams of its own) are legal though
+// a stream of the caller's is being captured.
 class OnDevice {
  public:
   explicit OnDevice(int device);
@@ -85,6 +86,18 @@ bool isPerThread(Stream stream);
 // Which capture the stream is in; 0: none. No two captures of a process have the same number.
 unsigned long long captureOf(Stream stream);
 
+// What comes next on a stream that is being captured comes after these nodes of the graph. None (capture is 0) where
+// nothing is being captured, and where the library was built with a CUDA before 13.
+struct CaptureEdges {
+  unsigned long long capture = 0;
+  std::vector<void*> nodes;
+  bool operator==(const CaptureEdges&) const = default;
+};
+CaptureEdges captureEdges(Stream stream);
+// Of the same capture: instead of what there is, or besides.
+void setCaptureEdges(Stream stream, const CaptureEdges& edges);
+void addCaptureEdges(Stream stream, const CaptureEdges& edges);
+
 // Keeps `held` as long as the graph that `stream` is being captured into, and what was instantiated from it. The last
 // of these lets go of it on a thread on which CUDA must not be called.
 void holdInGraph(Stream stream, std::shared_ptr<const void> held);
@@ -110,18 +123,35 @@ class Event {
 
 // Lets what is launched between a begin and its end come after what was launched between those before, whichever
 // streams they are on, also within a capture. `eachTime`: what is captured does so each time it is replayed, too, and
-// so graphs and calls that are not captured follow each other; else whoever replays graphs orders these.
+// so graphs and calls that are not captured follow each other; else whoever replays graphs orders these. In a capture a
+// stream is taken to come after itself: who takes edges away gives them back.
 class Order {
  public:
   explicit Order(bool eachTime) : eachTime_(eachTime) {}
-  void begin(Stream stream) const;
+  void begin(Stream stream);
   void end(Stream stream);
+  std::uint64_t ends() const { return ends_; }  // so far
+  // Whether begin waits for no other stream of the capture that `stream` is in.
+  bool isFree(Stream stream) const;
   // All that has ended outside of captures, or as a replay with eachTime, is over.
   bool reached() const { return !used_ || end_.reached(); }
 
  private:
-  Event end_, captured_;
-  unsigned long long capture_ = 0;  // that captured_ was recorded in
+  // What is known of a capture. Of the last few: a program may have several open.
+  struct Capture {
+    unsigned long long number = 0;
+    bool ended = false;
+    Stream endedOn = nullptr, waitedOn = nullptr;
+    Event end;
+    CaptureEdges recorded;  // the last record of end_
+  };
+  static constexpr std::size_t kMostCaptures = 8;
+  Capture& captureNamed(unsigned long long number);
+  void recordEachTime(Stream stream, Capture& capture);
+
+  Event end_;
+  std::list<Capture> captures_;  // the last one that was used comes first
+  std::uint64_t ends_ = 0;
   const bool eachTime_;
   bool used_ = false;
 };

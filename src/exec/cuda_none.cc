@@ -48,7 +48,11 @@ void Event::recordEachTime(Stream) { none(); }
 void Event::waitOnEachTime(Stream) const { none(); }
 bool isPerThread(Stream) { none(); }
 unsigned long long captureOf(Stream) { none(); }
-void Order::begin(Stream) const { none(); }
+CaptureEdges captureEdges(Stream) { none(); }
+void setCaptureEdges(Stream, const CaptureEdges&) { none(); }
+void addCaptureEdges(Stream, const CaptureEdges&) { none(); }
+void Order::begin(Stream) { none(); }
+bool Order::isFree(Stream) const { none(); }
 void Order::end(Stream) { none(); }
 Exported exportMemory(const void*, std::size_t) { none(); }
 std::size_t planScratchBytes(int, int, int) { none(); }

@@ -215,6 +215,9 @@ void fillNow(void* pointer, int byte, std::size_t bytes) {
 }
 bool capturing(Stream) { return false; }
 unsigned long long captureOf(Stream) { return 0; }
+CaptureEdges captureEdges(Stream) { return {}; }
+void setCaptureEdges(Stream, const CaptureEdges&) {}
+void addCaptureEdges(Stream, const CaptureEdges&) {}
 bool isPerThread(Stream) { return false; }
 void holdInGraph(Stream, std::shared_ptr<const void>) { notHere("holdInGraph"); }
 
@@ -243,9 +246,10 @@ void Event::wait() const {
   const Recorded& recorded = *static_cast<Recorded*>(event_);
   if (recorded.queue != nullptr) runTo(*recorded.queue, recorded.upTo);
 }
-void Order::begin(Stream stream) const {
+void Order::begin(Stream stream) {
   if (used_) end_.waitOn(stream);
 }
+bool Order::isFree(Stream) const { return true; }
 void Order::end(Stream stream) {
   end_.record(stream);
   used_ = true;

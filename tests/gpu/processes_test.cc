@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <array>
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
@@ -13,6 +14,7 @@
 #include <map>
 #include <memory>
 #include <random>
+#include <thread>
 #include <type_traits>
 
 #include "gpu/space.h"
@@ -198,68 +200,72 @@ TEST_F(GpuProcesses, NoThreadMakesAContextOnAnotherGpu) {
     FUSCO_OK(fuscoCommDestroy(comm));
     unsigned flags = 0;
     int active = 0;
-    okDriver(driver<decltype(cuDevicePrimaryCtxGetState)>("cuDevicePrimaryCtxGetState")(1 - self.rank(), &flags, &active),
-             "cuDevicePrimaryCtxGetState");
+    okDriver(
+        driver<decltype(cuDevicePrimaryCtxGetState)>("cuDevicePrimaryCtxGetState")(1 - self.rank(), &flags, &active),
+        "cuDevicePrimaryCtxGetState");
     REQUIRE(active == 0);
   });
   if (ends[0].find(oneGpu) != std::string::npos) GTEST_SKIP() << oneGpu;
   for (const std::string& text : ends) EXPECT_EQ(text, "");
 }
 
-// Each process captures its plan, dispatch and combine, and replays them with what is there.
-class GraphOfRank {
+// A rank's plan, dispatch and combine, on a stream of their own.
+class ShuffleOfRank {
  public:
-  static constexpr int kTokens = 96, kTopk = 6, kExperts = 12;
+  static constexpr int kTopk = 6, kExperts = 12;
   static constexpr std::size_t kElements = 640, kRowBytes = kElements * sizeof(float);
 
-  GraphOfRank(Rank& self, fuscoComm_t comm, int dedup) : self_(self) {
+  ShuffleOfRank(Rank& self, int tokens) : self_(self), most_(static_cast<std::size_t>(tokens)) {
     c_.ranks = self.ranks();
     c_.experts = kExperts;
     c_.topk = kTopk;
-    c_.capacityRows = kTokens * kTopk;
-    const auto rows = static_cast<std::size_t>(c_.capacityRows);
-    input_ = std::make_unique<GpuBytes>(space_, kTokens * kRowBytes);
-    output_ = std::make_unique<GpuBytes>(space_, rows * kRowBytes);
-    combined_ = std::make_unique<GpuBytes>(space_, kTokens * kRowBytes);
-    ids_ = std::make_unique<GpuBytes>(space_, kTokens * kTopk * 8);
-    weights_ = std::make_unique<GpuBytes>(space_, kTokens * kTopk * 4);
+    c_.capacityRows = tokens * kTopk;
+    rows_ = static_cast<std::size_t>(c_.capacityRows);
+    input_ = std::make_unique<GpuBytes>(space_, most_ * kRowBytes);
+    output_ = std::make_unique<GpuBytes>(space_, rows_ * kRowBytes);
+    combined_ = std::make_unique<GpuBytes>(space_, most_ * kRowBytes);
+    ids_ = std::make_unique<GpuBytes>(space_, rows_ * 8);
+    weights_ = std::make_unique<GpuBytes>(space_, rows_ * 4);
     tokens_ = std::make_unique<GpuBytes>(space_, 8);
     newRouting(0);
     space_.settle();
-    CUDA_OK(cudaStreamBeginCapture(space_.stream(), cudaStreamCaptureModeGlobal));
+  }
+  ~ShuffleOfRank() {
+    cudaStreamSynchronize(space_.stream());
+    if (plan_ != nullptr) fuscoPlanDestroy(plan_);
+  }
+  cudaStream_t stream() { return space_.stream(); }
+  void settle() { space_.settle(); }
+
+  void plan(fuscoComm_t comm, int dedup) {
     fuscoPlanConfig_t config = FUSCO_PLAN_CONFIG_INIT;
     config.expertIds = ids_->there();
     config.weights = static_cast<const float*>(weights_->there());
-    config.tokens = kTokens;
+    config.tokens = static_cast<std::int64_t>(most_);
     config.tokensOnDevice = static_cast<const std::int64_t*>(tokens_->there());
     config.topk = kTopk;
     config.experts = kExperts;
     config.capacityRows = c_.capacityRows;
     config.capacityPolicy = fuscoCapacityDrop;
     config.dedup = dedup;
-    FUSCO_OK(fuscoPlanCreate(&plan_, &config, comm, space_.stream()));
-    FUSCO_OK(fuscoDispatch(plan_, input_->there(), output_->there(), kRowBytes, space_.stream()));
-    FUSCO_OK(fuscoCombine(plan_, output_->there(), combined_->there(), kElements, fuscoFloat32, space_.stream()));
-    cudaGraph_t captured = nullptr;
-    CUDA_OK(cudaStreamEndCapture(space_.stream(), &captured));
-    const cudaError_t error = cudaGraphInstantiate(&graph_, captured, 0);
-    cudaGraphDestroy(captured);
-    CUDA_OK(error);
+    FUSCO_OK(fuscoPlanCreate(&plan_, &config, comm, stream()));
   }
-  ~GraphOfRank() {
-    cudaStreamSynchronize(space_.stream());
-    if (graph_ != nullptr) cudaGraphExecDestroy(graph_);
-    fuscoPlanDestroy(plan_);
+  void dispatch() { FUSCO_OK(fuscoDispatch(plan_, input_->there(), output_->there(), kRowBytes, stream())); }
+  void combine() {
+    FUSCO_OK(fuscoCombine(plan_, output_->there(), combined_->there(), kElements, fuscoFloat32, stream()));
   }
-  void launch() { CUDA_OK(cudaGraphLaunch(graph_, space_.stream())); }
-  void settle() { space_.settle(); }
+  void writeToOutputLate() {
+    CUDA_OK(cudaLaunchHostFunc(
+        stream(), [](void*) { std::this_thread::sleep_for(std::chrono::milliseconds(20)); }, nullptr));
+    CUDA_OK(cudaMemsetAsync(output_->there(), 0x5a, rows_ * kRowBytes, stream()));
+  }
 
   // The same on all ranks.
   void newRouting(std::uint64_t seed) {
     std::mt19937_64 random(seed);
     c_.tokens.clear(), c_.ids.clear(), c_.weights.clear();
     for (int r = 0; r < c_.ranks; ++r) {
-      c_.tokens.push_back(static_cast<std::int64_t>(random() % (kTokens + 1)));
+      c_.tokens.push_back(static_cast<std::int64_t>(random() % (most_ + 1)));
       std::vector<std::int64_t> ids;
       std::vector<float> weights;
       for (std::int64_t i = 0; i < c_.tokens.back() * kTopk; ++i) {
@@ -331,10 +337,55 @@ class GraphOfRank {
   Rank& self_;
   GpuSpace space_;
   Case c_;
+  const std::size_t most_;  // tokens
+  std::size_t rows_ = 0;
   std::unique_ptr<GpuBytes> input_, output_, combined_, ids_, weights_, tokens_;
   fuscoPlan_t plan_ = nullptr;
-  cudaGraphExec_t graph_ = nullptr;
 };
+
+// What `calls` launch from the first stream on, which other streams may have been forked from and joined.
+class GraphOfRank {
+ public:
+  template <typename Calls>
+  GraphOfRank(cudaStream_t stream, const Calls& calls) : stream_(stream) {
+    CUDA_OK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+    calls();
+    cudaGraph_t captured = nullptr;
+    CUDA_OK(cudaStreamEndCapture(stream, &captured));
+    CUDA_OK(cudaGraphGetNodes(captured, nullptr, &nodes_));
+    const cudaError_t error = cudaGraphInstantiate(&graph_, captured, 0);
+    cudaGraphDestroy(captured);
+    CUDA_OK(error);
+  }
+  ~GraphOfRank() {
+    cudaStreamSynchronize(stream_);
+    if (graph_ != nullptr) cudaGraphExecDestroy(graph_);
+  }
+  GraphOfRank(const GraphOfRank&) = delete;
+  GraphOfRank& operator=(const GraphOfRank&) = delete;
+  void launch() { CUDA_OK(cudaGraphLaunch(graph_, stream_)); }
+  std::size_t nodes() const { return nodes_; }
+
+ private:
+  const cudaStream_t stream_;
+  cudaGraphExec_t graph_ = nullptr;
+  std::size_t nodes_ = 0;
+};
+
+// Several launches one behind the other, and nobody waits between them, each time with new routing.
+void replay(Rank& self, GraphOfRank& graph, std::uint64_t times, std::initializer_list<ShuffleOfRank*> shuffles) {
+  for (std::uint64_t replay = 1; replay <= times; ++replay) {
+    for (ShuffleOfRank* shuffle : shuffles) shuffle->newRouting(replay);
+    for (ShuffleOfRank* shuffle : shuffles) shuffle->settle();
+    for (std::uint64_t k = 0; k < 1 + replay % 3; ++k) graph.launch();
+    CUDA_OK(cudaDeviceSynchronize());
+    for (ShuffleOfRank* shuffle : shuffles) {
+      const std::string wrong = shuffle->wrong();
+      if (!wrong.empty()) throw std::runtime_error("replay " + std::to_string(replay) + ": " + wrong);
+    }
+    self.barrier();
+  }
+}
 
 // Three processes as on GPUs of their own, with a communicator.
 void runApart(const std::function<void(Rank& self, fuscoComm_t comm)>& body) {
@@ -352,18 +403,59 @@ void runApart(const std::function<void(Rank& self, fuscoComm_t comm)>& body) {
     EXPECT_EQ(text, "");
 }
 
+// Small routing maps, which processes bring each other, and larger ones. With something between planning and dispatch
+// on some of the ranks, the GPUs of all meet once more.
 TEST_F(GpuProcesses, EachReplaysItsGraph) {
   runApart([](Rank& self, fuscoComm_t comm) {
-    for (const int dedup : {fuscoDedupAuto, fuscoDedupFull, fuscoDedupNone}) {
-      GraphOfRank graph(self, comm, dedup);
-      for (std::uint64_t replay = 1; replay <= 12; ++replay) {
-        graph.newRouting(replay);
-        // Several launches one behind the other, and nobody waits between them.
-        for (std::uint64_t k = 0; k < 1 + replay % 3; ++k) graph.launch();
-        graph.settle();
-        const std::string wrong = graph.wrong();
-        if (!wrong.empty()) throw std::runtime_error("replay " + std::to_string(replay) + ": " + wrong);
-        self.barrier();
+    const bool writes = self.rank() % 2 != 0;
+    for (const int tokens : {96, 400}) {
+      std::map<std::pair<int, bool>, std::size_t> nodes;
+      for (const bool between : {false, true}) {
+        for (const int dedup : {fuscoDedupAuto, fuscoDedupFull, fuscoDedupNone}) {
+          ShuffleOfRank shuffle(self, tokens);
+          GraphOfRank graph(shuffle.stream(), [&] {
+            shuffle.plan(comm, dedup);
+            if (between && writes) shuffle.writeToOutputLate();
+            shuffle.dispatch();
+            shuffle.combine();
+          });
+          nodes[{dedup, between}] = graph.nodes();
+          replay(self, graph, 6, {&shuffle});
+        }
+      }
+#if CUDART_VERSION >= 13000
+      const std::size_t meeting = 1, own = writes ? 2 : 0;
+      if (nodes[{fuscoDedupNone, true}] != nodes[{fuscoDedupNone, false}] + own + meeting)
+        throw std::runtime_error("a dispatch that follows its planning has met the other GPUs");
+#endif
+    }
+  });
+}
+
+// Two micro-batches on streams of their own, one operation of each in turn: a slot's operations are of both.
+TEST_F(GpuProcesses, EachReplaysTwoBranches) {
+  runApart([](Rank& self, fuscoComm_t comm) {
+    for (const int tokens : {96, 400}) {
+      for (const int dedup : {fuscoDedupFull, fuscoDedupNone}) {
+        ShuffleOfRank a(self, tokens), b(self, tokens);
+        cudaEvent_t event = nullptr;
+        CUDA_OK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+        const auto follow = [&](cudaStream_t first, cudaStream_t second) {
+          CUDA_OK(cudaEventRecord(event, first));
+          CUDA_OK(cudaStreamWaitEvent(second, event, 0));
+        };
+        GraphOfRank graph(a.stream(), [&] {
+          follow(a.stream(), b.stream());
+          a.plan(comm, dedup);
+          b.plan(comm, dedup);
+          a.dispatch();
+          b.dispatch();
+          a.combine();
+          b.combine();
+          follow(b.stream(), a.stream());
+        });
+        replay(self, graph, 6, {&a, &b});
+        CUDA_OK(cudaEventDestroy(event));
       }
     }
   });
@@ -449,15 +541,20 @@ TEST_F(GpuProcesses, KernelsDoNotWaitForADeadRank) {
         apartFromNow();
         fuscoComm_t comm = self.connect(0, onGpu(self));
         {
-          GraphOfRank graph(self, comm, fuscoDedupAuto);
-          graph.newRouting(1);
+          ShuffleOfRank shuffle(self, 96);
+          GraphOfRank graph(shuffle.stream(), [&] {
+            shuffle.plan(comm, fuscoDedupAuto);
+            shuffle.dispatch();
+            shuffle.combine();
+          });
+          shuffle.newRouting(1);
           graph.launch();
-          graph.settle();
+          shuffle.settle();
           self.barrier();
           if (self.rank() == 2) kill(getpid(), SIGKILL);
           const auto begin = std::chrono::steady_clock::now();
           graph.launch();
-          graph.settle();
+          shuffle.settle();
           REQUIRE(std::chrono::steady_clock::now() - begin < std::chrono::seconds(5));
           fuscoResult_t state = fuscoSuccess;
           FUSCO_OK(fuscoCommGetAsyncError(comm, &state));

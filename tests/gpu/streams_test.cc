@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <sstream>
 #include <thread>
@@ -144,6 +145,7 @@ class Shuffle {
       config.topk = kTopk;
       config.experts = kExperts;
       config.tickets = tickets ? 1 : 0;
+      config.dedup = c_.seed % 2 == 0 ? fuscoDedupAuto : fuscoDedupFull;
       if (!exact_) {
         config.capacityRows = c_.capacityRows;
         config.capacityPolicy = fuscoCapacityDrop;
@@ -246,6 +248,15 @@ class Graph {
   Graph(const Graph&) = delete;
   Graph& operator=(const Graph&) = delete;
   void launch(cudaStream_t stream) { CUDA_OK(cudaGraphLaunch(exec_, stream)); }
+  std::size_t edges() const {
+    std::size_t count = 0;
+#if CUDART_VERSION >= 13000
+    CUDA_OK(cudaGraphGetEdges(graph_, nullptr, nullptr, nullptr, &count));
+#else
+    CUDA_OK(cudaGraphGetEdges(graph_, nullptr, nullptr, &count));
+#endif
+    return count;
+  }
 
  private:
   cudaGraph_t graph_ = nullptr;
@@ -271,22 +282,80 @@ TEST_F(GpuStreams, ManyMayPlanAndDispatchSideBySide) {
   }
 }
 
+// A dispatch right behind its planning, or with the next planning between them.
 TEST_F(GpuStreams, BranchesOfACaptureMayPlanAndDispatchSideBySide) {
   const Node node;
-  SideBySide branches(node, 5, 200, [](int) { return 2500; });
-  const cudaStream_t first = (*branches.streams[0])(0);
-  CUDA_OK(cudaStreamBeginCapture(first, cudaStreamCaptureModeGlobal));
-  for (auto& branch : branches.streams) branch->follow(first);
-  for (std::size_t at = 0; at < branches.count(); ++at) {
-    branches.plan(at);
-    branches.dispatch(at);
+  for (const std::size_t between : {0, 1, 2}) {
+    for (const std::int64_t tokens : {60, 2500}) {
+      SideBySide branches(node, 5, 200, [&](int) { return tokens; });
+      const cudaStream_t first = (*branches.streams[0])(0);
+      CUDA_OK(cudaStreamBeginCapture(first, cudaStreamCaptureModeGlobal));
+      for (auto& branch : branches.streams) branch->follow(first);
+      for (std::size_t at = 0; at < branches.count() + between; ++at) {
+        if (at < branches.count()) branches.plan(at);
+        if (at >= between) branches.dispatch(at - between);
+      }
+      for (auto& branch : branches.streams) branch->lead(first);
+      Graph graph(first);
+      for (int round = 0; round < 12; ++round) {
+        branches.poison(node);
+        graph.launch(first);
+        ASSERT_EQ(branches.wrong(node), "") << "round " << round;
+      }
+    }
   }
-  for (auto& branch : branches.streams) branch->lead(first);
-  Graph graph(first);
-  for (int round = 0; round < 20; ++round) {
-    branches.poison(node);
-    graph.launch(first);
-    ASSERT_EQ(branches.wrong(node), "") << "round " << round;
+}
+
+// What a capture has of planning, of something between, and of dispatch.
+std::unique_ptr<Graph> captured(const Streams& streams, const std::vector<std::function<void()>>& calls) {
+  const cudaStream_t first = streams(0);
+  CUDA_OK(cudaStreamBeginCapture(first, cudaStreamCaptureModeGlobal));
+  streams.follow(first);
+  for (const auto& call : calls) call();
+  streams.lead(first);
+  return std::make_unique<Graph>(first);
+}
+
+// A dispatch that follows its planning does not wait for the other GPUs again. What was put between them on any rank's
+// stream comes first all the same: here it writes to where the rows go.
+TEST_F(GpuStreams, WhatACaptureHasBetweenPlanningAndDispatchComesFirst) {
+  if (gpus() == 1) GTEST_SKIP() << "all ranks are on one GPU and its stream";
+  const Node node;
+  const Streams streams;
+  for (const std::uint64_t seed : {900, 901}) {
+    Shuffle shuffle(node, seed, 60);
+    node.settle();
+    const auto plan = [&] { shuffle.plan(streams); };
+    const auto dispatch = [&] { shuffle.dispatch(streams); };
+    const auto between = [&] {
+      const int late = kRanks - 1;
+      CUDA_OK(cudaSetDevice(gpuOfRank(late, kRanks)));
+      CUDA_OK(cudaLaunchHostFunc(streams(late), sleepHere, nullptr));
+      GpuBytes& output = shuffle.output(late);
+      CUDA_OK(cudaMemsetAsync(output.there(), 0x5a, output.here.size(), streams(late)));
+      CUDA_OK(cudaSetDevice(0));
+    };
+    const auto planned = captured(streams, {plan});
+    shuffle.destroyPlans();
+    const auto following = captured(streams, {plan, dispatch});
+    if (seed % 2 == 0) {
+      // One launch a GPU, and each behind the one before on its own.
+#if CUDART_VERSION >= 13000
+      EXPECT_EQ(following->edges() - planned->edges(), static_cast<std::size_t>(gpus()));
+#endif
+    }
+    shuffle.destroyPlans();
+    const auto late = captured(streams, {plan, between, dispatch});
+    for (Graph* graph : {following.get(), late.get()}) {
+      for (int round = 0; round < 3; ++round) {
+        shuffle.poison();
+        node.settle();
+        graph->launch(streams(0));
+        node.settle();
+        shuffle.fetch();
+        ASSERT_EQ(shuffle.wrong(), "") << "round " << round;
+      }
+    }
   }
 }
 

@@ -296,6 +296,7 @@ cuda::Stream DeviceDomain::beside(cuda::Stream stream, bool captured) {
   const cuda::Stream other = beside_[captured ? 1 : 0]->get();
   event(2).record(stream);
   event(2).waitOn(other);
+  if (captured) cuda::setCaptureEdges(other, cuda::captureEdges(stream));  // not what was beside another operation
   return other;
 }
 

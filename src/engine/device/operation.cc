@@ -194,9 +194,49 @@ void DeviceOperation::recordUse(const Part& part) const {
   for (DeviceOperation* one : part.all) one->plan_->device->shareEnd(part.leader(), end);
 }
 
+// What uses the slot comes after its last operation; a planning that can be followed also after that of the others, but
+// not where another stream of its capture has them: it would wait for that.
+void DeviceOperation::beginSlots(Part& part) const {
+  if (!usesSlotMemory()) return;
+  const cuda::OnDevice on(part.domain().device());
+  for (int slot = 0; slot < kOperationSlots; ++slot) {
+    const auto orderOf = [&](const DeviceOperation* one) -> cuda::Order& { return one->domain_.slotOrder(slot); };
+    part.begun[slot] = slot == slot_ ||
+                       (canBeFollowed() && std::all_of(part.all.begin(), part.all.end(),
+                                                       [&](auto* one) { return orderOf(one).isFree(part.leader()); }));
+    if (!part.begun[slot]) continue;
+    for (DeviceOperation* one : part.all) orderOf(one).begin(part.leader());
+  }
+}
+
+void DeviceOperation::keepCaptured(const Part& part) const {
+  const cuda::CaptureEdges met = cuda::captureEdges(part.leader());
+  for (DeviceOperation* one : part.all) {
+    DevicePlan::Captured captured{part.leader(), part.planned, met, {}};
+    for (int slot = 0; slot < kOperationSlots; ++slot) {
+      captured.ends[slot] = part.begun[slot] ? one->domain_.slotOrder(slot).ends() : DevicePlan::Captured::kNever;
+    }
+    one->plan_->device->setCaptured(std::move(captured));
+  }
+}
+
+// What has come onto the stream since this rank looked (an operation that was started has not held its caller) stays.
+void DeviceOperation::rewind(const Part& part) const {
+  const DevicePlan::Captured& captured = part.all.front()->plan_->device->captured();
+  const cuda::CaptureEdges now = cuda::captureEdges(part.leader());
+  cuda::setCaptureEdges(part.leader(), captured.planned);
+  if (!(now == captured.met)) cuda::addCaptureEdges(part.leader(), now);
+}
+
+// A meeting at the end of the planning uses the same words as those to come, which are behind it.
+void DeviceOperation::takeBack(const Part& part) const {
+  const DevicePlan::Captured& captured = part.all.front()->plan_->device->captured();
+  if (domain_.meetsOnGpu() && !(captured.met == captured.planned)) cuda::addCaptureEdges(part.leader(), captured.met);
+}
+
 void DeviceOperation::launchTogether(const std::vector<DeviceOperation*>& all) {
   const exec::Range range("launch");
-  const std::vector<Part> parts = partsOf(all);
+  std::vector<Part> parts = partsOf(all);
   // Launches that wait for other GPUs are put on all of these in one order, whichever communicators they are of.
   static std::mutex order;
   const std::unique_lock ordered =
@@ -213,13 +253,12 @@ void DeviceOperation::launchTogether(const std::vector<DeviceOperation*>& all) {
     }
   }
   const bool usesSlot = usesSlotMemory();
-  if (usesSlot) {
-    for (const Part& part : parts) {
-      const cuda::OnDevice on(part.domain().device());
-      for (DeviceOperation* one : part.all) one->domain_.slotOrder(slot_).begin(part.leader());
-    }
+  if (follows()) {
+    for (const Part& part : parts) rewind(part);
+  } else {
+    for (Part& part : parts) beginSlots(part);
+    if (meetsBefore()) meet(parts);
   }
-  if (meetsBefore()) meet(parts);
   const auto launchParts = [&](auto launch) {
     for (const Part& part : parts) {
       const cuda::OnDevice on(part.domain().device());
@@ -227,9 +266,16 @@ void DeviceOperation::launchTogether(const std::vector<DeviceOperation*>& all) {
     }
   };
   launchParts(&DeviceOperation::launchAll);
+  if (follows()) {
+    for (const Part& part : parts) takeBack(part);
+  }
   if (hasRest()) {
     meet(parts);
     launchParts(&DeviceOperation::launchRest);
+  }
+  const bool keepsEdges = canBeFollowed();
+  if (keepsEdges) {
+    for (Part& part : parts) part.planned = cuda::captureEdges(part.leader());
   }
   if (meetsBehind()) meet(parts);
   for (const Part& part : parts) {
@@ -239,6 +285,7 @@ void DeviceOperation::launchTogether(const std::vector<DeviceOperation*>& all) {
       one->waits_ = part.domain().waits();
       if (usesSlot) one->domain_.slotOrder(slot_).end(part.leader());
     }
+    if (keepsEdges && part.others.empty()) keepCaptured(part);
     if (part.others.empty()) continue;
     cuda::Event& end = part.domain().event(1);
     end.record(part.leader());

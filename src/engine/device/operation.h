@@ -52,6 +52,10 @@ class DeviceOperation : public Operation {
   // Whether the GPUs meet before the first launch, and behind the last one.
   virtual bool meetsBefore() const { return true; }
   virtual bool meetsBehind() const { return true; }
+  // Whether it begins where the planning of its plan has ended (DevicePlan::Captured), on all ranks; and whether it is
+  // a planning that can be followed so.
+  virtual bool follows() const { return false; }
+  virtual bool canBeFollowed() const { return false; }
   // Whether launches use memory of the operation slot: words that other GPUs write, and a planner's counts.
   virtual bool usesSlotMemory() const { return !domain_.oneLaunch() && !domain_.waitsOnHost(); }
   // After the launch, on this rank's own thread; may be called until it is complete.
@@ -78,6 +82,9 @@ class DeviceOperation : public Operation {
   struct Part {
     std::vector<DeviceOperation*> all;
     std::vector<exec::cuda::Stream> others;  // of members, beside the leader
+    // Of a planning: where its last launch ended, and which slots it has come after.
+    exec::cuda::CaptureEdges planned;
+    bool begun[kOperationSlots] = {};
     exec::cuda::Stream leader() const { return all.front()->stream_; }
     DeviceDomain& domain() const { return all.front()->domain_; }
   };
@@ -86,6 +93,11 @@ class DeviceOperation : public Operation {
   void meet(const std::vector<Part>& parts) const;
   // What was launched for a part still uses its plans' memory.
   void recordUse(const Part& part) const;
+  void beginSlots(Part& part) const;
+  // What a dispatch needs to follow this planning; and such a dispatch's first and last step.
+  void keepCaptured(const Part& part) const;
+  void rewind(const Part& part) const;
+  void takeBack(const Part& part) const;
 
   Outcome ready();
   Outcome launchStep();

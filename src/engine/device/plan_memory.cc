@@ -120,6 +120,11 @@ std::shared_ptr<cuda::Event> DevicePlan::recordEnd(cuda::Stream stream) {
   return end;
 }
 
+bool DevicePlan::followedBy(cuda::Stream stream, int slot) const {
+  return captured_.met.capture != 0 && stream == captured_.stream && cuda::captureEdges(stream) == captured_.met &&
+         domain_.slotOrder(slot).ends() == captured_.ends[slot];
+}
+
 void DevicePlan::settle() const {
   for (const auto& [stream, end] : uses_) end->wait();
 }

@@ -60,6 +60,21 @@ class DevicePlan {
   // Behind a launch on `stream` that is not: records an event, or shares the one that another plan of it has recorded.
   std::shared_ptr<exec::cuda::Event> recordEnd(exec::cuda::Stream stream);
   void shareEnd(exec::cuda::Stream stream, std::shared_ptr<exec::cuda::Event> end) { endOn(stream) = std::move(end); }
+  // Where its planning has ended in a capture. The GPUs have met in it, behind all that their streams had and all that
+  // used these slots: what follows it at once need not meet again.
+  struct Captured {
+    static constexpr std::uint64_t kNever = ~std::uint64_t{0};
+    exec::cuda::Stream stream = nullptr;
+    exec::cuda::CaptureEdges planned;  // behind the plans of this GPU
+    // Behind the end of the operation: the plans of all GPUs. But those of small routing maps, which processes bring each
+    // other before, end it without a meeting, and it is the same as `planned`.
+    exec::cuda::CaptureEdges met;
+    std::uint64_t ends[kOperationSlots] = {};  // of the slots' orders then; kNever: it has not come after the last
+  };
+  void setCaptured(Captured captured) { captured_ = std::move(captured); }
+  const Captured& captured() const { return captured_; }
+  // Whether what `stream` has now, with `slot`, follows it at once.
+  bool followedBy(exec::cuda::Stream stream, int slot) const;
   // Until all of it has ended.
   void settle() const;
   // What a first dispatch writes beside its rows is there, or coming: not by one that is only captured.
@@ -89,6 +104,7 @@ class DevicePlan {
   std::vector<std::pair<exec::cuda::Stream, std::shared_ptr<exec::cuda::Event>>> uses_;
   std::shared_ptr<const void> inGraphs_;  // graphs hold it too
   unsigned long long capture_ = 0;        // the last one that does
+  Captured captured_;
   bool described_ = false;
 };
 

@@ -165,6 +165,12 @@ void DevicePlanning::launchAll(const std::vector<DeviceOperation*>& all, const k
   }
 }
 
+// The GPUs meet in it, in a capture.
+bool DevicePlanning::canBeFollowed() const {
+  const bool meets = meetsBefore() || hasRest() || plan_->request.options.layout != plan::Layout::slotted;
+  return capturing() && !domain_.waitsOnHost() && !domain_.oneLaunch() && meets;
+}
+
 void DevicePlanning::bringMaps(const std::vector<DeviceOperation*>& all, cuda::Stream stream) const {
   kernels::BringMapsArgs args{};
   args.topk = plan_->request.map.topk;

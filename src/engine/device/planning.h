@@ -26,6 +26,7 @@ class DevicePlanning : public DeviceOperation {
   bool meetsBefore() const override { return !domain_.meetsOnGpu(); }
   bool meetsBehind() const override { return !domain_.meetsOnGpu() || !small_; }
   bool usesSlotMemory() const override { return true; }
+  bool canBeFollowed() const override;
   Outcome finish() override;
 
  private:

@@ -134,7 +134,10 @@ void DeviceDispatch::announce(Meeting::Announcement& announcement) {
   announceTensor(announcement, kRows2, tensors_[1].output, rows * tensors_[1].rowBytes);
   flags_ = besideFlags();
   announceCrossing(announcement);
-  if (flags_ == 0) return;
+  if (flags_ == 0) {
+    if (plan_->device->followedBy(stream(), slot_)) announcement.flags |= kFollows;
+    return;
+  }
   const DeviceBeside& beside = *plan_->device->beside();
   announcement.flags |= flags_;
   announcement.bytes = beside.shape().rows;
@@ -188,12 +191,14 @@ void DeviceDispatch::bind() {
   growing_.clear();
   beside_.clear();
   anyGrowing_ = anyBeside_ = false;
+  follows_ = true;
   crossing_.bind(meeting_, engine_.nodeRanks());
   for (int i = 0; i < engine_.nodeRanks(); ++i) {
     bases_[0].push_back(tensorOf(i, kRows));
     bases_[1].push_back(tensorOf(i, kRows2));
     arrivals_.push_back(reinterpret_cast<std::uint32_t*>(tensorOf(i, kLanding)));
     const ReadyCell& cell = meeting_.ready(i);
+    follows_ = follows_ && (cell.flags & kFollows) != 0;
     kernels::BesideRows rows{};
     if ((cell.flags & kBesideFlags) != 0) {
       const BesideShape shape =
@@ -322,6 +327,7 @@ void DeviceDispatch::launchAll(const std::vector<DeviceOperation*>& all, const k
                                            : divide(budget, kSendersOfDispatch);
         const cuda::Stream beside = domain_.beside(stream, capturing());
         cuda::place(args, divided.senders, beside);
+        if (follows_) meetPlans(stream);
         expand(divided.takers, stream);
         domain_.joinBeside(stream, capturing());
       }
@@ -333,6 +339,15 @@ void DeviceDispatch::launchAll(const std::vector<DeviceOperation*>& all, const k
 void DeviceDispatch::launchRest(const std::vector<DeviceOperation*>&, const kernels::Budget& budget,
                                 cuda::Stream stream) {
   expand(budget, stream);
+}
+
+void DeviceDispatch::meetPlans(cuda::Stream stream) const {
+  const DevicePlan::Captured& captured = plan_->device->captured();
+  if (captured.met == captured.planned) {
+    domain_.meet(slot_, stream);
+  } else {
+    cuda::addCaptureEdges(stream, captured.met);
+  }
 }
 
 void DeviceDispatch::tellOthers(kernels::PlaceArgs& args, const std::vector<DeviceOperation*>& all) const {

@@ -42,6 +42,7 @@ class DeviceDispatch : public DeviceOperation {
   void launchRest(const std::vector<DeviceOperation*>& all, const kernels::Budget& budget,
                   exec::cuda::Stream stream) override;
   bool hasRest() const override { return crossing_.across() == Across::behind; }
+  bool follows() const override { return follows_; }
   Outcome finish() override;
 
  private:
@@ -65,6 +66,8 @@ class DeviceDispatch : public DeviceOperation {
   std::uint32_t unitsOfRank() const;
   void tellOthers(kernels::PlaceArgs& args, const std::vector<DeviceOperation*>& all) const;
   void expand(const kernels::Budget& budget, exec::cuda::Stream stream) const;
+  // What is launched for rows that come from other GPUs, behind their plans.
+  void meetPlans(exec::cuda::Stream stream) const;
 
   const DispatchRequest request_;
   Tensor tensors_[2];
@@ -72,7 +75,7 @@ class DeviceDispatch : public DeviceOperation {
   std::uint32_t flags_ = 0;                    // what this rank wants to have beside its rows, this time
   std::vector<kernels::BesideBoard> growing_;  // by local index: counters of rows as they are complete
   std::vector<kernels::BesideRows> beside_;    // the same: what is written when all rows are there
-  bool anyGrowing_ = false, anyBeside_ = false;
+  bool anyGrowing_ = false, anyBeside_ = false, follows_ = false;
   Crossing crossing_;
   std::vector<std::uint32_t*> arrivals_;  // by local index, of the first rank of each part
 };
