@@ -11,8 +11,8 @@ namespace fusco::kernels {
 namespace {
 
 // Up to here one kernel, in which each rank's block counts for itself: two take less by themselves from about 1500 ids
-// on, but a whole dispatch of 4096 was the faster one with it (docs/results.md, "One H100").
-constexpr int kWholeInBlock = 4096;    // ids of all ranks
+// on, but a whole dispatch of 8192 was the faster one with it (docs/results.md, "One H100").
+constexpr int kWholeInBlock = 8192;    // ids of all ranks
 constexpr int kWholeApart = 16384;     // the same where ranks on several GPUs would have to meet between two kernels
 constexpr int kOwnInBlock = 1024;      // and of its own rank
 constexpr int kSlottedInBlock = 2048;  // of its own rank, where it need not count those of others
@@ -132,13 +132,12 @@ __device__ void findBases(const PlanLaunch& launch, const PlanRank& rank, const 
 }
 
 // The head's block: what is left when bases and the cursors of the first chunk are known.
-__device__ void endHead(const PlanLaunch& launch, const PlanRank& rank, const PlanShared& s, const Part& part,
-                        const HeadFrame& frame, std::uint64_t number, std::uint32_t wanted) {
-  finishHead(launch, rank, s, frame, part.tokens, wanted);
+__device__ void endHead(const PlanLaunch& launch, const PlanRank& rank, const PlanShared& s, const Lane& me,
+                        const Part& part, const HeadFrame& frame, std::uint64_t number, std::uint32_t wanted) {
+  finishHead(launch, rank, s, me, frame, part.tokens, wanted, part.tooMany);
   // What this launch's successor counts into, which nobody reads any more.
   for (int key = threadIdx.x; key < launch.room; key += blockDim.x) *countOf(rank.counts, number + 1, key) = 0;
   if (threadIdx.x == 0) {
-    setStatus(launch, rank, s, part.tooMany);
     rank.counts->bad[(number + 1) & 1] = 0;
     rank.counts->ended = number + 1;
   }
@@ -175,11 +174,11 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 2) layKernel(const __grid_cons
   };
   if (part.isHead) {
     HeadFrame frame;
-    frame.load(rank);
+    frame.load(rank, me);
     basesAreKnown();
     const bool isLimited = s.words[kRefused] == 0 && s.words[kLimited] != 0;
     if (threadIdx.x == 0) rank.counts->limited = isLimited;
-    if (!isLimited) endHead(launch, rank, s, part, frame, number, s.entries[launch.nodes]);
+    if (!isLimited) endHead(launch, rank, s, me, part, frame, number, s.entries[launch.nodes]);
     return;
   }
   walk<true>(launch, rank, s, me, part.begin(), part.end(), true, basesAreKnown);
@@ -229,9 +228,9 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 2) dropKernel(const __grid_con
   };
   if (part.isHead) {
     HeadFrame frame;
-    frame.load(rank);
+    frame.load(rank, me);
     basesAreKnown();
-    endHead(launch, rank, s, part, frame, number, wanted);
+    endHead(launch, rank, s, me, part, frame, number, wanted);
     return;
   }
   walk<true>(launch, rank, s, me, part.begin(), part.end(), false, basesAreKnown);
@@ -382,8 +381,10 @@ PlanLaunch prepare(const PlanArgs& args, const Device& device, bool alone) {
 
 template <typename Kernel>
 cudaError_t start(Kernel kernel, const PlanLaunch& launch, const Device& device, int blocks, bool alone, void* stream) {
-  const std::size_t shared = sharedBytes(launch.keys, launch.pairs, launch.warps, launch.nodes, launch.mayDrop, alone);
-  if (shared > 49152) {
+  const std::size_t shared =
+      (sharedBytes(launch.keys, launch.pairs, launch.warps, launch.nodes, launch.mayDrop, alone) + 15) / 16 * 16;
+  constexpr std::size_t kUnasked = 49152 - 1024;  // kernels have a little beside it
+  if (shared > kUnasked) {
     const cudaError_t error =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(roomIn(device)));
     if (error != cudaSuccess) return error;

@@ -16,27 +16,42 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 1) aloneKernel(const __grid_co
   const PlanRank& rank = launch.rank[mine];
   const PlanShared s = shareOut(launch, true);
   const Lane me = whoAmI(launch);
-  clear(s.next, launch.keys);
-  clear(s.total, launch.keys);
-  clear(s.own, launch.keys);
-  if (launch.mayDrop) clear(s.lower, launch.keys);
-  clear(s.copiesOfNode, launch.nodes);
-  clear(s.entriesOfNode, launch.nodes);
-  clear(s.copies, launch.nodes);
-  clear(s.entries, launch.nodes);
-  clear(s.words, kPlanWords);
+  clearAll(sharedBytes(launch.keys, launch.pairs, launch.warps, launch.nodes, launch.mayDrop, true));
   __syncthreads();
   ptx::waitForPreviousLaunch();
   ptx::letNextLaunchBegin();
   bool tooMany = false;
   const std::uint32_t tokens = tokensOf(rank, tooMany);
   HeadFrame frame;
-  frame.load(rank);
+  frame.load(rank, me);
   const std::size_t brought = launch.turn != nullptr && *launch.turn % 2 != 0 ? launch.turnBytes : 0;
 
   const auto mapOf = [&](int from) {
     const bool here = from >= launch.firstHere && from < launch.firstHere + launch.ranksHere;
     return static_cast<const std::byte*>(launch.rank[from].ids) + (here ? 0 : brought);
+  };
+  // In expert order where an id is in its token does not matter: a thread takes ids of all ranks. It asks for its first
+  // ones before it needs them, since those of other GPUs are far away.
+  __shared__ const std::byte* maps[kMaxPlanRanks];
+  __shared__ std::uint32_t ends[kMaxPlanRanks];
+  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  const int ofRank = 1 << launch.idsOfRank, all = launch.rankCount << launch.idsOfRank;
+  if (!kBySlots && thread < launch.rankCount) {
+    bool isTooMany = false;
+    ends[thread] = tokensOf(launch.rank[thread], isTooMany) * launch.topk;
+    maps[thread] = mapOf(thread);
+  }
+  std::int64_t ids[kIdsAtATime];
+  const auto askFor = [&](int first) {
+#pragma unroll
+    for (int i = 0; i < kIdsAtATime; ++i) {
+      const int at = first + i * threads, from = at >> launch.idsOfRank, index = at & (ofRank - 1);
+      ids[i] = -1;
+      if (at < all && index < static_cast<int>(ends[from])) ids[i] = idAt(launch, maps[from], index);
+    }
+  };
+  const auto askAhead = [&] {
+    if constexpr (!kBySlots) askFor(thread);
   };
   const auto refuse = [&](int from, std::uint32_t index) {
     if (from == mine) atomicMax(s.words + kBad, ~index);
@@ -73,25 +88,9 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 1) aloneKernel(const __grid_co
         }
       }
     } else {
-      // Rows by key: where an id is in its token does not matter. Then copies and entries of this rank.
-      __shared__ const std::byte* maps[kMaxPlanRanks];
-      __shared__ std::uint32_t ends[kMaxPlanRanks];
-      const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-      const int ofRank = 1 << launch.idsOfRank, all = launch.rankCount << launch.idsOfRank;
-      if (thread < launch.rankCount) {
-        bool isTooMany = false;
-        ends[thread] = tokensOf(launch.rank[thread], isTooMany) * launch.topk;
-        maps[thread] = mapOf(thread);
-      }
-      __syncthreads();
+      // Rows by key.
       for (int first = thread; first < all; first += kIdsAtATime * threads) {
-        std::int64_t ids[kIdsAtATime];
-#pragma unroll
-        for (int i = 0; i < kIdsAtATime; ++i) {
-          const int at = first + i * threads, from = at >> launch.idsOfRank, index = at & (ofRank - 1);
-          ids[i] = -1;
-          if (at < all && index < static_cast<int>(ends[from])) ids[i] = idAt(launch, maps[from], index);
-        }
+        if (first != thread) askFor(first);
 #pragma unroll
         for (int i = 0; i < kIdsAtATime; ++i) {
           if (ids[i] == -1) continue;
@@ -102,6 +101,17 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 1) aloneKernel(const __grid_co
             refuse(from, static_cast<std::uint32_t>(at & (ofRank - 1)));
           }
         }
+      }
+      // Copies and entries of this rank, which a walk of one tile has numbered already.
+      if (tokens <= Tile::mostTokens(launch)) {
+        if (tokens > 0) {
+          for (int node = threadOfNode(); node < launch.nodes; node += threads) {
+            const std::uint32_t sum = s.nodes[launch.warps * launch.nodes + node];
+            s.copiesOfNode[node] = sum & 0xffff;
+            s.entriesOfNode[node] = sum >> 16;
+          }
+        }
+        return;
       }
       const auto step = static_cast<std::uint32_t>(launch.tokensOfBatch);
 #pragma unroll 1
@@ -130,15 +140,16 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 1) aloneKernel(const __grid_co
     }
     placeNodes(launch, s, me);
     __syncthreads();
-    finishHead(launch, rank, s, frame, tokens, wanted);
-    if (threadIdx.x == 0) setStatus(launch, rank, s, tooMany);
+    finishHead(launch, rank, s, me, frame, tokens, wanted, tooMany);
     return goesOn;
   };
   if (tokens == 0) {
+    __syncthreads();
+    askAhead();
     basesAreKnown();
   } else {
     for (;; isSecond = true) {
-      walk<true>(launch, rank, s, me, 0, tokens, !launch.mayDrop, basesAreKnown);
+      walk<true>(launch, rank, s, me, 0, tokens, !isSecond, basesAreKnown, askAhead);
       if (isSecond || !goesOn || s.words[kLimited] == 0) break;
       // Rows are dropped: once more, with the numbers of what is kept.
       walk<false>(launch, rank, s, me, 0, tokens, false, [] { return true; });

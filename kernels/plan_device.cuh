@@ -48,7 +48,7 @@ struct PlanLaunch {
   std::int64_t maxTokens;
   std::uint32_t capacity, blockRows;  // rows of an output; rows that one key may have here
   int idBytes, topk, experts, ranks, nodes, keys, room, alignment, rankCount;
-  int firstHere, ranksHere;  // small routing maps: the ranks that this launch plans; 0: all
+  int firstHere, ranksHere;   // small routing maps: the ranks that this launch plans; 0: all
   const std::uint32_t* turn;  // as in PlanArgs
   std::size_t turnBytes;
   int pairs;   // of keys, rounded up
@@ -87,7 +87,7 @@ enum PlanWord {
   kPlanWords
 };
 
-extern __shared__ std::uint32_t planMemory[];
+extern __shared__ __align__(16) std::uint32_t planMemory[];
 
 constexpr std::size_t sharedBytes(int keys, int pairs, int warps, int nodes, bool mayDrop, bool alone) {
   return 4 * (static_cast<std::size_t>(keys) * (2 + mayDrop + alone) +

@@ -39,66 +39,21 @@ struct HeadRows {
   }
 };
 
-__device__ inline void clearFrom(std::int32_t* section, int used, std::uint32_t bytes) {
-  for (int i = used + threadIdx.x; i < static_cast<int>(bytes / 4); i += blockDim.x) section[i] = 0;
-}
-
 // What the head needs of the frame, asked for before anything else.
 struct HeadFrame {
-  plan::Flow flow;  // of this thread
-  std::uint32_t word;
+  static constexpr int kWordsOfLane = (sizeof(plan::ArenaHeader) / 4 + 31) / 32;
+  plan::Flow flow;                    // of this thread
+  std::uint32_t words[kWordsOfLane];  // of this lane
 
-  __device__ void load(const PlanRank& rank) {
-    if (threadIdx.x < sizeof(plan::ArenaHeader) / 4)
-      word = reinterpret_cast<const std::uint32_t*>(rank.frame)[threadIdx.x];
+  __device__ void load(const PlanRank& rank, const Lane& me) {
     if (static_cast<int>(threadIdx.x) < rank.flowCount) flow = rank.flowShares[threadIdx.x];
+#pragma unroll
+    for (int i = 0; i < kWordsOfLane; ++i) {
+      const unsigned word = me.lane + 32 * i;
+      if (word < sizeof(plan::ArenaHeader) / 4) words[i] = reinterpret_cast<const std::uint32_t*>(rank.frame)[word];
+    }
   }
 };
-
-// The rest of the head. Cursors must be those of the first chunk. `wanted`: entries before any drop.
-__device__ inline void finishHead(const PlanLaunch& launch, const PlanRank& rank, const PlanShared& s,
-                                  const HeadFrame& frame, std::uint32_t tokens, std::uint32_t wanted) {
-  const bool refused = s.words[kRefused] != 0;
-  const std::uint32_t copies = refused ? 0 : s.copies[launch.nodes], entries = refused ? 0 : s.entries[launch.nodes];
-  const std::uint32_t received = refused ? 0 : s.words[kReceiveRows];
-  const HeadRows head{launch, rank, s};
-  std::int32_t* const localStart = head.at(rank.localStart);
-  const std::uint32_t rowsOfExpert = sizeof(plan::ArenaHeader);
-  clearFrom(head.at(rowsOfExpert), launch.keys, rank.rowBase - rowsOfExpert);
-  clearFrom(head.at(rank.rowBase), launch.keys, rank.localRows - rank.rowBase);
-  clearFrom(head.at(rank.localRows), launch.byRank ? 0 : rank.localExperts, rank.localStart - rank.localRows);
-  clearFrom(localStart, launch.byRank ? 0 : rank.localExperts + 1, rank.flows - rank.localStart);
-  if (threadIdx.x == 0 && !launch.byRank) localStart[rank.localExperts] = received;
-
-  auto* flows = reinterpret_cast<plan::Flow*>(rank.arena + rank.flows);
-  clearFrom(head.at(rank.flows), rank.flowCount * static_cast<int>(sizeof(plan::Flow) / 4),
-            static_cast<std::uint32_t>(rank.copies) - rank.flows);
-  for (int i = threadIdx.x; i < rank.flowCount; i += blockDim.x) {
-    plan::Flow flow = i == static_cast<int>(threadIdx.x) ? frame.flow : rank.flowShares[i];
-    const std::uint64_t ofNode = refused ? 0 : s.copiesOfNode[flow.node];
-    const std::uint32_t begin = refused ? 0 : s.copies[flow.node];
-    flow.copyBegin = begin + static_cast<std::uint32_t>(ofNode * flow.copyBegin / 65536);
-    flow.copyEnd = begin + static_cast<std::uint32_t>(ofNode * flow.copyEnd / 65536);
-    flows[i] = flow;
-  }
-  constexpr std::uint32_t kShapeWords = offsetof(plan::ArenaHeader, tokensUsed) / 4;
-  static_assert(sizeof(plan::ArenaHeader) == 4 * kShapeWords + 5 * sizeof(std::int64_t));
-  for (std::uint32_t word = threadIdx.x; word < kShapeWords; word += blockDim.x) {
-    // A block may be of one warp, which has more words than threads.
-    const bool isKnown = word == threadIdx.x;
-    reinterpret_cast<std::uint32_t*>(rank.arena)[word] =
-        isKnown ? frame.word : reinterpret_cast<const std::uint32_t*>(rank.frame)[word];
-  }
-  if (threadIdx.x == 0) {
-    auto* header = reinterpret_cast<plan::ArenaHeader*>(rank.arena);
-    header->tokensUsed = tokens;
-    header->copies = copies;
-    header->entries = entries;
-    header->dropped = refused ? 0 : wanted - entries;
-    header->receiveRows = received;
-    reinterpret_cast<plan::Copy*>(rank.arena + rank.copies)[copies] = {0, entries};
-  }
-}
 
 // One thread's work.
 __device__ inline void setStatus(const PlanLaunch& launch, const PlanRank& rank, const PlanShared& s, bool tooMany) {
@@ -122,6 +77,66 @@ __device__ inline void setStatus(const PlanLaunch& launch, const PlanRank& rank,
     status.code = PlanStatus::tooManyRows;
   }
   *rank.status = status;
+}
+
+// The rest of the head. Cursors must be those of the first chunk. `wanted`: entries before any drop. What does not take
+// many threads is dealt out to the warps, so that they do it side by side.
+__device__ inline void finishHead(const PlanLaunch& launch, const PlanRank& rank, const PlanShared& s, const Lane& me,
+                                  const HeadFrame& frame, std::uint32_t tokens, std::uint32_t wanted, bool tooMany) {
+  int dealt = 0;
+  const auto isMine = [&] {
+    const bool mine = dealt == me.warp;
+    dealt = dealt + 1 < launch.warps ? dealt + 1 : 0;
+    return mine;
+  };
+  const auto clearFrom = [&](std::int32_t* section, int used, std::uint32_t bytes) {
+    for (int i = used + me.lane; i < static_cast<int>(bytes / 4); i += 32) section[i] = 0;
+  };
+  const bool refused = s.words[kRefused] != 0;
+  const std::uint32_t copies = refused ? 0 : s.copies[launch.nodes], entries = refused ? 0 : s.entries[launch.nodes];
+  const std::uint32_t received = refused ? 0 : s.words[kReceiveRows];
+  const HeadRows head{launch, rank, s};
+  std::int32_t* const localStart = head.at(rank.localStart);
+  const std::uint32_t rowsOfExpert = sizeof(plan::ArenaHeader);
+  auto* flows = reinterpret_cast<plan::Flow*>(rank.arena + rank.flows);
+  for (int i = threadIdx.x; i < rank.flowCount; i += blockDim.x) {
+    plan::Flow flow = i == static_cast<int>(threadIdx.x) ? frame.flow : rank.flowShares[i];
+    const std::uint64_t ofNode = refused ? 0 : s.copiesOfNode[flow.node];
+    const std::uint32_t begin = refused ? 0 : s.copies[flow.node];
+    flow.copyBegin = begin + static_cast<std::uint32_t>(ofNode * flow.copyBegin / 65536);
+    flow.copyEnd = begin + static_cast<std::uint32_t>(ofNode * flow.copyEnd / 65536);
+    flows[i] = flow;
+  }
+  isMine();  // the first warp has the most of these
+  if (isMine()) {
+    constexpr unsigned kShapeWords = offsetof(plan::ArenaHeader, tokensUsed) / 4;
+    static_assert(sizeof(plan::ArenaHeader) == 4 * kShapeWords + 5 * sizeof(std::int64_t));
+#pragma unroll
+    for (int i = 0; i < HeadFrame::kWordsOfLane; ++i) {
+      const unsigned word = me.lane + 32 * i;
+      if (word < kShapeWords) reinterpret_cast<std::uint32_t*>(rank.arena)[word] = frame.words[i];
+    }
+  }
+  if (isMine() && me.lane == 0) {
+    auto* header = reinterpret_cast<plan::ArenaHeader*>(rank.arena);
+    header->tokensUsed = tokens;
+    header->copies = copies;
+    header->entries = entries;
+    header->dropped = refused ? 0 : wanted - entries;
+    header->receiveRows = received;
+    reinterpret_cast<plan::Copy*>(rank.arena + rank.copies)[copies] = {0, entries};
+    if (!launch.byRank) localStart[rank.localExperts] = received;
+  }
+  if (isMine() && me.lane == 0) setStatus(launch, rank, s, tooMany);
+  if (isMine()) clearFrom(head.at(rowsOfExpert), launch.keys, rank.rowBase - rowsOfExpert);
+  if (isMine()) clearFrom(head.at(rank.rowBase), launch.keys, rank.localRows - rank.rowBase);
+  if (isMine())
+    clearFrom(head.at(rank.localRows), launch.byRank ? 0 : rank.localExperts, rank.localStart - rank.localRows);
+  if (isMine()) clearFrom(localStart, launch.byRank ? 0 : rank.localExperts + 1, rank.flows - rank.localStart);
+  if (isMine()) {
+    clearFrom(head.at(rank.flows), rank.flowCount * static_cast<int>(sizeof(plan::Flow) / 4),
+              static_cast<std::uint32_t>(rank.copies) - rank.flows);
+  }
 }
 
 // Zeros behind the used part of the lists, as far as a plan of so many tokens reaches; a part of them for each of some

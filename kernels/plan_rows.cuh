@@ -161,13 +161,23 @@ __device__ void findRowBases(const PlanLaunch& launch, const PlanRank& rank, con
       s.sums[kMaxWarps + me.warp] = heads;
     }
     __syncthreads();
-    const int left = (launch.keys - first + 31) / 32, warps = left < launch.warps ? left : launch.warps;
-    std::uint32_t below = carry;
-#pragma unroll 4
-    for (int warp = 0; warp < warps; ++warp) {
-      if (warp == me.warp) below = carry;
-      carry = s.sums[kMaxWarps + warp] != 0 ? s.sums[warp] : addUpToLimit(carry, s.sums[warp]);
+    // The same over the warps, a lane for each; below: what those before this one leave over.
+    const bool isThere = me.lane < launch.warps;
+    std::uint32_t upTo = isThere ? s.sums[me.lane] : 0;
+    bool begins = isThere && s.sums[kMaxWarps + me.lane] != 0;
+    if (me.lane == 0 && !begins) upTo = addUpToLimit(carry, upTo);
+#pragma unroll
+    for (int distance = 1; distance < kMaxWarps; distance *= 2) {
+      const std::uint32_t other = __shfl_up_sync(kAllLanes, upTo, distance);
+      const bool otherBegins = __shfl_up_sync(kAllLanes, begins, distance) != 0;
+      if (me.lane >= distance && !begins) {
+        upTo = addUpToLimit(upTo, other);
+        begins = otherBegins;
+      }
     }
+    const std::uint32_t before = __shfl_sync(kAllLanes, upTo, me.warp > 0 ? me.warp - 1 : 0);
+    const std::uint32_t below = me.warp > 0 ? before : carry;
+    carry = __shfl_sync(kAllLanes, upTo, launch.warps - 1);
     if (headsUpToMe == 0) sum = addUpToLimit(sum, below);
     std::uint32_t start = __shfl_up_sync(kAllLanes, sum, 1);
     if (me.lane == 0) start = below;

@@ -11,14 +11,17 @@ __device__ inline std::int64_t idAt(const PlanLaunch& launch, const void* ids, s
                              : static_cast<const std::int64_t*>(ids)[index];
 }
 
-// Reads the ids of a batch whose first token is `token`: the expert, or -1. outOfRange(index) is called for
-// ids that are neither.
+// Whether a lane has an id of a batch whose first token is `token`.
+__device__ inline bool hasId(const Lane& me, std::uint32_t token, std::uint32_t end) {
+  return me.works && token + me.token < end;
+}
+
+// Reads the ids of a batch: the expert, or -1. outOfRange(index) is called for ids that are neither.
 template <typename OutOfRange>
 __device__ int loadExpert(const PlanLaunch& launch, const void* ids, const Lane& me, std::uint32_t token,
                           std::uint32_t end, OutOfRange&& outOfRange) {
-  const std::uint32_t mine = token + me.token;
-  if (!me.works || mine >= end) return -1;
-  const std::uint32_t index = mine * launch.topk + me.slot;
+  if (!hasId(me, token, end)) return -1;
+  const std::uint32_t index = (token + me.token) * launch.topk + me.slot;
   const std::int64_t id = idAt(launch, ids, index);
   if (static_cast<std::uint64_t>(id) < static_cast<std::uint64_t>(launch.experts)) return static_cast<int>(id);
   if (id != -1) outOfRange(index);
@@ -63,18 +66,20 @@ struct Tile {
     const std::uint32_t wanted = (end - begin + step - 1) / step;
     batches = wanted < kBatches ? wanted : kBatches;
     token = begin + me.warp * batches * launch.tokensOfBatch;
+    // Weights do not wait for ids: what an id without an expert has is not looked at.
 #pragma unroll
     for (int b = 0; b < kBatches; ++b) {
+      const std::uint32_t first = token + b * launch.tokensOfBatch;
+      weight[b] = 1.0f;
       expert[b] = -1;
       if (b < batches) {
-        expert[b] = loadExpert(launch, rank.ids, me, token + b * launch.tokensOfBatch, end, [](std::uint32_t) {});
+        if (rank.weights != nullptr && hasId(me, first, end)) weight[b] = rank.weights[indexOf(launch, me, b)];
+        expert[b] = loadExpert(launch, rank.ids, me, first, end, [](std::uint32_t) {});
       }
     }
     kept = begins = twin = 0;
 #pragma unroll
     for (int b = 0; b < kBatches; ++b) {
-      weight[b] = 1.0f;
-      if (expert[b] >= 0 && rank.weights != nullptr) weight[b] = rank.weights[indexOf(launch, me, b)];
       home[b] = expert[b] >= 0 ? homeOf(launch, rank, expert[b]) : kNoHome;
     }
   }
@@ -84,6 +89,9 @@ struct Tile {
   }
   __device__ std::uint32_t indexOf(const PlanLaunch& launch, const Lane& me, int b) const {
     return tokenOf(launch, me, b) * launch.topk + me.slot;
+  }
+  static __device__ std::uint32_t mostTokens(const PlanLaunch& launch) {
+    return kBatches * launch.tokensOfBatch * launch.warps;
   }
   // Tokens that all warps take at a time.
   __device__ std::uint32_t tokens(const PlanLaunch& launch) const {
@@ -191,9 +199,10 @@ struct Tile {
   }
 };
 
-// [warps][columns] counts become those of lower warps; row `warps` becomes the sum of all.
-__device__ inline void sumOverWarps(std::uint32_t* counts, int columns, int warps) {
-  for (int column = threadIdx.x; column < columns; column += blockDim.x) {
+// [warps][columns] counts become those of lower warps; row `warps` becomes the sum of all. `thread` takes every n-th
+// column of n threads.
+__device__ inline void sumOverWarps(std::uint32_t* counts, int columns, int warps, int thread) {
+  for (int column = thread; column < columns; column += blockDim.x) {
     std::uint32_t sum = 0;
     for (int first = 0; first < warps; first += 8) {
       std::uint32_t of[8];
@@ -209,34 +218,44 @@ __device__ inline void sumOverWarps(std::uint32_t* counts, int columns, int warp
   }
 }
 
+// `bytes`, rounded up to 16, of a block's shared memory.
+__device__ inline void clearAll(std::size_t bytes) {
+  auto* quads = reinterpret_cast<uint4*>(planMemory);
+  for (unsigned i = threadIdx.x; i < (bytes + 15) / 16; i += blockDim.x) quads[i] = uint4{0, 0, 0, 0};
+}
 __device__ inline void clear(std::uint32_t* words, int count) {
   for (int i = threadIdx.x; i < count; i += blockDim.x) words[i] = 0;
 }
 
+// Nodes by the last threads: the first ones have keys.
+__device__ inline int threadOfNode() { return static_cast<int>(blockDim.x - 1 - threadIdx.x); }
+
 // Walks [begin, end), which is not empty. `basesAreKnown` is called by all threads once, when all that does not need
 // the other blocks' counts has been done; it says whether to go on. Without kStore only the cursors move. placesFirst:
-// nothing is dropped if it goes on, so that places do not depend on rows.
-template <bool kStore, typename BasesAreKnown>
+// nothing is dropped if it goes on, so that places do not depend on rows. `ahead` is called behind the first barrier.
+template <bool kStore, typename BasesAreKnown, typename Ahead>
 __device__ void walk(const PlanLaunch& launch, const PlanRank& rank, const PlanShared& s, const Lane& me,
-                     std::uint32_t begin, std::uint32_t end, bool placesFirst, BasesAreKnown&& basesAreKnown) {
+                     std::uint32_t begin, std::uint32_t end, bool placesFirst, BasesAreKnown&& basesAreKnown,
+                     Ahead&& ahead) {
   for (bool isFirst = true;; isFirst = false) {
     Tile tile;
     tile.load(launch, rank, me, begin, end);
     clear(s.rows, launch.warps * launch.pairs);
     clear(s.nodes, launch.warps * launch.nodes);
     __syncthreads();
+    if (isFirst) ahead();
     tile.rank(launch, s, me);
     if (placesFirst) tile.findPlaces(launch, s, me);
     __syncthreads();
-    sumOverWarps(s.rows, launch.pairs, launch.warps);
-    if (placesFirst) sumOverWarps(s.nodes, launch.nodes, launch.warps);
+    sumOverWarps(s.rows, launch.pairs, launch.warps, static_cast<int>(threadIdx.x));
+    if (placesFirst) sumOverWarps(s.nodes, launch.nodes, launch.warps, threadOfNode());
     if (isFirst && !basesAreKnown()) return;
     __syncthreads();
     tile.findRows(launch, rank, s, me, s.words[kLimited] != 0);
     if (!placesFirst) {
       tile.findPlaces(launch, s, me);
       __syncthreads();
-      sumOverWarps(s.nodes, launch.nodes, launch.warps);
+      sumOverWarps(s.nodes, launch.nodes, launch.warps, threadOfNode());
       __syncthreads();
     }
     if constexpr (kStore) tile.store(launch, rank, s, me);
@@ -254,6 +273,11 @@ __device__ void walk(const PlanLaunch& launch, const PlanRank& rank, const PlanS
     __syncthreads();
     if (begin >= end) return;
   }
+}
+template <bool kStore, typename BasesAreKnown>
+__device__ void walk(const PlanLaunch& launch, const PlanRank& rank, const PlanShared& s, const Lane& me,
+                     std::uint32_t begin, std::uint32_t end, bool placesFirst, BasesAreKnown&& basesAreKnown) {
+  walk<kStore>(launch, rank, s, me, begin, end, placesFirst, basesAreKnown, [] {});
 }
 
 }  // namespace fusco::kernels
