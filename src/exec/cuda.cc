@@ -260,14 +260,29 @@ unsigned long long captureOf(Stream stream) {
   return status == cudaStreamCaptureStatusActive ? id : 0;
 }
 
+#if CUDART_VERSION >= 12030
+namespace {
 #if CUDART_VERSION >= 13000
+constexpr auto captureInfo = cudaStreamGetCaptureInfo;
+constexpr auto updateCapture = cudaStreamUpdateCaptureDependencies;
+#else
+constexpr auto captureInfo = cudaStreamGetCaptureInfo_v3;
+constexpr auto updateCapture = cudaStreamUpdateCaptureDependencies_v2;
+#endif
+}  // namespace
+
 CaptureEdges captureEdges(Stream stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   CaptureEdges edges;
   const cudaGraphNode_t* nodes = nullptr;
   const cudaGraphEdgeData* kinds = nullptr;
   std::size_t count = 0;
-  FUSCO_CUDA_CHECK(cudaStreamGetCaptureInfo(native(stream), &status, &edges.capture, nullptr, &nodes, &kinds, &count));
+  const cudaError_t error = captureInfo(native(stream), &status, &edges.capture, nullptr, &nodes, &kinds, &count);
+  if (error == cudaErrorCallRequiresNewerDriver) {
+    cudaGetLastError();
+    return {};
+  }
+  check(error, "cudaStreamGetCaptureInfo");
   if (status != cudaStreamCaptureStatusActive) return {};
   edges.nodes.assign(nodes, nodes + count);
   return edges;
@@ -278,7 +293,7 @@ void changeCaptureEdges(Stream stream, const CaptureEdges& edges, cudaStreamUpda
   if (edges.capture == 0) return;
   std::vector<cudaGraphNode_t> nodes;
   for (void* node : edges.nodes) nodes.push_back(static_cast<cudaGraphNode_t>(node));
-  FUSCO_CUDA_CHECK(cudaStreamUpdateCaptureDependencies(native(stream), nodes.data(), nullptr, nodes.size(), how));
+  FUSCO_CUDA_CHECK(updateCapture(native(stream), nodes.data(), nullptr, nodes.size(), how));
 }
 }  // namespace
 

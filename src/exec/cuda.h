@@ -87,7 +87,7 @@ bool isPerThread(Stream stream);
 unsigned long long captureOf(Stream stream);
 
 // What comes next on a stream that is being captured comes after these nodes of the graph. None (capture is 0) where
-// nothing is being captured, and where the library was built with a CUDA before 13.
+// nothing is being captured, and with a CUDA or a driver before 12.3.
 struct CaptureEdges {
   unsigned long long capture = 0;
   std::vector<void*> nodes;
