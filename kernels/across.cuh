@@ -9,7 +9,8 @@
 
 namespace fusco::kernels {
 
-// Until `there` says so; or false after the bound. For one thread.
+// Until `there` says so; or false after the bound, or once any wait of the communicator has been in vain: what comes behind
+// it would wait as long each time. For one thread.
 template <typename There>
 __device__ bool waitUntil(const There& there, const ArrivalWait& wait) {
   constexpr unsigned kTries = 1024;         // between looks at the clock, each of which takes as long as many tries
@@ -21,7 +22,8 @@ __device__ bool waitUntil(const There& there, const ArrivalWait& wait) {
     if (begin == 0) begin = looked = now;
     if (now - looked < kLook) continue;
     looked = now;
-    if (now - begin < wait.nanoseconds && ptx::loadVolatile(wait.abort) == 0) continue;
+    const bool goesOn = ptx::loadVolatile(wait.abort) == 0 && ptx::loadVolatile(wait.failed) == 0;
+    if (goesOn && now - begin < wait.nanoseconds) continue;
     *reinterpret_cast<volatile std::uint32_t*>(wait.failed) = 1;
     return false;
   }

@@ -35,7 +35,7 @@ struct Budget {
 struct ArrivalWait {
   std::uint64_t nanoseconds;
   const std::uint32_t* abort;  // leave when it is not 0
-  std::uint32_t* failed;       // set to 1 by a launch that gave up
+  std::uint32_t* failed;       // set to 1 by a launch that gave up; nobody waits for long then
 };
 
 // Pieces that a row crosses links in (kernels/across.h). Copies are made of whole rows where these fit a buffer:

@@ -248,6 +248,8 @@ class ShuffleOfRank {
     config.capacityRows = c_.capacityRows;
     config.capacityPolicy = fuscoCapacityDrop;
     config.dedup = dedup;
+    if (plan_ != nullptr) FUSCO_OK(fuscoPlanDestroy(plan_));
+    plan_ = nullptr;
     FUSCO_OK(fuscoPlanCreate(&plan_, &config, comm, stream()));
   }
   void dispatch() { FUSCO_OK(fuscoDispatch(plan_, input_->there(), output_->there(), kRowBytes, stream())); }
@@ -533,6 +535,48 @@ TEST_F(GpuProcesses, EachReplaysItsTransfers) {
 }
 
 // Kernels that wait for a process that has died end, though nobody calls the library.
+// A rank that does not come costs the others its time-out once, however often their kernels would wait for it.
+TEST_F(GpuProcesses, KernelsWaitInVainOnce) {
+  constexpr int kTimeoutMs = 1500;
+  const std::vector<std::string> ends = runRanks(
+      {"three, apart, one is late", 3, 1, {}, true, 16384},
+      [&](Rank& self) {
+        apartFromNow();
+        fuscoConfig_t config = onGpu(self);
+        config.operationTimeoutMs = kTimeoutMs;
+        fuscoComm_t comm = self.connect(0, config);
+        {
+          ShuffleOfRank shuffle(self, 96);
+          GraphOfRank graph(shuffle.stream(), [&] {
+            for (int i = 0; i < 3; ++i) {
+              shuffle.plan(comm, fuscoDedupNone);
+              shuffle.dispatch();
+              shuffle.combine();
+            }
+          });
+          shuffle.newRouting(1);
+          graph.launch();
+          shuffle.settle();
+          self.barrier();
+          if (self.rank() != 2) {
+            const auto begin = std::chrono::steady_clock::now();
+            graph.launch();
+            shuffle.settle();
+            const auto took = std::chrono::steady_clock::now() - begin;
+            REQUIRE(took > std::chrono::milliseconds(kTimeoutMs * 9 / 10));
+            REQUIRE(took < std::chrono::milliseconds(2 * kTimeoutMs));
+            fuscoResult_t state = fuscoSuccess;
+            FUSCO_OK(fuscoCommGetAsyncError(comm, &state));
+            REQUIRE(state == fuscoRemoteError);
+          }
+          self.barrier();
+        }
+        fuscoCommAbort(comm);
+      },
+      60);
+  for (const std::string& text : ends) EXPECT_EQ(text, "");
+}
+
 TEST_F(GpuProcesses, KernelsDoNotWaitForADeadRank) {
   const World world{"three, apart, one is killed", 3, 1, {}, true, 16384};
   const std::vector<std::string> ends = runRanks(
