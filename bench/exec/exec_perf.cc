@@ -25,7 +25,11 @@ int main(int argc, char** argv) {
       ->delimiter(',')
       ->capture_default_str()
       ->check(CLI::IsMember({"fill", "place", "cast", "sum", "back", "move"}));
-  CLI11_PARSE(app, argc, argv);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
   if (o.rowBytes == 0 || o.rowBytes % 256 != 0) {
     std::fprintf(stderr, "exec_perf: --row %zu is no multiple of 256\n", o.rowBytes);
     return 2;
@@ -37,5 +41,9 @@ int main(int argc, char** argv) {
               "#wrong");
   for (const std::string& kind : o.memory)
     for (int threads : o.threads) wrong += fusco::bench::measure(o, kind, threads);
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+    std::fprintf(stderr, "exec_perf: the rows could not be written to standard output; is the disk full?\n");
+    return 2;
+  }
   return wrong == 0 ? 0 : 1;
 }

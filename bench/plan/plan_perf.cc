@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <stdexcept>
 #include <thread>
 #include <vector>
 
@@ -204,14 +205,20 @@ int main(int argc, char** argv) {
       ->check(CLI::PositiveNumber);
   app.add_option("--routing", arguments.routing, "balance: uniform, imbalanced, zipf:S")->delimiter(',');
   app.add_option("-J,--json", arguments.json, "write the rows to this file, too");
-  CLI11_PARSE(app, argc, argv);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
   arguments.lanes.nodeSize = arguments.base.nodeSize;
   std::string command;
   for (int i = 0; i < argc; ++i) command += (i > 0 ? " " : "") + std::string(argv[i]);
   try {
-    return run(arguments, command);
+    const int status = run(arguments, command);
+    if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return status;
+    throw std::runtime_error("the rows could not be written to standard output; is the disk full?");
   } catch (const std::exception& error) {
     fmt::print(stderr, "plan_perf: {}\n", error.what());
-    return 1;
+    return 2;
   }
 }

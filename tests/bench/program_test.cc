@@ -121,6 +121,18 @@ TEST(ShufflePerf, RowsThatCannotBeWrittenAreAFailure) {
   EXPECT_THAT(said.text, HasSubstr("could not be written"));
 }
 
+TEST(SmallPrograms, EndAsTheOthersDo) {
+  for (const std::string program : {PLAN_PERF " --time -n 1 --tokens 16 --ranks 8 --experts 8",
+                                    EXEC_PERF " --tokens 8 --rounds 1 --threads 1 --memory private --ops place"}) {
+    EXPECT_EQ(say(program + " --nonsense").code, 2) << program;
+    EXPECT_EQ(say(program + " --help").code, 0) << program;
+    EXPECT_EQ(say(program).code, 0) << program;
+    const Said said = say("(" + program + " >/dev/full)");
+    EXPECT_EQ(said.code, 2) << said.text;
+    EXPECT_THAT(said.text, HasSubstr("could not be written"));
+  }
+}
+
 TEST(ShufflePerf, MissingPeersAreNamed) {
   Said said = say("PATH=/nowhere " + kQuick + "--op dispatch");
   EXPECT_EQ(said.code, 0) << said.text;
