@@ -89,6 +89,10 @@ std::string jsonOf(const Options& o, const Header& h, const std::vector<Row>& ro
   return array.dump(1) + "\n";
 }
 
+void checkWritable(const std::string& file) {
+  if (!std::ofstream(file, std::ios::app)) throw std::runtime_error("cannot write " + file);
+}
+
 void writeJson(const std::string& file, const std::string& text) {
   std::ofstream stream(file);
   stream << text;

@@ -160,6 +160,7 @@ int run(const std::vector<std::string>& words) {
     if (options.nodes > options.ranks) throw std::runtime_error("--nodes: more nodes than mpirun has ranks");
     options.kind = RankKind::processes;
   }
+  if (speaks && !options.jsonFile.empty()) checkWritable(options.jsonFile);
   if (options.device == "cuda") {
 #if defined(FUSCO_BENCH_HAS_CUDA)
     if (options.kind == RankKind::threads) return gpu::run(options, words);

@@ -98,7 +98,6 @@ void checkTogether(Options& o, const std::string& tokens, const std::string& typ
   o.ops.clear();
   for (const std::string& name : ops) o.ops.push_back(opNamed(name));
   o.bytes = {integer("-b", from), integer("-e", to), static_cast<double>(integer("-f", factor))};
-  o.bytes.to = std::max(o.bytes.from, o.bytes.to);
   if (o.tokens.to < o.tokens.from) throw UsageError("--tokens", "MAX is below MIN");
   if (o.tokens.factor < 2 || o.bytes.factor < 2) throw UsageError("factor", "steps need a factor of 2 or more");
   if (o.nodes > o.ranks) throw UsageError("--nodes", "more nodes than ranks");
@@ -203,7 +202,8 @@ ParsedOptions parseOptions(const std::vector<std::string>& words) {
       flags.add("--experts", o.experts, "Experts of all ranks").within(1, 1 << 20).showDefault();
   flags.add("--op", ops, "dispatch,combine,alltoallv,gathersend,sendrecv").commas().showDefault();
   flags.add("-b,--minbytes", from, "Smallest send buffer of a rank (alltoallv, gathersend, sendrecv)").showDefault();
-  flags.add("-e,--maxbytes", to, "Largest send buffer").showDefault();
+  const Flags::Flag largest =
+      flags.add("-e,--maxbytes", to, "Largest send buffer; -b where it is below that by default").showDefault();
   flags.add("-f,--stepfactor", factor, "From one size to the next").showDefault();
   flags.add("--memory", memory, "window (fuscoMemAlloc) or private (the rank's own, as malloc gives)").showDefault();
   const Flags::Flag impls =
@@ -264,6 +264,10 @@ ParsedOptions parseOptions(const std::vector<std::string>& words) {
   const auto check = [&] {
     if (o.device == "cuda" && !impls.given()) o.impls = {"fusco", "staged", "nccl"};
     checkTogether(o, tokens, type, memory, ops, from, to, factor);
+    if (o.bytes.to < o.bytes.from) {
+      if (largest.given()) throw UsageError("-e", "is below -b");
+      o.bytes.to = o.bytes.from;
+    }
     o.kind = threads || (o.device == "cuda" && !processes) ? RankKind::threads : RankKind::processes;
     checkCuda(o, sms);
   };

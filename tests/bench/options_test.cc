@@ -26,6 +26,7 @@ TEST(Options, SweepsMultiply) {
   EXPECT_THAT(valuesOf(o.tokens), testing::ElementsAre(128, 256, 512, 1024));
   EXPECT_THAT(valuesOf(o.bytes), testing::ElementsAre(1 << 20, 4 << 20, 16 << 20));
   EXPECT_EQ(casesOf(o).size(), 7u);
+  EXPECT_EQ(parse({"-b", "1G"}).options.bytes.to, 1 << 30);
   EXPECT_THAT(valuesOf(parse({"--tokens", "0:2:2"}).options.tokens), testing::ElementsAre(0, 1, 2));
 }
 
@@ -40,6 +41,7 @@ TEST(Options, RefusesWhatItDoesNotKnow) {
                                              {"--ranks", "2", "--nodes", "3"},
                                              {"--threads", "--processes"},
                                              {"--memory", "disk"},
+                                             {"-e", "1M", "-b", "2M"},
                                              {"--sms", "8"},
                                              {"--graph"},
                                              {"--corrupt", "fusko"},

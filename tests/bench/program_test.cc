@@ -119,6 +119,10 @@ TEST(ShufflePerf, RowsThatCannotBeWrittenAreAFailure) {
   Said said = say("(" + kQuick + "--impl fusco --op dispatch >/dev/full)");
   EXPECT_EQ(said.code, 2) << said.text;
   EXPECT_THAT(said.text, HasSubstr("could not be written"));
+  said = say(kQuick + "--impl fusco --op dispatch -J /nowhere/rows.json");
+  EXPECT_EQ(said.code, 2) << said.text;
+  EXPECT_THAT(said.text, HasSubstr("cannot write /nowhere/rows.json"));
+  EXPECT_THAT(said.text, Not(HasSubstr("dispatch")));  // told before anything is measured
 }
 
 TEST(SmallPrograms, EndAsTheOthersDo) {
