@@ -69,13 +69,15 @@ void atPoint(const char* name, int number) {
   if (std::strcmp(name, "taken") == 0 && number < Board::kMostRanks) board->taken[number].store(1);
   if (own != what.victim) return;
   if (!armed.load() || number != what.number || !pointIs(name)) return;
-  if (board->atPoint.exchange(1) != 0) return;
+  static std::atomic<bool> came{false};
+  if (came.exchange(true)) return;
   const auto now = [] { board->faultNs.store(nowNs()); };
-  // Who dies before anybody has heard of it is only missing.
+  // Who dies, or is cut off, before anybody has heard of it is only missing.
   if (pointIs("meet") && number == 1) {
     for (const Deadline patience = Deadline::afterMs(20000); board->taken[own].load() == 0 && !patience.passed();)
       ::usleep(500);
   }
+  board->atPoint.store(1);
   switch (what.fault) {
     case Fault::kill:
       now();
