@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 
+#include "bench/printed.h"
 #include "measure.h"
 #include "region.h"
 
@@ -41,8 +42,10 @@ int main(int argc, char** argv) {
               "#wrong");
   for (const std::string& kind : o.memory)
     for (int threads : o.threads) wrong += fusco::bench::measure(o, kind, threads);
-  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
-    std::fprintf(stderr, "exec_perf: the rows could not be written to standard output; is the disk full?\n");
+  try {
+    fusco::bench::requirePrinted();
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "exec_perf: %s\n", error.what());
     return 2;
   }
   return wrong == 0 ? 0 : 1;

@@ -6,10 +6,10 @@
 #include <algorithm>
 #include <fstream>
 #include <nlohmann/json.hpp>
-#include <stdexcept>
 #include <thread>
 #include <vector>
 
+#include "bench/printed.h"
 #include "exchange_cost.h"
 #include "lanes.h"
 #include "planning_time.h"
@@ -215,8 +215,8 @@ int main(int argc, char** argv) {
   for (int i = 0; i < argc; ++i) command += (i > 0 ? " " : "") + std::string(argv[i]);
   try {
     const int status = run(arguments, command);
-    if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return status;
-    throw std::runtime_error("the rows could not be written to standard output; is the disk full?");
+    fusco::bench::requirePrinted();
+    return status;
   } catch (const std::exception& error) {
     fmt::print(stderr, "plan_perf: {}\n", error.what());
     return 2;

@@ -5,6 +5,7 @@
 #include <optional>
 #include <stdexcept>
 
+#include "printed.h"
 #if defined(FUSCO_BENCH_HAS_CUDA)
 #include "shuffle/cuda/process_rank.h"
 #include "shuffle/cuda/run.h"
@@ -116,8 +117,7 @@ int measureAll(Harness& harness, const Options& options, const Prepared& prepare
   if (!fatal.empty()) fmt::print("# ended: {}\n", fatal);
   printEnd(options, rows.size(), wrongRows, failed || !fatal.empty());
   if (!options.jsonFile.empty()) writeJson(options.jsonFile, jsonOf(options, header, rows));
-  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0)
-    throw std::runtime_error("the rows could not be written to standard output; is the disk full?");
+  requirePrinted();
   return failed || !fatal.empty() || wrongRows > 0 ? 1 : 0;
 }
 
