@@ -9,8 +9,8 @@
 
 namespace fusco::kernels {
 
-// Until `there` says so; or false after the bound, or once any wait of the communicator has been in vain: what comes behind
-// it would wait as long each time. For one thread.
+// Until `there` says so; or false after the bound, or once any wait of the communicator has been in vain: what comes
+// behind it would wait as long each time. For one thread.
 template <typename There>
 __device__ bool waitUntil(const There& there, const ArrivalWait& wait) {
   constexpr unsigned kTries = 1024;         // between looks at the clock, each of which takes as long as many tries

@@ -11,7 +11,7 @@ namespace fusco::kernels {
 namespace {
 
 // Up to here one kernel, in which each rank's block counts for itself: two take less by themselves from about 1500 ids
-// on, but a whole dispatch of 8192 was the faster one with it (docs/results.md, "One H100").
+// on, but a whole dispatch of 8192 was the faster one with it (docs/results.md, "Several GPUs").
 constexpr int kWholeInBlock = 8192;    // ids of all ranks
 constexpr int kWholeApart = 16384;     // the same where ranks on several GPUs would have to meet between two kernels
 constexpr int kOwnInBlock = 1024;      // and of its own rank

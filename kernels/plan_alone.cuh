@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 1) aloneKernel(const __grid_co
     if (from == mine) atomicAdd(s.own + key, 1u);
     if (from < mine) atomicAdd(s.next + key, 1u);
   };
-  // A kernel that is not in the instruction cache takes as long as its code is: what need not be unrolled is not.
+  // Steps follow each other, each as long as its code is: what need not be unrolled is not.
   const auto countAll = [&] {
     uint2 only{0, 0};
     if constexpr (kBySlots) {

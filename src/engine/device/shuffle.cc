@@ -343,7 +343,7 @@ void DeviceDispatch::launchRest(const std::vector<DeviceOperation*>&, const kern
 
 void DeviceDispatch::meetPlans(cuda::Stream stream) const {
   const DevicePlan::Captured& captured = plan_->device->captured();
-  if (captured.met == captured.planned) {
+  if (domain_.meetsOnGpu() && captured.met == captured.planned) {
     domain_.meet(slot_, stream);
   } else {
     cuda::addCaptureEdges(stream, captured.met);
