@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "gpu/space.h"
 #include "shuffle/ranks.h"
@@ -35,5 +36,12 @@ inline fuscoConfig_t onGpu(const Rank& self, int maxSms = 0) {
 
 // As if each rank had a GPU of its own: processes that share one take turns, and wait for each other in kernels.
 inline void apartFromNow() { setenv("FUSCO_GPU_APART", "1", 1); }
+
+// The last of three ranks has been killed, the others have found nothing wrong.
+inline void expectLastKilled(const std::vector<std::string>& ends) {
+  EXPECT_EQ(ends[0], "");
+  EXPECT_EQ(ends[1], "");
+  EXPECT_NE(ends[2].find("killed by signal 9"), std::string::npos) << ends[2];
+}
 
 }  // namespace fusco::test
